@@ -1,0 +1,1 @@
+"""How a request to a provider proves who we are: one file per scheme."""

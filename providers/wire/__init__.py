@@ -1,0 +1,1 @@
+"""Bytes to frames and back: SSE, AWS event streams, JSON. No I/O, no meaning."""
