@@ -1,0 +1,539 @@
+"""Typed settings, and the one place of the gateway that reads the environment.
+
+Order of precedence: flags, environment, file, provider keys found in the environment, defaults. A bad value stops
+the start with a `ConfigError` that names the value, where it came from and what to do. Nothing here connects to
+anything; secrets stay references (`env:VAR`, `file:/path`) until somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from gateway.discovery import discover, provider_variables
+
+CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
+PREFIX = "FAREBOX_"
+COMMON_NAMES = {
+    "DATABASE_URL": "database_url",
+    "REDIS_URL": "redis_url",
+    "PORT": "server.port",
+    "LOG_LEVEL": "log.level",
+}
+"""Names that platforms set by convention. A FAREBOX_ name for the same setting wins over them."""
+
+PUSD_DIGITS = 6
+"""A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
+
+
+class ConfigError(Exception):
+    """One bad setting. path: dotted name; source: file, variable or flag that said it; fix: what to do about it."""
+
+    def __init__(self, path: str, problem: str, *, source: str = "", fix: str = "") -> None:
+        where = f" (from {source})" if source else ""
+        hint = f"\n  fix: {fix}" if fix else ""
+        super().__init__(f"{path}{where}: {problem}{hint}")
+        self.path = path
+        self.problem = problem
+        self.source = source
+        self.fix = fix
+
+
+class Secret:
+    """A credential by reference: `env:VAR`, `file:/path`, or the value itself. `repr` and `str` never show a value."""
+
+    __slots__ = ("_environ", "reference")
+
+    def __init__(self, reference: str, environ: Mapping[str, str]) -> None:
+        self.reference = reference
+        self._environ = environ
+
+    def reveal(self) -> str:
+        """Returns: the value, read now, so that a rotated file is felt by the next reader.
+
+        Raises: ConfigError when the variable is not set or the file cannot be read."""
+        scheme, _, rest = self.reference.partition(":")
+        if scheme == "env":
+            value = self._environ.get(rest, "")
+            if not value:
+                raise ConfigError(rest, "the variable is not set", fix=f"export {rest}=... or remove the reference")
+            return value
+        if scheme == "file":
+            path = Path(rest).expanduser()
+            try:
+                return path.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                problem = f"cannot be read: {error.strerror}"
+                raise ConfigError(str(path), problem, fix="check the path and its permissions") from error
+        return self.reference
+
+    def __repr__(self) -> str:
+        return f"Secret({self.reference if self.reference.startswith(('env:', 'file:')) else 'hidden'})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.reference == self.reference
+
+    def __hash__(self) -> int:
+        return hash(self.reference)
+
+    def __reduce__(self) -> tuple[type[Secret], tuple[str, dict[str, str]]]:
+        # Worker processes get their settings pickled; each carries only the one variable that it names.
+        scheme, _, name = self.reference.partition(":")
+        named = {name: self._environ[name]} if scheme == "env" and name in self._environ else {}
+        return Secret, (self.reference, named)
+
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=200)]
+Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every section refuses names that it does not know: a misspelt limit must not be a missing limit."""
+
+
+class ServerSettings(_Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port = 4000
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 20 * 1024 * 1024
+    drain_s: Seconds = 30.0
+    """How long a stop waits for open streams before it cuts them."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
+    public_url: str | None = None
+    """What clients call us, for the links we print. None: http://host:port."""
+
+
+class PriceSettings(_Section, frozen=True):
+    """Meters that a deployment is charged by. A meter left out has no price, and what it counts is refused."""
+
+    input: Usd
+    output: Usd
+    cache_read: Usd | None = None
+    cache_write: Usd | None = None
+    reasoning: Usd | None = None
+
+
+class ProviderSettings(_Section, frozen=True):
+    kind: Name = ""
+    """Which adapter speaks to it. Empty: the one named like the section."""
+    enabled: bool = True
+    base_url: str | None = None
+    region: str | None = None
+    credential: dict[str, Secret] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def reveal(self) -> dict[str, str]:
+        """The credential's values, for the adapter alone. Raises: ConfigError for the first that cannot be had."""
+        return {name: secret.reveal() for name, secret in self.credential.items()}
+
+
+class DeploymentSettings(_Section, frozen=True):
+    provider: Name
+    model: str
+    """The provider's own name for it."""
+    weight: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    priority: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Lower is tried first; equals share by weight."""
+    region: str | None = None
+    context_window: Annotated[int, Meta(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    price: PriceSettings | None = None
+    """None: the price book's. Neither: the deployment is refused as unpriced."""
+
+
+class ModelSettings(_Section, frozen=True):
+    alias: Name
+    """What clients ask for."""
+    deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
+
+
+class LocalSettings(_Section, frozen=True):
+    """Our own engine on this machine.
+
+    The default price is that of a mid-range hosted model, not of a small one: a cent is then about a thousand output
+    tokens, and a newcomer sees a bill and a refusal within minutes. Set it to what the machine costs you.
+    """
+
+    enabled: bool = True
+    model: str = "smollm2-135m-instruct"
+    """A catalogue name, or a folder with weights."""
+    base_url: str | None = None
+    """An engine that somebody else runs. None: `up` starts one."""
+    port: Port = 0
+    """0: any free one. The engine listens on loopback and asks for a token."""
+    context_window: Annotated[int, Meta(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] = 512
+    """Held as worst case for a request that names no limit of its own."""
+    price: PriceSettings = PriceSettings(
+        input=Decimal("2.00"), output=Decimal("10.00"), cache_read=Decimal("0.20"), cache_write=Decimal("2.00")
+    )
+
+
+class TimeoutSettings(_Section, frozen=True):
+    """Seconds, for calls to providers."""
+
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 120.0
+    between_bytes_s: Seconds = 60.0
+    total_s: Seconds = 900.0
+
+
+class LogSettings(_Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: console on a terminal, JSON lines else."""
+
+
+class Settings(_Section, frozen=True):
+    """Everything the process was told. `repr` shows no secret and no database password."""
+
+    server: ServerSettings = ServerSettings()
+    data_dir: Path = field(default_factory=lambda: Path(".farebox"))
+    """Database, journal, embedded servers' files, logs, secrets. Default: .farebox in the current folder."""
+    database_url: str = ""
+    """SQLAlchemy URL of an async driver; `load` fills in SQLite inside `data_dir` and the driver's name."""
+    redis_url: str | None = None
+    """None: `up` starts an embedded Valkey and puts its socket here."""
+    providers: dict[str, ProviderSettings] = field(default_factory=dict)
+    models: tuple[ModelSettings, ...] = ()
+    local: LocalSettings = LocalSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    log: LogSettings = LogSettings()
+    strict: bool = True
+    """Refuse by name what a target cannot say. False: leave it out and list it in a response header."""
+    discover_providers: bool = True
+    """Enable a provider whose key is found in the environment."""
+    key_pepper: Secret | None = None
+    """Keys are stored as a hash under this. None: made once and kept in `data_dir`."""
+    engine_key: Secret | None = None
+    """Bearer token of the local engine. None: made once and kept in `data_dir`."""
+    bootstrap_key: Secret | None = None
+    """The first virtual key, given instead of made, for infrastructure as code."""
+
+    def __repr__(self) -> str:
+        return f"Settings({public(self)!r})"
+
+    @property
+    def base_url(self) -> str:
+        """What clients call us, without /v1."""
+        if self.server.public_url:
+            return self.server.public_url.rstrip("/")
+        host = self.server.host
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        return f"http://{shown}:{self.server.port}"
+
+    def missing_secrets(self) -> list[ConfigError]:
+        """Credentials of enabled providers that cannot be had now: a start refuses to go on with any."""
+        missing = []
+        for name, provider in self.providers.items():
+            for key, secret in provider.credential.items() if provider.enabled else ():
+                try:
+                    secret.reveal()
+                except ConfigError as error:
+                    missing.append(
+                        ConfigError(f"providers.{name}.credential.{key}", str(error), source=secret.reference)
+                    )
+        return missing
+
+
+def load(
+    path: Path | None = None, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+) -> Settings:
+    """Put the settings together.
+
+    path: a file to read; None: FAREBOX_CONFIG, else farebox.toml, .yaml or .yml in the current folder, else none.
+    environ: None is the process's own. flags: dotted names ("server.port"); None values are left out.
+    Raises: ConfigError.
+    """
+    if environ is None:
+        environ = os.environ
+    tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    file = find_file(path, environ)
+    said_in_file = read_file(file) if file else {}
+    overlay = dict(_environment(environ))
+    if said_in_file.get("discover_providers", True) is not False and _truthy(overlay, "discover_providers"):
+        found, _ = discover(environ)
+        _merge(tree, {"providers": found}, sources, "the environment")
+    if file:
+        _merge(tree, said_in_file, sources, str(file))
+    for dotted, (value, variable) in overlay.items():
+        _put(tree, dotted, value, sources, variable)
+    for dotted, flag in (flags or {}).items():
+        if flag is not None:
+            _put(tree, dotted, flag, sources, "--" + dotted.replace(".", "-").replace("_", "-"))
+    settings = _convert(tree, sources, environ)
+    return _check(_complete(settings), sources)
+
+
+def find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file that settings come from. Raises: ConfigError if one was named and is not there."""
+    named = path or (Path(environ["FAREBOX_CONFIG"]) if environ.get("FAREBOX_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            source = "--config" if path else "FAREBOX_CONFIG"
+            raise ConfigError(str(named), "no such file", source=source, fix="name a farebox.toml or farebox.yaml")
+        return named
+    return next((Path(name) for name in CONFIG_NAMES if Path(name).is_file()), None)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Raises: ConfigError with the line that does not parse."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error}", fix="check the file's permissions") from error
+    try:
+        if path.suffix == ".toml":
+            # Decimal keeps `input = 0.15` exact; a binary float is never money.
+            return tomllib.loads(text, parse_float=Decimal)
+        tree = _read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(str(path), f"does not parse: {error}", fix="`farebox config check` after the edit") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), "holds no settings at its top level", fix="write `section:` lines")
+    return tree
+
+
+def _read_yaml(text: str) -> Any:
+    import yaml  # Here, because most starts read TOML or nothing.
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The process's environment for a child of ours, less every provider's secret, plus `extra`."""
+    hidden = provider_variables() | {"DATABASE_URL", "REDIS_URL", "FAREBOX_KEY_PEPPER", "FAREBOX_BOOTSTRAP_KEY"}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | dict(extra)
+
+
+def public(settings: Settings) -> dict[str, Any]:
+    """Plain data to show: secrets as references or `hidden`, no password in a URL."""
+    tree: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=_encode, str_keys=True)
+    tree["database_url"] = hide_password(settings.database_url)
+    tree["redis_url"] = hide_password(settings.redis_url) if settings.redis_url else None
+    return tree
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors and `farebox config schema`."""
+    return msgspec.json.schema(Settings, schema_hook=_schema)
+
+
+def hide_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+
+
+def _encode(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reference if value.reference.startswith(("env:", "file:")) else "hidden"
+    return str(value)
+
+
+def _schema(kind: type) -> dict[str, Any]:
+    if kind is Secret:
+        return {"type": "string", "description": "a secret: env:VAR, file:/path, or the value itself"}
+    return {"type": "string"}
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Dotted setting -> (text, variable). Raises: ConfigError for FAREBOX_X__Y where X is no section.
+
+    Single names that are no setting are left alone: Kubernetes gives every pod beside a service called farebox
+    variables such as FAREBOX_PORT=tcp://... and FAREBOX_SERVICE_HOST.
+    """
+    fields = set(Settings.__struct_fields__)
+    said = {dotted: (environ[name], name) for name, dotted in COMMON_NAMES.items() if environ.get(name)}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or not text:
+            continue
+        section, *rest = name.removeprefix(PREFIX).lower().split("__")
+        if section not in fields:
+            if rest:
+                raise ConfigError(section, "no such section", source=name, fix=_nearest(section, fields))
+            continue
+        said[".".join([section, *rest])] = (text, name)
+    return said
+
+
+def _truthy(overlay: Mapping[str, tuple[str, str]], dotted: str) -> bool:
+    return overlay.get(dotted, ("true", ""))[0].lower() not in {"false", "0", "no", "off"}
+
+
+def _merge(tree: dict[str, Any], said: Mapping[str, Any], sources: dict[str, str], source: str, at: str = "") -> None:
+    for key, value in said.items():
+        dotted = f"{at}.{key}" if at else str(key)
+        if isinstance(value, Mapping) and isinstance(tree.get(key, {}), dict):
+            _merge(tree.setdefault(key, {}), value, sources, source, dotted)
+        else:
+            tree[key] = value
+        sources[dotted] = source
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object, sources: dict[str, str], source: str) -> None:
+    *parents, last = dotted.split(".")
+    node = tree
+    for parent in parents:
+        below = node.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(dotted, f"{parent} holds no settings of its own", source=source)
+        node = below
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
+            raise ConfigError(dotted, f"is not JSON: {error}", source=source, fix="write a JSON value") from error
+    elif isinstance(value, str) and dotted in ("server.trusted_proxies",):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, str) and value.lower() in ("yes", "on", "no", "off"):
+        value = value.lower() in ("yes", "on")
+    node[last] = value
+    sources[dotted] = source
+
+
+def _convert(tree: dict[str, Any], sources: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    def decode(kind: type, value: Any) -> Any:
+        if kind is Secret and isinstance(value, str) and value:
+            return Secret(value, environ)
+        if kind is Path and isinstance(value, str | Path):
+            return Path(value).expanduser()
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+
+    try:
+        # Not strict: the environment has only text, so "4000" is a number where a number is wanted.
+        return msgspec.convert(tree, Settings, strict=False, dec_hook=decode)
+    except msgspec.ValidationError as error:
+        problem, dotted = _place(error, tree, decode)
+        fix = "`farebox config schema` lists what is allowed"
+        if unknown := re.search(r"unknown field `(.+?)`", problem):
+            near = _nearest(unknown[1], _fields_at(dotted))
+            dotted = f"{dotted}.{unknown[1]}" if dotted else unknown[1]
+            problem, fix = "no such setting", near
+        raise ConfigError(dotted, problem, source=_source(sources, dotted), fix=fix) from error
+
+
+def _place(error: msgspec.ValidationError, tree: Mapping[str, Any], decode: Any) -> tuple[str, str]:
+    """Returns: what is wrong, and the dotted name of what."""
+    problem, _, where = str(error).partition(" - at `")
+    dotted = where.rstrip("`").removeprefix("$").removeprefix(".")
+    if dotted.startswith("providers[...]"):  # msgspec does not tell which key of a mapping; each alone does.
+        for name, section in tree["providers"].items():
+            try:
+                msgspec.convert(section, ProviderSettings, strict=False, dec_hook=decode)
+            except msgspec.ValidationError:
+                return problem, dotted.replace("[...]", f".{name}", 1)
+    return problem, dotted
+
+
+def _complete(settings: Settings) -> Settings:
+    """Fill in what depends on other settings: paths, drivers, the adapter of each provider."""
+    data = settings.data_dir.absolute()
+    url = settings.database_url or f"sqlite+aiosqlite:///{data / 'farebox.db'}"
+    for common, driver in (
+        ("postgres://", "postgresql+asyncpg://"),
+        ("postgresql://", "postgresql+asyncpg://"),
+        ("sqlite://", "sqlite+aiosqlite://"),
+    ):
+        if url.startswith(common):
+            url = driver + url.removeprefix(common)
+    kinds = {name: p if p.kind else replace(p, kind=name) for name, p in settings.providers.items()}
+    return replace(settings, data_dir=data, database_url=url, providers=kinds)
+
+
+def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
+    """What types cannot say. Raises: ConfigError."""
+
+    def refuse(dotted: str, problem: str, fix: str) -> ConfigError:
+        return ConfigError(dotted, problem, source=_source(sources, dotted), fix=fix)
+
+    if not settings.database_url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
+        shown = settings.database_url.partition("://")[0]
+        raise refuse("database_url", f"{shown}:// is no database we speak", "use postgresql:// or sqlite:///")
+    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise refuse("redis_url", "is no Redis address", "use redis://, rediss:// or unix:///path")
+    for name, provider in settings.providers.items():
+        if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
+            raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")
+    known = set(settings.providers) | {"local"}
+    aliases: set[str] = set()
+    for at, model in enumerate(settings.models):
+        if model.alias in aliases:
+            raise refuse(f"models[{at}].alias", f"{model.alias!r} is there twice", "one entry, several deployments")
+        aliases.add(model.alias)
+        for nth, deployment in enumerate(model.deployments):
+            dotted = f"models[{at}].deployments[{nth}]"
+            if deployment.provider not in known:
+                fix = f"{_nearest(deployment.provider, known)}, or add [providers.{deployment.provider}]"
+                raise refuse(f"{dotted}.provider", f"no provider is called {deployment.provider!r}", fix)
+            _check_price(deployment.price, f"{dotted}.price", refuse)
+    _check_price(settings.local.price, "local.price", refuse)
+    return settings
+
+
+def _check_price(price: PriceSettings | None, dotted: str, refuse: Any) -> None:
+    if price is None:
+        return
+    for meter in PriceSettings.__struct_fields__:
+        value: Decimal | None = getattr(price, meter)
+        if value is None:
+            continue
+        exponent = value.normalize().as_tuple().exponent
+        if not isinstance(exponent, int) or value < 0 or exponent < -PUSD_DIGITS:
+            raise refuse(
+                f"{dotted}.{meter}",
+                f"{value} is no price",
+                f"USD per million tokens, not negative, at most {PUSD_DIGITS} decimals",
+            )
+
+
+def _source(sources: Mapping[str, str], dotted: str) -> str:
+    """Where the value at `dotted`, or the nearest section above it, came from."""
+    at = dotted
+    while at:
+        if at in sources:
+            return sources[at]
+        at = re.sub(r"(\.[^.\[\]]+|\[[^\]]*\])$", "", at) if re.search(r"[.\[]", at) else ""
+    return next((source for name, source in sources.items() if name.startswith(f"{dotted}.")), "")
+
+
+def _fields_at(dotted: str) -> set[str]:
+    """The settings that exist in the section at `dotted`, for the hint after a misspelling."""
+    kinds: dict[str, type[Struct]] = {
+        "server": ServerSettings,
+        "local": LocalSettings,
+        "timeouts": TimeoutSettings,
+        "log": LogSettings,
+        "models": ModelSettings,
+        "providers": ProviderSettings,
+    }
+    if not dotted:
+        return set(Settings.__struct_fields__)
+    if dotted.endswith("price"):
+        return set(PriceSettings.__struct_fields__)
+    if "deployments" in dotted:
+        return set(DeploymentSettings.__struct_fields__)
+    kind = kinds.get(re.split(r"[.\[]", dotted)[0], Settings)
+    return set(kind.__struct_fields__)
+
+
+def _nearest(word: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"one of: {', '.join(sorted(known))}"
