@@ -32,6 +32,8 @@ COMMON_NAMES = {
 }
 """Names that platforms set by convention. A FAREBOX_ name for the same setting wins over them."""
 
+DATABASES = ("postgresql", "postgres", "sqlite")
+
 PUSD_DIGITS = 6
 """A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
 
@@ -204,7 +206,7 @@ class Settings(_Section, frozen=True):
     data_dir: Path = field(default_factory=lambda: Path(".farebox"))
     """Database, journal, embedded servers' files, logs, secrets. Default: .farebox in the current folder."""
     database_url: str = ""
-    """SQLAlchemy URL of an async driver; `load` fills in SQLite inside `data_dir` and the driver's name."""
+    """In its common form; `billing.db` picks the driver. Empty: `load` fills in SQLite inside `data_dir`."""
     redis_url: str | None = None
     """None: `up` starts an embedded Valkey and puts its socket here."""
     providers: dict[str, ProviderSettings] = field(default_factory=dict)
@@ -444,16 +446,9 @@ def _place(error: msgspec.ValidationError, tree: Mapping[str, Any], decode: Any)
 
 
 def _complete(settings: Settings) -> Settings:
-    """Fill in what depends on other settings: paths, drivers, the adapter of each provider."""
+    """Fill in what depends on other settings: paths, the adapter of each provider."""
     data = settings.data_dir.absolute()
     url = settings.database_url or f"sqlite+aiosqlite:///{data / 'farebox.db'}"
-    for common, driver in (
-        ("postgres://", "postgresql+asyncpg://"),
-        ("postgresql://", "postgresql+asyncpg://"),
-        ("sqlite://", "sqlite+aiosqlite://"),
-    ):
-        if url.startswith(common):
-            url = driver + url.removeprefix(common)
     kinds = {name: p if p.kind else replace(p, kind=name) for name, p in settings.providers.items()}
     return replace(settings, data_dir=data, database_url=url, providers=kinds)
 
@@ -464,9 +459,9 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
     def refuse(dotted: str, problem: str, fix: str) -> ConfigError:
         return ConfigError(dotted, problem, source=_source(sources, dotted), fix=fix)
 
-    if not settings.database_url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
-        shown = settings.database_url.partition("://")[0]
-        raise refuse("database_url", f"{shown}:// is no database we speak", "use postgresql:// or sqlite:///")
+    scheme = settings.database_url.partition("://")[0]
+    if scheme.partition("+")[0] not in DATABASES:
+        raise refuse("database_url", f"{scheme}:// is no database we speak", "use postgresql:// or sqlite:///")
     if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise refuse("redis_url", "is no Redis address", "use redis://, rediss:// or unix:///path")
     for name, provider in settings.providers.items():
