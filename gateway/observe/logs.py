@@ -1,0 +1,60 @@
+"""Log lines: structlog, one JSON object a line on a server, coloured text on a terminal, always on standard error.
+
+Standard output belongs to answers: the ready panel, the last JSON line of `up`, what `--json` prints.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import Any, TextIO
+
+import structlog
+
+from gateway.config import LogSettings
+from gateway.observe.redact import redact
+
+# Chatty below warning, and what they say at info we say ourselves.
+_QUIET = ("alembic", "aiosqlite", "httpx", "httpcore", "asyncio", "sqlalchemy", "uvicorn.access", "litestar")
+
+
+def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Set up structlog and route the standard library's loggers (uvicorn, SQLAlchemy, ...) through the same lines."""
+    out = sys.stderr if stream is None else stream
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    as_json = settings.format == "json" or (settings.format == "auto" and not out.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    # Tracebacks become text before `redact` runs, so that a secret in an exception's message is seen by it.
+    last: list[Any]
+    if as_json:
+        last = [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer()]
+    else:
+        last = [structlog.processors.format_exc_info, redact, structlog.dev.ConsoleRenderer(colors=out.isatty())]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for name in ("uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(max(level, logging.WARNING))
