@@ -63,6 +63,8 @@ class Call(Struct, frozen=True):
     body: bytes
     request_id: str
     forward_headers: tuple[tuple[str, str], ...] = ()
+    output_limit: int | None = None
+    """Set when the budget covers less than the client may get: it goes upstream in place of the client's own limit."""
     strict: bool = True
     """Refuse by name what the target cannot say; False lists it in `Answer.dropped` instead."""
 

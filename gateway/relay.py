@@ -1,0 +1,139 @@
+"""Provider bytes to client bytes, one chunk at a time. Same dialect: bytes go through and a tap watches them; another
+dialect: they become events and are said anew. Either way the relay sees one small object."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+from providers.base import Answer, Call
+from providers.dialects import load
+from providers.dialects.base import Dialect
+from providers.errors import Broken, Interrupted, ProviderError
+from providers.neutral import (
+    Event,
+    Finish,
+    PartDelta,
+    PartStart,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    Usage,
+)
+
+
+class Stream(Protocol):
+    """One streamed answer on its way. See `providers.dialects.base.Tap` for what each fact means."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def output_bytes(self) -> int: ...
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def close(self) -> bytes: ...
+
+
+class Translation:
+    """A stream that changes dialect: decoded to neutral events, encoded in the client's words."""
+
+    def __init__(self, upstream: Dialect, call: Call) -> None:
+        self._decoder = upstream.event_decoder()
+        self._encoder = load(call.dialect).event_encoder(call.request)
+        self.finish_reason: str | None = None
+        self.started = False
+        self.output_bytes = 0
+
+    @property
+    def usage(self) -> Usage:
+        return self._decoder.usage
+
+    def feed(self, data: bytes) -> bytes:
+        return self._encoder.encode(self._watch(self._decoder.feed(data)))
+
+    def close(self) -> bytes:
+        return self._encoder.encode(self._watch(self._decoder.close())) + self._encoder.close()
+
+    def _watch(self, events: Iterator[Event]) -> Iterator[Event]:
+        for event in events:
+            match event:
+                case PartDelta():
+                    self.started = True
+                    self.output_bytes += len(event.text.encode())
+                case PartStart(part=part):
+                    self.started = True
+                    self.output_bytes += _text_bytes(part)
+                case Finish():
+                    self.finish_reason = event.reason
+            yield event
+
+
+def _text_bytes(part: object) -> int:
+    match part:
+        case TextPart() | ReasoningPart() | RefusalPart():
+            return len(part.text.encode())
+        case ToolCallPart():
+            return len(part.arguments.encode())
+        case _:
+            return 0
+
+
+class Opened:
+    """A stream whose first event has arrived: `head` are the client bytes so far, the rest is still to come."""
+
+    def __init__(self, answer: Answer, stream: Stream, chunks: AsyncIterator[bytes], head: bytes, ended: bool) -> None:
+        self.answer = answer
+        self.stream = stream
+        self.chunks = chunks
+        self.head = head
+        self.ended = ended
+
+
+async def open_stream(answer: Answer, call: Call) -> Opened:
+    """Read up to the first event, so that a failure before it can still go to another deployment.
+
+    Raises: a ProviderError; then the answer is closed and no byte is owed to the client.
+    """
+    stream: Stream
+    if answer.dialect.name == call.dialect:
+        stream = answer.dialect.tap(call.request.include_usage)
+    else:
+        stream = Translation(answer.dialect, call)
+    chunks = answer.chunks()
+    head = b""
+    try:
+        async for data in chunks:
+            head += stream.feed(data)
+            if stream.started or stream.finish_reason is not None:
+                return Opened(answer, stream, chunks, head, ended=False)
+        head += stream.close()
+    except Interrupted as error:
+        # Nothing has reached the client, so another deployment may still answer.
+        await answer.aclose()
+        raise Broken(f"the stream ended before its first event: {error.message}") from error
+    except ProviderError:
+        await answer.aclose()
+        raise
+    return Opened(answer, stream, chunks, head, ended=True)
+
+
+async def read_whole(answer: Answer, call: Call) -> tuple[bytes, Usage, str | None]:
+    """The client's bytes of an answer that does not stream, what it used and how it ended."""
+    try:
+        body = await answer.read()
+    finally:
+        await answer.aclose()
+    response = answer.dialect.decode_response(body)
+    if answer.dialect.name != call.dialect:
+        body = load(call.dialect).encode_response(response, call.request)
+    reason = response.candidates[0].finish_reason if response.candidates else None
+    return body, response.usage, reason

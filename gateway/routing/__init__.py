@@ -1,0 +1,1 @@
+"""Where a request goes: an immutable catalogue, a pure choice, and the tries that follow from it."""

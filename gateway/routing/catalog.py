@@ -1,0 +1,100 @@
+"""The catalogue: which deployments stand behind an alias. An immutable snapshot; a reload swaps the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from msgspec import Struct
+
+from billing.prices import PriceBook
+from gateway.config import DeploymentSettings, Settings
+from gateway.errors import ModelNotFound
+
+LOCAL = "local"
+DEFAULT_CONTEXT_WINDOW = 128_000
+DEFAULT_MAX_OUTPUT_TOKENS = 16_384
+
+
+class Deployment(Struct, frozen=True):
+    """One way to get an answer: a model at a configured provider.
+
+    provider: the name the operator gave it, e.g. "groq" or "azure-east". kind: which adapter speaks to it.
+    model: the provider's own name. context_window, max_output_tokens: tokens.
+    """
+
+    provider: str
+    kind: str
+    model: str
+    weight: int = 1
+    priority: int = 0
+    context_window: int = DEFAULT_CONTEXT_WINDOW
+    max_output_tokens: int = DEFAULT_MAX_OUTPUT_TOKENS
+
+    @property
+    def id(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+class Catalog(Struct, frozen=True):
+    """aliases: what clients may ask for by name. open_providers: provider name -> kind, whose every priced model can be
+    asked for as `provider/model`."""
+
+    aliases: Mapping[str, tuple[Deployment, ...]]
+    open_providers: Mapping[str, str]
+
+    def deployments(self, alias: str) -> tuple[Deployment, ...]:
+        """Raises: ModelNotFound, telling what could have been asked for."""
+        if (found := self.aliases.get(alias)) is not None:
+            return found
+        provider, slash, model = alias.partition("/")
+        if slash and model and (kind := self.open_providers.get(provider)) is not None:
+            return (Deployment(provider, kind, model),)
+        known = ", ".join(sorted(self.aliases)[:8]) or "none yet"
+        raise ModelNotFound(f"no model {alias!r} here; GET /v1/models lists them (some: {known})", param="model")
+
+
+def permits(patterns: Iterable[str] | None, alias: str) -> bool:
+    """Whether a key's model list lets this alias through. None permits all; patterns are shell globs."""
+    return patterns is None or any(fnmatchcase(alias, pattern) for pattern in patterns)
+
+
+def from_settings(settings: Settings, book: PriceBook) -> Catalog:
+    """The catalogue that the settings describe: what they name, the local model, and every priced model of each
+    provider under `provider/model`; the first provider in the file also answers to the model's bare name."""
+    enabled = {name: p.kind or name for name, p in settings.providers.items() if p.enabled}
+    aliases: dict[str, tuple[Deployment, ...]] = {}
+    for name, kind in enabled.items():
+        for model in book.models(kind):
+            deployment = Deployment(name, kind, model)
+            aliases[deployment.id] = (deployment,)
+            aliases.setdefault(model, (deployment,))
+    if settings.local.enabled:
+        local = _local(settings)
+        aliases[local.model] = aliases[local.id] = (local,)
+    for entry in settings.models:
+        aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
+    return Catalog(aliases, enabled)
+
+
+def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deployment:
+    return Deployment(
+        said.provider,
+        enabled.get(said.provider, said.provider),
+        said.model,
+        said.weight,
+        said.priority,
+        said.context_window or DEFAULT_CONTEXT_WINDOW,
+        said.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
+    )
+
+
+def _local(settings: Settings) -> Deployment:
+    local = settings.local
+    return Deployment(
+        LOCAL,
+        LOCAL,
+        local.model,
+        context_window=local.context_window or 8192,
+        max_output_tokens=local.max_output_tokens,
+    )

@@ -1,0 +1,132 @@
+"""One admitted request owes exactly one usage record. A Settlement is that debt, from the intent to the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from msgspec import Struct
+
+from billing.errors import JournalUnavailable
+from billing.journal import Journal
+from billing.rating import charge
+from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
+from gateway.admission import Admission, Gate
+from gateway.errors import Unavailable
+from gateway.metering import estimated_usage, quantities
+from gateway.observe.metrics import METRICS
+from gateway.routing.policy import Leg
+from providers.neutral import Usage
+
+log = structlog.get_logger(__name__)
+
+
+class Ending(Struct, frozen=True):
+    """How an answer ended, as far as anyone knows. A usage without output tokens is completed by an estimate."""
+
+    outcome: Outcome
+    usage: Usage = Usage()
+    finish_reason: str | None = None
+    status: int | None = None
+    output_bytes: int = 0
+    produced: bool = True
+    """Whether the provider may have produced anything: a refused request has used nothing."""
+
+
+class Settlement:
+    """`open` writes the intent, `finish` the record; only the first `finish` counts."""
+
+    def __init__(
+        self, journal: Journal, gate: Gate, admission: Admission, intent: Intent, leg: Leg, clock: Callable[[], int]
+    ) -> None:
+        self._journal = journal
+        self._gate = gate
+        self._admission = admission
+        self._intent = intent
+        self._clock = clock
+        self._finished: asyncio.Task[int] | None = None
+        self.leg = leg
+        self.attempts = 1
+        self.first_token_ns: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self._intent.id
+
+    def open(self) -> None:
+        """Raises: JournalUnavailable; then nothing is owed, and the caller must release the admission."""
+        self._journal.intent(self._intent)
+
+    def first_token(self) -> None:
+        if self.first_token_ns is None:
+            self.first_token_ns = self._clock()
+
+    async def finish(self, ending: Ending) -> int:
+        """Write the record and give back what was not used. Returns: the charge in pUSD.
+
+        Survives the caller's cancellation: the record is written by a task of its own."""
+        if self._finished is None:
+            self._finished = asyncio.get_running_loop().create_task(self._finish(ending))
+        return await asyncio.shield(self._finished)
+
+    async def _finish(self, ending: Ending) -> int:
+        record = self._record(ending)
+        amount_pusd = charge(record.quantities, self.leg.sheet).sale_pusd
+        tokens = input_tokens_total(record.quantities) + output_tokens_total(record.quantities)
+        METRICS.settled(record, amount_pusd)
+        written, settled = await asyncio.gather(
+            self._journal.settle(record),
+            self._gate.settle(self._admission, tokens, amount_pusd),
+            return_exceptions=True,
+        )
+        if isinstance(written, JournalUnavailable):
+            # The intent is on disk and the record in the journal's memory: nothing is lost, an operator must act.
+            METRICS.journal_failed()
+            log.error("usage record not on disk yet; free disk space or mend the data folder", request_id=self.id)
+        elif isinstance(written, BaseException):
+            raise written
+        if isinstance(settled, Unavailable):
+            # The lease runs out by itself and the counters are rebuilt from SQL: a delay, not a loss.
+            log.warning("limit counters not settled, Redis is away", request_id=self.id)
+        elif isinstance(settled, BaseException):
+            raise settled
+        return amount_pusd
+
+    def _record(self, ending: Ending) -> UsageRecord:
+        intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()
+        usage, estimated = ending.usage, False
+        if ending.produced and (usage.output_tokens is None or ending.finish_reason is None):
+            estimated = True
+            usage = estimated_usage(
+                usage,
+                input_tokens_total(intent.estimate),
+                ending.output_bytes,
+                output_tokens_total(intent.estimate) or deployment.max_output_tokens,
+            )
+        used = quantities(usage) if ending.produced else {}
+        first = self.first_token_ns
+        return UsageRecord(
+            id=intent.id,
+            at_ns=intent.at_ns,
+            organisation_id=intent.organisation_id,
+            project_id=intent.project_id,
+            key_id=intent.key_id,
+            end_user=intent.end_user,
+            alias=intent.alias,
+            provider=deployment.provider,
+            model=deployment.model,
+            deployment=deployment.id,
+            price_id=self.leg.sheet.id,
+            quantities=used,
+            estimated=estimated,
+            outcome=ending.outcome,
+            hold_pusd=intent.hold_pusd,
+            finish_reason=ending.finish_reason,
+            first_token_ms=None if first is None else (first - intent.at_ns) // 1_000_000,
+            duration_ms=(now_ns - intent.at_ns) // 1_000_000,
+            status=ending.status,
+            dialect=intent.dialect,
+            tags=intent.tags,
+            attempts=self.attempts,
+        )
