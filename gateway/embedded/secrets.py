@@ -1,0 +1,70 @@
+"""Secrets of this installation that nobody has to choose: made once, kept in the data folder, readable by its owner.
+
+Losing the pepper makes every virtual key unknown; it belongs in the backup of the data folder, or comes from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from msgspec import Struct
+
+from gateway.config import ConfigError, Settings
+
+BYTES = 32
+
+
+class InstallationSecrets(Struct, frozen=True):
+    """key_pepper: what virtual keys are hashed under. engine_key: bearer token of the local engine."""
+
+    key_pepper: str
+    engine_key: str
+
+    def __repr__(self) -> str:
+        return "InstallationSecrets(hidden)"
+
+
+def load_or_make(settings: Settings) -> InstallationSecrets:
+    """From the settings where they name one, else from the data folder, else new.
+
+    Raises: ConfigError when a named one cannot be had or a kept one cannot be read."""
+    return InstallationSecrets(
+        key_pepper=settings.key_pepper.reveal() if settings.key_pepper else kept(settings.data_dir, "key_pepper"),
+        engine_key=settings.engine_key.reveal() if settings.engine_key else kept(settings.data_dir, "engine_key"),
+    )
+
+
+def kept(data_dir: Path, name: str) -> str:
+    """The secret called `name`, made on first use. Two processes that make it at once agree on one."""
+    folder = data_dir / "secrets"
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            _make(path)
+        value = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "give the user that runs Farebox read and write access to its data folder"
+        raise ConfigError(str(path), f"cannot be read or made: {error}", fix=fix) from error
+    if len(value) < BYTES:
+        fix = "restore it from a backup; with a new one every key has to be made anew"
+        raise ConfigError(str(path), "is damaged: too short", fix=fix)
+    return value
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: written beside it, then linked, which fails for the second of two that try."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # Mode 0600 by mkstemp's contract.
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(path).hardlink_to(draft)
+    except FileExistsError:
+        return
+    finally:
+        Path(draft).unlink()
