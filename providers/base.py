@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
 from providers.dialects.base import Dialect
+from providers.errors import Broken, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest
+from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
+from providers.wire import jsonio
 
 Operation = Literal["chat", "completions", "embeddings"]
 
@@ -53,7 +58,8 @@ class Endpoint(Struct, frozen=True):
 class Call(Struct, frozen=True):
     """One request as the client sent it, decoded once.
 
-    body: the client's own bytes; same dialect in and out sends them on with only what must change.
+    body: the client's own bytes; same dialect in and out sends them on with only what must change. Empty when the
+      request is no longer what the client wrote (a guardrail edited it): then `request` is encoded.
     forward_headers: the few client headers the dialect's owner wants to see unchanged (anthropic-beta ...).
     """
 
@@ -98,3 +104,201 @@ class Provider(Protocol):
         """The provider's own list, for `farebox models` and health; not on the request path."""
 
     async def aclose(self) -> None: ...
+
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 1024 * 1024
+
+
+class UpstreamAnswer:
+    """The `Answer` of every adapter over HTTP."""
+
+    __slots__ = ("_response", "dialect", "dropped", "headers")
+
+    def __init__(self, response: HttpResponse, dialect: Dialect, dropped: tuple[str, ...]) -> None:
+        self._response = response
+        self.dialect = dialect
+        self.dropped = dropped
+        self.headers = response.headers
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self._response.chunks()
+
+    async def read(self) -> bytes:
+        return await self._response.read(MAX_ANSWER_BYTES)
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+class DialectProvider(ABC):
+    """An adapter that is one known dialect at one host: encode, sign, send, tell errors apart. No parsing here.
+
+    A subclass declares what is below and overrides the hooks it needs; `path` it must. One instance per endpoint serves
+    all its requests and keeps no state of any.
+    """
+
+    name: ClassVar[str]
+    capabilities: Capabilities
+    dialects: ClassVar[Mapping[Operation, Dialect]]
+    """What the host speaks, per operation. A client of the same dialect gets its bytes through untouched."""
+    default_base_url: ClassVar[str | None] = None
+    model_in_body: ClassVar[bool] = True
+    """False where the path carries the model (Gemini, Bedrock)."""
+    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Top-level body fields that the host answers with an error, each with the values that mean the same as leaving it
+    out. Another value is refused by name, or dropped and listed when the call is lenient."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Top-level body fields that go by another name there. The host's own name wins when a client sends both."""
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:
+        """Raises: ValueError when the endpoint cannot be used: no base URL, a malformed one."""
+        self.endpoint = endpoint
+        self.timeouts = timeouts or Timeouts()
+        self._transport = transport
+        self.base_url = checked_base_url(self.name, self.base_url_of(endpoint))
+
+    # Hooks.
+
+    def base_url_of(self, endpoint: Endpoint) -> str | None:
+        return endpoint.base_url or self.default_base_url
+
+    @abstractmethod
+    def path(self, call: Call, model: str) -> str:
+        """Path (and query) below `base_url`, percent-encoded, with a leading slash."""
+
+    def dialect_for(self, call: Call, model: str) -> Dialect:
+        """Raises: Unsupported when the host has no such operation."""
+        dialect = self.dialects.get(call.operation)
+        if dialect is None:
+            raise Unsupported((call.operation,), self.name)
+        return dialect
+
+    def forward(self, call: Call, model: str) -> dict[str, Any]:
+        """The client's own body, same dialect: members unread (`Raw`) but for what must change."""
+        body = jsonio.split_object(call.body)
+        if self.model_in_body:
+            body["model"] = model
+        return body
+
+    def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        """Last edits of the body, encoded or forwarded; a forwarded one holds `Raw` values (`jsonio.plain` reads one).
+
+        Raises: Unsupported."""
+        return body
+
+    def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Headers of the host's own, beside content type and credential."""
+        return ()
+
+    async def authorize(self, request: HttpRequest) -> HttpRequest:
+        """The request with its credential. It is sent to `base_url` alone, and redirects are not followed."""
+        return request
+
+    # What they share.
+
+    async def send(self, call: Call, model: str) -> UpstreamAnswer:
+        dialect = self.dialect_for(call, model)
+        dropped: tuple[str, ...] = ()
+        if dialect.name == call.dialect and call.body:
+            body = self.forward(call, model)
+        else:
+            encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
+            body, dropped = encoded.body, encoded.dropped
+        dropped += self._fit(body, call.strict)
+        body = self.adjust(body, call, model)
+        response = await self.exchange("POST", self.path(call, model), jsonio.joined(body), call, dialect)
+        accepted = dialect.stream_media_type if call.request.stream else "application/json"
+        if not _is_media_type(response.headers.get("content-type", ""), accepted):
+            raise await self._unexpected(response, dialect, accepted)
+        return UpstreamAnswer(response, dialect, dropped)
+
+    async def exchange(
+        self, method: str, path: str, body: bytes, call: Call | None, dialect: Dialect | None
+    ) -> HttpResponse:
+        """Sign, send, and turn every non-2xx into its error kind. The caller closes the response.
+
+        Raises: a ProviderError kind."""
+        headers = [("user-agent", "farebox")]
+        if body:
+            headers.append(("content-type", "application/json"))
+        if call is not None:
+            headers += self.headers(call)
+            headers += call.forward_headers
+        request = HttpRequest(method, self.base_url + path, tuple(headers), body)
+        response = await self._transport.send(await self.authorize(request), self.timeouts)
+        if 200 <= response.status < 300:
+            return response
+        content = await _read_error(response)
+        if dialect is not None:
+            raise dialect.decode_error(response.status, response.headers, content)
+        text = content[:500].decode("utf-8", "replace")
+        raise for_status(response.status, text, headers=response.headers, body=content)
+
+    async def models(self) -> tuple[str, ...]:
+        return ()
+
+    async def aclose(self) -> None:  # noqa: B027 - a default, not a hook that was forgotten
+        """The transport is shared and closed by whoever made it."""
+
+    def _fit(self, body: dict[str, Any], strict: bool) -> tuple[str, ...]:
+        """Rename and leave out what this host wants so. Returns: what a lenient call lost."""
+        for ours, theirs in self.renamed.items():
+            if ours in body:
+                value = body.pop(ours)
+                body.setdefault(theirs, value)
+        refused = []
+        for name, harmless in self.denied.items():
+            if name in body:
+                value = jsonio.plain(body.pop(name))
+                if value is not None and value not in harmless:
+                    refused.append(name)
+        if refused and strict:
+            raise Unsupported(tuple(refused), self.name)
+        return tuple(refused)
+
+    async def _unexpected(self, response: HttpResponse, dialect: Dialect, accepted: str) -> ProviderError:
+        """A 2xx that is not what was asked for: an error object in disguise, or a page of some proxy."""
+        content_type = response.headers.get("content-type", "")
+        content = await _read_error(response)
+        if _is_media_type(content_type, "application/json") and b'"error"' in content:
+            return dialect.decode_error(response.status, response.headers, content)
+        return Broken(
+            f"{self.name} answered with {content_type or 'no content type'}, not {accepted.partition(';')[0]}",
+            status=response.status,
+            body=content,
+        )
+
+
+def checked_base_url(provider: str, url: str | None) -> str:
+    """Without a trailing slash. A path is appended to it and starts with a slash, so no model name, however spelt, can
+    move the request, and the credential in it, to another origin.
+
+    Raises: ValueError."""
+    if not url:
+        raise ValueError(f"{provider}: base_url is missing")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{provider}: base_url must be http(s)://host[:port][/path], not {url!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"{provider}: base_url takes no user, query or fragment")
+    if parts.port == 0:
+        raise ValueError(f"{provider}: base_url has port 0")
+    return url.rstrip("/")
+
+
+def _is_media_type(actual: str, wanted: str) -> bool:
+    kind = actual.partition(";")[0].strip().lower()
+    wanted_kind = wanted.partition(";")[0].strip().lower()
+    # Some engines leave the type of a JSON body out; a stream without a type could be anything.
+    return kind == wanted_kind or (not kind and wanted_kind == "application/json")
+
+
+async def _read_error(response: HttpResponse) -> bytes:
+    """The body of an error, or what could be had: the status already says enough to choose a kind."""
+    try:
+        return await response.read(MAX_ERROR_BYTES)
+    except ProviderError as error:
+        return error.body
+    finally:
+        await response.aclose()

@@ -1,0 +1,36 @@
+"""Provider name -> class, imported on first use: a gateway pays, in memory and start-up, only for what it uses."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from providers.base import Endpoint, Provider
+    from providers.transport.base import Transport
+
+_PLACES = {
+    "anthropic": "providers.anthropic:Anthropic",
+    "azure_ai": "providers.azure_ai:AzureAI",
+    "bedrock": "providers.bedrock:Bedrock",
+    "cerebras": "providers.cerebras:Cerebras",
+    "gemini": "providers.gemini:Gemini",
+    "groq": "providers.groq:Groq",
+    "local": "providers.local:Local",
+    "openai": "providers.openai:OpenAI",
+    "openai_like": "providers.openai_like:OpenAILike",
+    "vertex": "providers.vertex:Vertex",
+}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_PLACES)
+
+
+def create(endpoint: Endpoint, transport: Transport) -> Provider:
+    """The adapter for one endpoint. It does not close the transport, which endpoints share.
+
+    Raises: KeyError for an unknown provider; ValueError for an endpoint that the provider cannot use."""
+    module, _, cls = _PLACES[endpoint.provider].partition(":")
+    provider: Provider = getattr(import_module(module), cls)(endpoint, transport)
+    return provider
