@@ -12,15 +12,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
+from billing.worker import Worker
 from litestar import Litestar
+from providers.transport.http1 import Http1Transport
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import create_engine
 from billing.journal import Journal
-from billing.prices import PriceBook
 from billing.pricelist import load_prices
-from billing.worker import Worker
+from billing.prices import PriceBook
 from gateway.admission import Gate, KeyStore
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
@@ -32,7 +33,6 @@ from gateway.pipeline import Pipeline
 from gateway.routing.catalog import Catalog, from_settings
 from gateway.routing.provider_set import ProviderSet, endpoints_from
 from providers.transport.base import Timeouts
-from providers.transport.http1 import Http1Transport
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,9 @@ class Gateway:
         faults = []
         if self.draining or self._hot is None:
             return ["not accepting requests: starting or stopping"]
-        assert self._redis is not None and self._engine is not None and self._journal is not None
+        assert self._redis is not None
+        assert self._engine is not None
+        assert self._journal is not None
         try:
             await self._redis.ping()
         except Exception as error:

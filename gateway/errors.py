@@ -1,4 +1,4 @@
-"""What the gateway says no with. Facts are attributes; `ingress/errors.py` alone turns a kind into status and headers."""
+"""What the gateway says no with. Facts are attributes; `ingress/errors.py` turns a kind into a status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way of a request: authenticate, decode, plan, admit, call, relay, settle. Free of ASGI: bytes in, Reply out."""
+"""The whole way of a request: authenticate, decode, plan, admit, call, relay, settle. Free of ASGI."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Pipeline:
         self._strict = strict
 
     async def serve(self, inbound: Inbound) -> Reply:
-        """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it for the client."""
+        """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
         principal = await self.principal(inbound)
         call = self._decode(inbound)
         route_plan = self._plan(call, principal, inbound.now_ns)
@@ -223,7 +223,7 @@ class Pipeline:
     async def _relay(
         self, opened: Opened, request: ChatRequest, dialect: str, settlement: Settlement
     ) -> AsyncIterator[bytes]:
-        """Client bytes. What follows the finish is kept back until the record is on disk: no last byte leaves unbilled."""
+        """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
         stream, held = opened.stream, opened.head
         several = request.candidates > 1  # then one finish is not the last: the newest piece always waits for the next
         ending = Ending(Outcome.CLIENT_GONE)

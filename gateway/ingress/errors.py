@@ -1,4 +1,4 @@
-"""Which status and code a client sees for each kind of error. The dialect writes the envelope; this is the one table."""
+"""Which status and code a client sees for each kind of error: the one table. The dialect writes the envelope."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from gateway.errors import NoRouteLeft
 from gateway.routing.policy import Leg, RoutePlan
 from providers.errors import AuthFailed, ContextTooLong, ProviderError
 
-
 T = TypeVar("T")
 
 

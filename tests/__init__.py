@@ -1,0 +1,1 @@
+"""Real servers, real SDKs, real sockets; see each package."""
