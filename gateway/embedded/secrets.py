@@ -17,24 +17,24 @@ from gateway.config import ConfigError, Settings
 BYTES = 32
 
 
-class InstallationSecrets(Struct, frozen=True):
+class Secrets(Struct, frozen=True):
     """key_pepper: what virtual keys are hashed under. engine_key: bearer token of the local engine."""
 
     key_pepper: str
     engine_key: str
 
     def __repr__(self) -> str:
-        return "InstallationSecrets(hidden)"
+        return "Secrets(hidden)"
 
+    @classmethod
+    def load(cls, settings: Settings) -> Secrets:
+        """From the settings where they name one, else from the data folder, else new.
 
-def load_or_make(settings: Settings) -> InstallationSecrets:
-    """From the settings where they name one, else from the data folder, else new.
-
-    Raises: ConfigError when a named one cannot be had or a kept one cannot be read."""
-    return InstallationSecrets(
-        key_pepper=settings.key_pepper.reveal() if settings.key_pepper else kept(settings.data_dir, "key_pepper"),
-        engine_key=settings.engine_key.reveal() if settings.engine_key else kept(settings.data_dir, "engine_key"),
-    )
+        Raises: ConfigError when a named one cannot be had or a kept one cannot be read."""
+        return cls(
+            key_pepper=settings.key_pepper.reveal() if settings.key_pepper else kept(settings.data_dir, "key_pepper"),
+            engine_key=settings.engine_key.reveal() if settings.engine_key else kept(settings.data_dir, "engine_key"),
+        )
 
 
 def kept(data_dir: Path, name: str) -> str:
