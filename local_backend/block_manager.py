@@ -1,0 +1,110 @@
+"""Paged KV blocks: who holds which, and which are free. Integers only; the tensors are the runner's.
+
+A block is free when nobody refers to it. A free block keeps its content, and its place in the prefix cache, until it is
+handed out again: least recently used first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+
+from local_backend.prefix_cache import PrefixCache, block_hash, root_hash
+from local_backend.sequence import Sequence
+
+
+class BlockManager:
+    """Hands out blocks of `block_size` tokens. Invariant: every block is either free or referred to, never both."""
+
+    def __init__(self, total_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+        self.total_blocks = total_blocks
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self.cache = PrefixCache()
+        self.query_tokens = 0
+        self.hit_tokens = 0
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(total_blocks))  # front: next to go
+        self._references = [0] * total_blocks
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody refers to, with or without content worth keeping."""
+        return len(self._free)
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that some sequence refers to."""
+        return self.total_blocks - len(self._free)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that so many tokens take."""
+        return -(-tokens // self.block_size)
+
+    def match(self, seq: Sequence) -> None:
+        """Give a sequence without blocks those that already hold its prefix, and count them as computed.
+
+        The last token is never matched: its logits are wanted, so it must be computed."""
+        assert not seq.block_table and not seq.computed
+        if not self.prefix_caching:
+            return
+        for index in range((len(seq.tokens) - 1) // self.block_size):
+            block = self.cache.find(self._hash(seq, index))
+            if block is None:
+                break
+            self._take(block)
+            seq.block_table.append(block)
+        seq.computed = len(seq.block_table) * self.block_size
+
+    def can_hold(self, seq: Sequence) -> bool:
+        """True if all known tokens of the sequence would fit now."""
+        return self.blocks_for(len(seq.tokens)) - len(seq.block_table) <= len(self._free)
+
+    def grow(self, seq: Sequence, count: int) -> bool:
+        """Make room for `count` more computed tokens. Returns: False, with nothing changed, if blocks run short."""
+        missing = self.blocks_for(seq.computed + count) - len(seq.block_table)
+        if missing > len(self._free):
+            return False
+        for _ in range(missing):
+            block = next(iter(self._free))
+            self.cache.drop(block)
+            self._take(block)
+            seq.block_table.append(block)
+        return True
+
+    def commit(self, seq: Sequence, computed: int) -> None:
+        """Tokens up to `computed` now stand in the cache; blocks that became full may be shared from here on."""
+        before, seq.computed = seq.computed // self.block_size, computed
+        if self.prefix_caching:
+            for index in range(before, computed // self.block_size):
+                self.cache.put(self._hash(seq, index), seq.block_table[index])
+
+    def release(self, seq: Sequence) -> None:
+        """Take all blocks back. The tail goes first to be reused, so shared beginnings live longest."""
+        for block in reversed(seq.block_table):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if not self.cache.holds(block):
+                    self._free.move_to_end(block, last=False)  # worth nothing: hand it out first
+        seq.block_table.clear()
+        seq.computed = 0
+
+    def check(self, live: Iterable[Sequence]) -> None:
+        """Assert the invariants against the sequences that should hold blocks."""
+        held = Counter(block for seq in live for block in seq.block_table)
+        assert all(self._references[block] == held[block] for block in range(self.total_blocks)), "references drifted"
+        assert self._free.keys().isdisjoint(held), "a block is free and held"
+        assert len(self._free) + len(held) == self.total_blocks, "a block leaked"
+
+    def _take(self, block: int) -> None:
+        self._references[block] += 1
+        self._free.pop(block, None)
+
+    def _hash(self, seq: Sequence, index: int) -> bytes:
+        """Hash of the sequence's block at `index`; remembered, since tokens are only ever appended."""
+        size = self.block_size
+        while len(seq.block_hashes) <= index:
+            at = len(seq.block_hashes)
+            parent = seq.block_hashes[-1] if at else root_hash(seq.salt)
+            seq.block_hashes.append(block_hash(parent, seq.tokens[at * size : (at + 1) * size]))
+        return seq.block_hashes[index]

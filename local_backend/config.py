@@ -1,0 +1,132 @@
+"""Settings of the engine; the only file of this package that reads the environment.
+
+Every setting has a flag (`--token-budget`), a variable (`FAREBOX_ENGINE_TOKEN_BUDGET`) and a default; the flag wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+ENV_PREFIX = "FAREBOX_ENGINE_"
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class BadSetting(Exception):
+    """A setting has a value that cannot be used; the message names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the engine can be told. None means: decide from the device and the model."""
+
+    model: str
+    served_name: str | None = None
+    data: str
+    host: str = "127.0.0.1"
+    port: Port = 8001
+    uds: str | None = None
+    device: str = "auto"  # cpu, cuda, cuda:1 ...
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_model_len: Positive | None = None
+    max_running: Positive = 64  # sequences in one step
+    max_waiting: Positive = 512  # sequences beyond those; then 429
+    token_budget: Positive | None = None  # tokens in one step
+    block_size: Positive = 16  # tokens in one KV block
+    kv_cache_bytes: Positive | None = None
+    prefix_caching: bool = True
+    threads: Positive | None = None
+    max_body_bytes: Positive = 16 * 2**20
+    drain_s: float = 30.0
+    watchdog_s: float = 120.0
+    die_with_parent: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+HELP = {
+    "served_name": "name clients ask for (default: the model's own)",
+    "data": "folder for models and converted weights",
+    "port": "TCP port; 0 picks a free one and prints it",
+    "uds": "serve on this Unix socket instead of TCP",
+    "device": "auto, cpu, cuda or cuda:N",
+    "dtype": "auto: bfloat16 on CUDA; on CPU float16 weights with float32 arithmetic",
+    "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
+    "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
+    "token_budget": "tokens computed in one step, prefill and decode together",
+    "drain_s": "seconds that open streams may take after SIGTERM",
+    "watchdog_s": "seconds without progress after which the core is restarted",
+    "die_with_parent": "end when the process that started this one ends",
+}
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `512 MiB`, `1e9` or a bare number of bytes. Raises BadSetting."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmg]i?)?b?\s*", text.lower())
+    if not found:
+        raise BadSetting(f"not a size: {text!r} (write it as 512MiB or 2GiB)")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
+    """`FAREBOX_DATA`, else the user's data folder as the XDG Base Directory Specification has it."""
+    env = os.environ if env is None else env
+    if given := env.get("FAREBOX_DATA"):
+        return Path(given)
+    home = env.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return Path(home) / "farebox"
+
+
+def hub_endpoint(env: Mapping[str, str] | None = None) -> str:
+    """Where Hugging Face repositories are fetched from; `HF_ENDPOINT` names a mirror, as in huggingface_hub."""
+    env = os.environ if env is None else env
+    return env.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def hub_token(env: Mapping[str, str] | None = None) -> str | None:
+    """Token for gated repositories, under huggingface_hub's own name."""
+    env = os.environ if env is None else env
+    return env.get("HF_TOKEN") or None
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Our environment with some variables replaced, for a child process."""
+    return {**os.environ, **changes}
+
+
+def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Settings:
+    """Defaults, then the environment, then flags. Raises BadSetting naming the setting; SystemExit on --help."""
+    env = os.environ if env is None else env
+    parser = argparse.ArgumentParser(prog="local_backend", description="Serve one model in OpenAI's dialect.")
+    parser.add_argument("model", nargs="?", help="directory, GGUF file or catalogue name")
+    for name in Settings.__struct_fields__[1:]:
+        flag = "--" + name.replace("_", "-")
+        if name in ("prefix_caching", "die_with_parent"):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=HELP.get(name))
+        else:
+            parser.add_argument(flag, default=None, help=HELP.get(name), metavar="V")
+    flags = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    values: dict[str, object] = {"data": str(default_data_dir(env))}
+    for name in Settings.__struct_fields__:
+        if (given := env.get(ENV_PREFIX + name.upper())) is not None:
+            values[name] = given
+    values |= flags
+    if "model" not in values:
+        raise BadSetting("no model given: name a directory, a GGUF file or a catalogue name")
+    if isinstance(size := values.get("kv_cache_bytes"), str):
+        values["kv_cache_bytes"] = parse_bytes(size)
+    for name in ("prefix_caching", "die_with_parent"):
+        if isinstance(text := values.get(name), str):
+            values[name] = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadSetting(str(error)) from None

@@ -1,0 +1,183 @@
+"""The core: take what the front sent, plan a step, run it, deliver. A process of its own, without HTTP or text.
+
+Run as `python -m local_backend.engine` by `client.py`: frames come in on stdin and go out on stdout. When stdin ends the
+front is gone, and so are we.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from local_backend.block_manager import BlockManager
+from local_backend.errors import BadLogits, EngineError, QueueFull
+from local_backend.messages import (
+    FRAME_HEAD,
+    Abort,
+    AddRequest,
+    Configure,
+    Failed,
+    Fatal,
+    FromCore,
+    Ready,
+    Sampling,
+    Stats,
+    StepOutput,
+    ToCore,
+    TokenOut,
+    decode_to_core,
+    frame,
+)
+from local_backend.model_runner import ModelRunner, Runner
+from local_backend.scheduler import Scheduler, Step
+from local_backend.sequence import Sequence
+
+DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
+
+
+class Engine:
+    """One scheduler, one runner, and the sequences between them."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.steps = 0
+        self._refused: list[Failed] = []
+
+    @property
+    def has_work(self) -> bool:
+        """True if a step would do or say something."""
+        return self.scheduler.has_work or bool(self._refused)
+
+    def take(self, message: AddRequest | Abort) -> None:
+        """Book one message. A refusal goes out with the next step."""
+        if isinstance(message, Abort):
+            self.scheduler.abort(message.id)
+            return
+        seq = Sequence(message.id, list(message.prompt), message.sampling, message.cache_salt.encode())
+        try:
+            self.scheduler.add(seq)
+        except QueueFull as error:
+            self._refused.append(Failed(message.id, error.code, error.message))
+
+    def step(self) -> StepOutput:
+        """Plan, run and book one step."""
+        step = self.scheduler.plan()
+        failed, self._refused = self._refused, []
+        tokens: list[TokenOut] = []
+        if step.chunks:
+            for chunk, sampled in zip(step.chunks, self.runner.run(step), strict=True):
+                if sampled is not None and sampled.token is None:
+                    self.scheduler.finish(chunk.seq)
+                    failed.append(Failed(chunk.seq.id, BadLogits.code, "the model produced numbers that are none"))
+                    continue
+                token = None if sampled is None else sampled.token
+                finish = self.scheduler.commit(chunk, token)
+                if sampled is not None and token is not None:
+                    seq = chunk.seq
+                    tokens.append(TokenOut(seq.id, token, finish, seq.cached_tokens, sampled.logprobs))
+            self.steps += 1
+        return StepOutput(tokens, failed, self.stats())
+
+    def stats(self) -> Stats:
+        """Figures for metrics and routing."""
+        s, b = self.scheduler, self.scheduler.blocks
+        return Stats(
+            running=len(s.running),
+            waiting=len(s.waiting),
+            free_blocks=b.free_blocks,
+            total_blocks=b.total_blocks,
+            preemptions=s.preemptions,
+            prefix_query_tokens=b.query_tokens,
+            prefix_hit_tokens=b.hit_tokens,
+            steps=self.steps,
+        )
+
+
+def build(model_dir: Path, configure: Configure) -> tuple[Engine, Ready]:
+    """Load the model and run one step, so that the first client does not pay for first-call costs.
+
+    Raises ModelUnavailable."""
+    settings, started = configure.settings, time.monotonic()
+    runner = ModelRunner(model_dir, settings)
+    plan = runner.plan
+    scheduler = Scheduler(
+        BlockManager(plan.blocks, settings.block_size, prefix_caching=settings.prefix_caching),
+        token_budget=settings.token_budget or DEFAULT_TOKEN_BUDGET[runner.device.type],
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_model_len=plan.max_model_len,
+    )
+    warm_up(runner, scheduler)
+    ready = Ready(
+        max_model_len=plan.max_model_len,
+        total_blocks=plan.blocks,
+        block_size=settings.block_size,
+        device=str(runner.device),
+        dtype=runner.dtype_name,
+        load_seconds=time.monotonic() - started,
+    )
+    return Engine(scheduler, runner), ready
+
+
+def warm_up(runner: Runner, scheduler: Scheduler) -> None:
+    """One small prefill through block tables that belong to nobody yet; what it writes is never read."""
+    seq = Sequence(-1, [0] * min(8, scheduler.max_model_len - 1), Sampling(max_tokens=1))
+    assert scheduler.blocks.grow(seq, len(seq.tokens))
+    step = Step(len(seq.tokens))
+    step.add(seq, len(seq.tokens))
+    runner.run(step)
+    scheduler.blocks.release(seq)
+
+
+def read_frames(source: BinaryIO, inbox: queue.SimpleQueue[ToCore]) -> None:
+    """Thread: stdin into the inbox. At its end the process ends, in the middle of a step if need be."""
+    while len(head := source.read(FRAME_HEAD.size)) == FRAME_HEAD.size:
+        inbox.put(decode_to_core(source.read(FRAME_HEAD.unpack(head)[0])))
+    os._exit(0)
+
+
+def main() -> int:
+    """Serve frames on stdin and stdout until stdin ends."""
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # a library that prints must not cut into the frames
+    faulthandler.enable()
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1)  # the watchdog asks for stacks before it kills
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides when we end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
+    threading.Thread(target=read_frames, args=(sys.stdin.buffer, inbox), daemon=True).start()
+    configure = inbox.get()
+    assert isinstance(configure, Configure)
+    try:
+        engine, ready = build(Path(configure.model_dir), configure)
+    except EngineError as error:
+        send(out, Fatal(error.code, error.message))
+        return 2
+    send(out, ready)
+    while True:
+        while not engine.has_work or not inbox.empty():
+            message = inbox.get()
+            assert isinstance(message, AddRequest | Abort)
+            engine.take(message)
+        output = engine.step()
+        send(out, output)
+
+
+def send(out: BinaryIO, message: FromCore) -> None:
+    """Write one frame whole; a pipe may take it in pieces."""
+    data = memoryview(frame(message))
+    while data:
+        data = data[out.write(data) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Building blocks that model families share; each has a plain form that serves as the reference for faster ones."""

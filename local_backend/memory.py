@@ -1,0 +1,49 @@
+"""How large the KV cache becomes: plain arithmetic, shown to the user when it does not come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from local_backend.config import Settings
+from local_backend.errors import ModelUnavailable
+from local_backend.model_config import ModelConfig
+
+DEFAULT_CPU_CACHE_BYTES = 2**30  # a laptop's share; --kv-cache-bytes says otherwise
+FREE_SHARE = {"cpu": 0.5, "cuda": 0.85}  # the rest is for activations, logits and the neighbours
+
+
+@dataclass(slots=True, frozen=True)
+class CachePlan:
+    """Blocks to allocate, and the context length that they can hold."""
+
+    blocks: int
+    max_model_len: int
+
+
+def plan_cache(
+    config: ModelConfig, settings: Settings, *, itemsize: int, max_model_len: int, free_bytes: int, device: str
+) -> CachePlan:
+    """Size the cache from what is free. Raises ModelUnavailable, with the arithmetic, if it cannot serve.
+
+    No more than max_running sequences of full length is ever useful, so small models take less."""
+    per_token = 2 * config.layers * config.kv_heads * config.head_dim * itemsize
+    per_block = per_token * settings.block_size
+    usable = int(free_bytes * FREE_SHARE[device])
+    if settings.kv_cache_bytes is not None:
+        budget = settings.kv_cache_bytes
+    else:
+        budget = min(usable, DEFAULT_CPU_CACHE_BYTES) if device == "cpu" else usable
+    blocks_each = -(-max_model_len // settings.block_size)
+    blocks = min(budget // per_block, blocks_each * settings.max_running)
+    arithmetic = (
+        f"one token takes {per_token} bytes, a context of {max_model_len} tokens {blocks_each * per_block / 2**20:.0f} "
+        f"MiB; the cache may take {budget / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free"
+    )
+    if budget > free_bytes:
+        raise ModelUnavailable(f"the KV cache does not fit: {arithmetic}")
+    if blocks >= blocks_each:
+        return CachePlan(blocks, max_model_len)
+    shorter = blocks * settings.block_size
+    if settings.max_model_len is not None or shorter < 2 * settings.block_size:
+        raise ModelUnavailable(f"the KV cache cannot hold one context: {arithmetic}")
+    return CachePlan(blocks, shorter)

@@ -1,0 +1,143 @@
+"""The seam between front and core: every message that crosses it, and how one is framed.
+
+The front sends `Configure` once, then `AddRequest` and `Abort`; the core answers with `Ready` once and one `StepOutput`
+for each step. A frame is a 4-byte little-endian length and that many bytes of msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from local_backend.config import Settings
+
+FRAME_HEAD = struct.Struct("<I")
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is chosen. Defaults are the neutral ones: they change nothing."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
+    stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids are among them unless the client ignores them
+
+    @property
+    def edits_logits(self) -> bool:
+        """True if some logit is changed before temperature; such rows take the slower way."""
+        return bool(
+            self.logit_bias
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+        )
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities under the model as it is: before penalties, bias and temperature."""
+
+    chosen: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Configure(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First message to the core: what to load and how."""
+
+    settings: Settings
+    model_dir: str
+
+
+class AddRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One sequence to continue. A request for n answers is n of these."""
+
+    id: int
+    prompt: list[int]
+    sampling: Sampling
+    cache_salt: str = ""  # prompts share cached blocks only under the same salt
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The client is gone, or the front found a stop string: free what the sequence holds."""
+
+    id: int
+
+
+class TokenOut(msgspec.Struct, frozen=True, array_like=True):
+    """One new token of one sequence. `finish` is None while it goes on, then `stop` or `length`."""
+
+    id: int
+    token: int
+    finish: str | None
+    cached_tokens: int  # prompt tokens that came from the prefix cache
+    logprobs: TokenLogprobs | None
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence ended without an answer; its blocks are free. `code` names an EngineError kind."""
+
+    id: int
+    code: str
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """The core's state after a step; counters run since its start."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+    preemptions: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    steps: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The model is loaded and one step has run."""
+
+    max_model_len: int
+    total_blocks: int
+    block_size: int
+    device: str
+    dtype: str
+    load_seconds: float
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The core cannot start; trying again with the same settings will not help."""
+
+    code: str
+    message: str
+
+
+class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Everything one step produced, for all sequences at once."""
+
+    tokens: list[TokenOut]
+    failed: list[Failed]
+    stats: Stats
+
+
+ToCore = Configure | AddRequest | Abort
+FromCore = Ready | Fatal | StepOutput
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_core = msgspec.msgpack.Decoder(ToCore).decode
+decode_from_core = msgspec.msgpack.Decoder(FromCore).decode
+
+
+def frame(message: ToCore | FromCore) -> bytes:
+    """One message with its length in front, ready to be written."""
+    body = _encoder.encode(message)
+    return FRAME_HEAD.pack(len(body)) + body

@@ -1,0 +1,52 @@
+"""Which block holds which prefix: chained hashes of full blocks, and the map from hash to block.
+
+A block's hash covers everything before it, so equal hashes mean equal prefixes. The salt starts the chain: prompts of
+different tenants never share blocks, nor can one tenant learn by timing what another has asked.
+Source: vLLM docs/design/prefix_caching.md, read 2026-11.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Seq
+from hashlib import blake2b
+
+
+def block_hash(parent: bytes, tokens: Seq[int]) -> bytes:
+    """Hash of one full block after `parent` (the salt for the first). 16 bytes: collisions are out of reach."""
+    return blake2b(array("I", tokens).tobytes(), digest_size=16, key=parent[:64]).digest()
+
+
+def root_hash(salt: bytes) -> bytes:
+    """Start of a chain; salts of any length are brought to key size."""
+    return blake2b(salt, digest_size=16).digest()
+
+
+class PrefixCache:
+    """Hash -> block and back. Holds no reference counts; the block manager says when a block is given away."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def find(self, hash_: bytes) -> int | None:
+        """The block with this content, if one is held."""
+        return self._block_of.get(hash_)
+
+    def holds(self, block: int) -> bool:
+        """True if the block's content is known under a hash."""
+        return block in self._hash_of
+
+    def put(self, hash_: bytes, block: int) -> None:
+        """Remember a full block. A second block with the same content stays anonymous: tables are append-only."""
+        if hash_ not in self._block_of and block not in self._hash_of:
+            self._block_of[hash_] = block
+            self._hash_of[block] = hash_
+
+    def drop(self, block: int) -> None:
+        """Forget a block that is about to be overwritten."""
+        if (hash_ := self._hash_of.pop(block, None)) is not None:
+            del self._block_of[hash_]

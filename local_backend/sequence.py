@@ -1,0 +1,59 @@
+"""The state of one sequence on its way through the engine; integers only."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from local_backend.messages import Sampling
+
+
+class State(enum.Enum):
+    """Where a sequence stands. Preempted ones are waiting again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and output in one list: to the engine a token not computed yet is the same thing in both."""
+
+    id: int
+    tokens: list[int]
+    sampling: Sampling
+    salt: bytes = b""
+    prompt_tokens: int = field(init=False)
+    computed: int = 0  # tokens whose keys and values stand in the cache
+    cached_tokens: int = 0  # of the prompt, how many the prefix cache spared us at first admission
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of full blocks, made as needed
+    state: State = State.WAITING
+    preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.tokens)
+
+    @property
+    def uncomputed_tokens(self) -> int:
+        """Known tokens that the model has not seen yet; at least one while the sequence lives."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def is_running(self) -> bool:
+        """True while the sequence holds a place in the running list."""
+        return self.state is State.RUNNING
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_tokens
+
+    def finish_reason(self, max_model_len: int) -> str | None:
+        """`stop` after a stop token, `length` at either bound, None while it should go on."""
+        if self.tokens[-1] in self.sampling.stop_token_ids:
+            return "stop"
+        if self.output_tokens >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
+            return "length"
+        return None

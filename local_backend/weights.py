@@ -1,0 +1,58 @@
+"""Reads Hugging Face safetensors directories, one file or sharded. GGUF comes here converted: see `convert.py`.
+
+Files are mapped, not read: a tensor costs memory when it is touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from local_backend.errors import ModelUnavailable
+from local_backend.model_config import read_json
+
+
+class Weights:
+    """Tensors by their Hugging Face name, on one device. Closed with `close()`, after which mapped pages go."""
+
+    def __init__(self, model_dir: Path, device: torch.device) -> None:
+        self._device = device
+        self._files: dict[str, safe_open] = {}
+        self._file_of: dict[str, safe_open] = {}
+        index = model_dir / "model.safetensors.index.json"
+        if index.exists():
+            wanted: dict[str, str] = read_json(index)["weight_map"]
+            for name, file in wanted.items():
+                self._file_of[name] = self._open(model_dir / file)
+            if missing := [name for name, file in self._file_of.items() if name not in file.keys()]:
+                raise ModelUnavailable(f"{model_dir.name}: the index promises {missing[0]!r}, but no shard has it")
+        else:
+            file = self._open(model_dir / "model.safetensors")
+            self._file_of = dict.fromkeys(file.keys(), file)
+
+    def _open(self, path: Path) -> safe_open:
+        if str(path) not in self._files:
+            try:
+                self._files[str(path)] = safe_open(path, framework="pt", device=str(self._device))
+            except (OSError, SafetensorError) as error:
+                raise ModelUnavailable(f"cannot read {path}: {error}") from error
+        return self._files[str(path)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def get(self, name: str, *shape: int) -> torch.Tensor:
+        """The tensor as stored. Raises ModelUnavailable if it is absent or of another shape."""
+        if name not in self._file_of:
+            raise ModelUnavailable(f"the checkpoint has no tensor {name!r}")
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelUnavailable(f"{name!r} has shape {tuple(tensor.shape)}, the config asks for {shape}")
+        return tensor
+
+    def close(self) -> None:
+        """Let go of the files. Tensors handed out stay valid."""
+        self._files.clear()
+        self._file_of.clear()
