@@ -1,0 +1,1 @@
+"""Tokens to money: usage journal, prices, rating and the double-entry ledger. Knows no HTTP and no provider."""

@@ -1,0 +1,163 @@
+"""The SQL engine: one MetaData for every table of the application, engine settings, and two kinds of transaction.
+
+Which tables exist is in billing.schema and gateway.schema; how they came to be in migrations/.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, event, func
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from billing.money import PUSD_PER_USD
+
+# Named constraints, so that a migration can drop what it did not create in the same session.
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# A writer waits this long for another one. Longer than any transaction here takes, shorter than a client's patience.
+SQLITE_BUSY_MS: Final = 10_000
+
+_DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+}
+_READ_ONLY: Final = "farebox_read_only"
+
+
+class WideAmount(TypeDecorator[int]):
+    """An integer beyond 64 bits: NUMERIC on PostgreSQL, decimal text on SQLite, whose sums turn to floats at 2**63.
+
+    For columns that Python reads, changes and writes under a lock; SQL does no arithmetic on them."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(Numeric(38, 0))
+        return dialect.type_descriptor(String(40))
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        return Decimal(value) if dialect.name == "postgresql" else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        return None if value is None else int(value)
+
+
+def async_url(url: str) -> URL:
+    """The URL in its common form (DATABASE_URL as hosting services hand it out) with our async driver.
+
+    Raises: ValueError for a database that is neither SQLite nor PostgreSQL."""
+    parsed = make_url(url)
+    driver = _DRIVERS.get(parsed.drivername.partition("+")[0])
+    if driver is None:
+        raise ValueError(f"neither SQLite nor PostgreSQL: {parsed.drivername}")
+    parsed = parsed.set(drivername=driver)
+    if driver == "postgresql+asyncpg" and "sslmode" in parsed.query:
+        # libpq's name, in most URLs that one is given; asyncpg calls it ssl and takes the same values.
+        mode = parsed.query["sslmode"]
+        parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    return parsed
+
+
+def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
+    """An engine for either database. The caller disposes of it.
+
+    Use `reading` and `writing` for transactions: on SQLite a transaction that has not been said to be read-only takes
+    the write lock at its start, since one that upgrades halfway fails with SQLITE_BUSY however long it waits."""
+    parsed = async_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    engine = create_async_engine(
+        parsed,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        pool_size=pool_size,
+        # A server that was restarted must not fail the first request after it. SQLite has no connection to lose.
+        pool_pre_ping=not sqlite,
+    )
+    if sqlite:
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A snapshot that blocks nobody. On PostgreSQL a write in it fails, on SQLite it may: use `writing`."""
+    async with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execution_options(postgresql_readonly=True)
+        else:
+            await connection.execution_options(**{_READ_ONLY: True})
+        async with connection.begin():
+            yield connection
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction: committed when the block ends, rolled back when it raises."""
+    async with engine.begin() as connection:
+        yield connection
+
+
+def wide_sum(amount: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The sum of an amount column as (dollars, rest): SQLite's own sum() fails beyond 64 bits. See `add_up`."""
+    return (
+        func.coalesce(func.sum(amount // PUSD_PER_USD), 0),
+        func.coalesce(func.sum(amount % PUSD_PER_USD), 0),
+    )
+
+
+def add_up(dollars: Any, rest: Any) -> int:
+    """What the two columns of `wide_sum` mean."""
+    return int(dollars) * PUSD_PER_USD + int(rest)
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # The driver would begin transactions by itself, and only before the first write; _begin_sqlite does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
+    _enter_wal(cursor)
+    # FULL: a journal segment is deleted once its rows are committed, so the commit must outlive a power cut.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _enter_wal(cursor: Any) -> None:
+    """WAL is a property of the file: asked for once, and not at all where it already is.
+
+    The change needs the file alone, and SQLite's busy handler does not wait for that; so it is tried again."""
+    for last in (False,) * 50 + (True,):
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone()[0] in ("wal", "memory"):
+            return
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.fetchone()
+        except sqlite3.OperationalError:
+            if last:
+                raise
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

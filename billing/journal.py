@@ -1,0 +1,348 @@
+"""The append-only usage journal of one gateway process: the first place where a request's money is written down.
+
+Layout: `<journal dir>/<owner>-<run>/` holds `owner.lock` (flock held while the process lives), and `00000001.seg`, ...
+A segment is MAGIC and then frames: length and CRC-32 of the payload, both little-endian 32 bits, then the payload, a
+msgpack Intent or UsageRecord. A run belongs to one process start and is never appended to again.
+
+An intent reaches the page cache before the request is sent (it survives kill -9 of the process, not a power cut); a
+record reaches stable storage before the request's last byte leaves. Each new segment begins with the intents that are
+still open, so a segment that has been shipped can be deleted as soon as a newer one exists.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from billing.errors import JournalUnavailable
+from billing.usage import Intent, UsageRecord
+
+MAGIC: Final = b"fbxjrn1\n"
+OWNER_LOCK: Final = "owner.lock"
+SHIP_LOCK: Final = "ship.lock"
+SEGMENT_SUFFIX: Final = ".seg"
+_UNNAMED_SUFFIX: Final = ".new"
+DEFAULT_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+
+# A frame longer than this is not one: the length itself is damaged. The longest real one is a few kilobytes.
+MAX_PAYLOAD_BYTES: Final = 1024 * 1024
+
+_HEADER: Final = struct.Struct("<II")
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Intent | UsageRecord)
+
+Entry = Intent | UsageRecord
+
+
+class Journal:
+    """Written by one event loop, from that loop alone; only fsync runs in a thread, one for all who wait."""
+
+    def __init__(self, run: Path, lock: int, segment_bytes: int) -> None:
+        """Use `Journal.open`."""
+        self.run = run
+        self._lock = lock
+        self._segment_bytes = segment_bytes
+        self._number = 0
+        self._file = -1
+        self._size = 0
+        self._retired: list[int] = []  # Full segments whose last frames are not on stable storage yet.
+        self._named = False  # A segment has been created since the directory was last synced.
+        self._open: dict[str, bytes] = {}
+        # Held until synced: after a failed write or fsync the file counts for nothing, and these are written anew.
+        self._unsynced: dict[str, bytes] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._flusher: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "journal-fsync")
+        self._broken: str | None = None
+        self._closed = False
+
+    @classmethod
+    def open(cls, directory: Path, owner: str, *, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> "Journal":
+        """Begin a run. `owner` names the process for humans; two runs of one name do not meet.
+
+        Raises: JournalUnavailable if the directory can not be written."""
+        name = f"{owner}-{secrets.token_hex(6)}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # Hidden until the lock is held: a worker that saw it before would take the owner for dead.
+            hidden = directory / f".{name}"
+            hidden.mkdir()
+            lock = os.open(hidden / OWNER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            run = hidden.rename(directory / name)
+            journal = cls(run, lock, segment_bytes)
+            journal._next_segment()
+            _sync([journal._file], [run, directory])
+        except OSError as error:
+            raise JournalUnavailable(str(error)) from error
+        return journal
+
+    @property
+    def open_intents(self) -> int:
+        """Requests admitted and not settled."""
+        return len(self._open)
+
+    @property
+    def unsynced_records(self) -> int:
+        """Settlements not on stable storage yet. If it stays above zero, the disk takes none."""
+        return len(self._unsynced)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why new requests are refused, if they are."""
+        return "closed" if self._closed else self._broken
+
+    def intent(self, intent: Intent) -> None:
+        """Write down that a request is about to be sent. It is in the page cache on return.
+
+        Raises: JournalUnavailable; then nothing was written and the request must not be sent."""
+        if self._closed:
+            raise JournalUnavailable("closed")
+        if self._broken is not None:
+            self._wake()  # Each refused request is a try to repair; one runs at a time.
+            raise JournalUnavailable(self._broken)
+        data = frame(intent)
+        try:
+            self._append(data)
+        except OSError as error:
+            self._broken = str(error)
+            raise JournalUnavailable(self._broken) from error
+        self._open[intent.id] = data
+
+    async def settle(self, record: UsageRecord) -> None:
+        """Write down what a request used, and return when that is on stable storage.
+
+        Once called it is done, even if the caller is cancelled. Raises: JournalUnavailable; the record is then kept
+        and written when the disk takes it. If the process ends before, its intent becomes an estimated record."""
+        if self._closed:
+            raise JournalUnavailable("closed")
+        data = frame(record)
+        self._open.pop(record.id, None)
+        self._unsynced[record.id] = data
+        if self._broken is None:
+            try:
+                self._append(data)
+            except OSError as error:
+                self._broken = str(error)
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._wake()
+        await done
+
+    async def close(self) -> None:
+        """Sync and let go of the run; a worker then takes what is left in it. Open intents become estimated records.
+
+        Raises: JournalUnavailable if a record could not be written."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        if self._flusher is not None:
+            await self._flusher
+        self._thread.shutdown()
+        for file in (*self._retired, self._file):
+            os.close(file)
+        os.close(self._lock)
+        if self._unsynced:
+            raise JournalUnavailable(f"{len(self._unsynced)} records not written: {self._broken}")
+
+    def _append(self, data: bytes) -> None:
+        """Raises: OSError; then the segment ends where it ended before, or is given up by the next flush."""
+        written = os.write(self._file, data)
+        if written != len(data):
+            # The disk filled up in the middle. Half a frame would hide everything behind it.
+            os.ftruncate(self._file, self._size)
+            raise OSError(errno.ENOSPC, f"short write: {written} of {len(data)} bytes")
+        self._size += written
+
+    def _wake(self) -> None:
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> None:
+        """Group commit: one fsync for everything that was queued when it began, again until nobody waits."""
+        while True:
+            waiting, self._waiting = self._waiting, []
+            failure: JournalUnavailable | None = JournalUnavailable("stopped")  # If this task is cancelled.
+            try:
+                await self._flush_once()
+                failure = None
+            except OSError as error:
+                self._broken = str(error)
+                failure = JournalUnavailable(self._broken)
+            finally:
+                for future in waiting:
+                    if future.done():
+                        continue  # Its caller was cancelled.
+                    if failure is None:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(failure)
+            if not self._waiting:
+                return
+
+    async def _flush_once(self) -> None:
+        """Raises: OSError; then nothing counts as synced."""
+        if self._broken is not None:
+            given_up = self._file
+            self._next_segment()
+            os.close(given_up)  # Not synced again: after an error fsync may claim a success it did not have.
+            self._broken = None
+        elif self._size >= self._segment_bytes:
+            self._rotate()
+        records = list(self._unsynced)
+        files, self._retired = [*self._retired, self._file], []
+        directories = [self.run] if self._named else []
+        self._named = False
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _sync, files, directories)
+        finally:
+            for file in files[:-1]:
+                os.close(file)
+        for record_id in records:
+            self._unsynced.pop(record_id, None)
+
+    def _rotate(self) -> None:
+        full = self._file
+        try:
+            self._next_segment()
+        except OSError:
+            return  # The full one still takes frames, or says itself that the disk does not.
+        self._retired.append(full)
+
+    def _next_segment(self) -> None:
+        """Go on in a new file, which begins with what is open and what has not reached the disk.
+
+        It gets its name when that is written: a worker deletes a segment only when it sees the next one.
+        Raises: OSError; then everything is as before."""
+        path = self.run / f"{self._number + 1:08d}{SEGMENT_SUFFIX}"
+        hidden = path.with_suffix(_UNNAMED_SUFFIX)
+        head = b"".join((MAGIC, *self._open.values(), *self._unsynced.values()))
+        file = os.open(hidden, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if (written := os.write(file, head)) != len(head):
+                raise OSError(errno.ENOSPC, f"short write: {written} of {len(head)} bytes")
+            hidden.rename(path)
+        except OSError:
+            os.close(file)
+            raise
+        self._number += 1
+        self._file, self._size, self._named = file, len(head), True
+
+
+def frame(entry: Entry) -> bytes:
+    """One entry as it stands in a segment."""
+    payload = _encoder.encode(entry)
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def read_segment(path: Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
+    """Entries from `offset` on, each with the offset after it; 0 is the beginning.
+
+    Stops at the first frame that is not whole: in a living owner's segment it is being written, in a dead one's it is
+    what a crash left. Raises: ValueError if the file is not a segment, or holds an entry this version can not read."""
+    with path.open("rb") as file:
+        if offset == 0:
+            magic = file.read(len(MAGIC))
+            if len(magic) < len(MAGIC):
+                return
+            if magic != MAGIC:
+                raise ValueError(f"not a journal segment: {path}")
+            offset = len(MAGIC)
+        file.seek(offset)
+        data = file.read()
+    position = 0
+    while position + _HEADER.size <= len(data):
+        length, checksum = _HEADER.unpack_from(data, position)
+        end = position + _HEADER.size + length
+        payload = data[position + _HEADER.size : end]
+        if not 0 < length <= MAX_PAYLOAD_BYTES or len(payload) < length or zlib.crc32(payload) != checksum:
+            return
+        try:
+            entry = _decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"unreadable entry at byte {offset + position} of {path}: {error}") from error
+        position = end
+        yield offset + position, entry
+
+
+def next_frame(path: Path, offset: int) -> int | None:
+    """Where the next whole frame begins at or behind `offset`, None if there is none.
+
+    For segments that nobody writes any more: what follows a torn frame there has been damaged, or was written to the
+    disk out of order by a machine that lost power. Either way it is somebody's money."""
+    data = path.read_bytes()
+    for start in range(max(offset, len(MAGIC)), len(data) - _HEADER.size):
+        length, checksum = _HEADER.unpack_from(data, start)
+        payload = data[start + _HEADER.size : start + _HEADER.size + length] if length <= MAX_PAYLOAD_BYTES else b""
+        if 0 < length == len(payload) and zlib.crc32(payload) == checksum:
+            return start
+    return None
+
+
+def runs(directory: Path) -> list[Path]:
+    """Every run in a journal directory, dead or alive."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def segments(run: Path) -> list[Path]:
+    """The segments of a run, oldest first."""
+    return sorted(run.glob(f"*{SEGMENT_SUFFIX}"))
+
+
+def owner_alive(run: Path) -> bool:
+    """Does the process that writes this run still live? Asked of the kernel, which lets go of a dead one's lock."""
+    try:
+        lock = os.open(run / OWNER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)
+
+
+def remove_run(run: Path) -> None:
+    """Take away what is left of a dead owner's run once its segments are gone."""
+    for path in (run / OWNER_LOCK, run / SHIP_LOCK, *run.glob(f"*{_UNNAMED_SUFFIX}")):
+        path.unlink(missing_ok=True)
+    try:
+        run.rmdir()
+    except OSError as error:
+        # Another worker has just put its lock there; it will find nothing to ship, and come to this line itself.
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise
+
+
+def _sync(files: list[int], directories: list[Path]) -> None:
+    for file in files:
+        _to_stable_storage(file)
+    for directory in directories:
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _to_stable_storage(file: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        # macOS: fsync leaves the data in the drive's cache. Source: fsync(2), Apple, read 2026-11.
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(file)  # Also writes the new file size, which is all of the metadata that a reader needs.

@@ -1,0 +1,157 @@
+"""SQL tables of billing. Times are nanoseconds since 1970, UTC; amounts are pUSD."""
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from billing.db import WideAmount, metadata
+
+_Json: Final = JSON().with_variant(JSONB(), "postgresql")
+
+organisations: Final = Table(
+    "organisations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    # None: billed afterwards, without limit. 0: prepaid, spends what it topped up. More: may owe up to that.
+    Column("credit_limit_pusd", BigInteger),
+    Column("created_at_ns", BigInteger, nullable=False),
+)
+
+projects: Final = Table(
+    "projects",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    UniqueConstraint("organisation_id", "name"),
+)
+
+budgets: Final = Table(
+    "budgets",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("scope_id", String(128), primary_key=True),
+    Column("period", String(8), primary_key=True),  # "window" is a reserved word in PostgreSQL.
+    Column("limit_pusd", BigInteger, nullable=False),
+    Column("changed_at_ns", BigInteger, nullable=False),
+    CheckConstraint("limit_pusd >= 0", name="limit_not_negative"),
+)
+
+accounts: Final = Table(
+    "accounts",
+    metadata,
+    Column("id", String(160), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    # Debits minus credits, kept in the same transaction as the transfers: reading a balance adds up nothing.
+    Column("balance_pusd", WideAmount, nullable=False),
+)
+
+transfers: Final = Table(
+    "transfers",
+    metadata,
+    # Made from what caused it (record id and kind), so that posting twice is seen, not done.
+    Column("id", String(160), primary_key=True),
+    Column("debit", String(160), ForeignKey("accounts.id"), nullable=False),
+    Column("credit", String(160), ForeignKey("accounts.id"), nullable=False),
+    Column("amount_pusd", BigInteger, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("record_id", String(128)),
+    Column("note", String(500)),
+    CheckConstraint("amount_pusd > 0", name="amount_positive"),
+    CheckConstraint("debit <> credit", name="two_accounts"),
+    # Statements: what left and what entered one account in a month.
+    Index(None, "debit", "at_ns"),
+    Index(None, "credit", "at_ns"),
+)
+
+usage_records: Final = Table(
+    "usage_records",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("organisation_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    # Text without a bound: some of these come from clients and providers, and no row may fail for its length.
+    Column("end_user", Text),
+    Column("alias", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("price_id", String(64), nullable=False),
+    Column("quantities", _Json, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    # None: counted, but its price is not known yet; Worker.post_unpriced comes back to it.
+    Column("charge_pusd", BigInteger),
+    Column("cost_pusd", BigInteger),
+    Column("hold_pusd", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("finish_reason", Text),
+    Column("first_token_ms", BigInteger),
+    Column("duration_ms", BigInteger),
+    Column("status", Integer),
+    Column("dialect", String(64), nullable=False),
+    Column("tags", _Json, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("upstream_id", Text),
+    # What has been spent in a budget's window, on the way up from the key.
+    Index(None, "key_id", "at_ns"),
+    Index(None, "project_id", "at_ns"),
+    Index(None, "organisation_id", "at_ns"),
+    # Reports over everybody, and in time retention.
+    Index(None, "at_ns"),
+)
+# Small: only what waits for a price is in it.
+Index("ix_usage_records_unpriced", usage_records.c.id, sqlite_where=usage_records.c.charge_pusd.is_(None),
+      postgresql_where=usage_records.c.charge_pusd.is_(None))  # fmt: skip
+
+# How far each journal segment has been shipped: moves in the transaction that writes its rows.
+journal_offsets: Final = Table(
+    "journal_offsets",
+    metadata,
+    Column("segment", String(300), primary_key=True),
+    Column("offset_bytes", BigInteger, nullable=False),
+)
+
+# Which names a provider's model answers to. Prices are per (provider, model).
+price_models: Final = Table(
+    "price_models",
+    metadata,
+    Column("provider", String(64), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("match", _Json),  # billing.prices.matches; None: its own name alone.
+    Column("position", Integer, nullable=False),  # The first match wins.
+)
+
+# Append-only: a price that has been charged stays readable for ever.
+prices: Final = Table(
+    "prices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("provider", String(64), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("effective_from_ns", BigInteger, nullable=False),
+    Column("position", Integer, nullable=False),  # Among rows of the same instant the highest wins.
+    Column("rates", _Json, nullable=False),  # billing.prices.Rates
+    Column("source", String(64), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+)

@@ -1,0 +1,350 @@
+"""Ships journals into SQL: usage rows, transfers and the read offset in one transaction, each record once.
+
+Any number of workers may run at once. One run of a journal is shipped by whoever holds its ship lock; beneath that the
+offset moves by compare-and-set and a record's id is the row's primary key, so even without the lock nothing doubles.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing import journal, ledger, schema
+from billing.db import reading, writing
+from billing.errors import UnknownPrice
+from billing.money import MAX_AMOUNT_PUSD
+from billing.pricelist import load_sheet
+from billing.prices import PriceBook, PriceSheet
+from billing.rating import Charge, charge
+from billing.usage import (
+    Intent,
+    Meter,
+    OrphanPolicy,
+    Outcome,
+    UsageRecord,
+    input_tokens_total,
+    output_tokens_total,
+    settle_orphan,
+)
+
+log = logging.getLogger(__name__)
+
+# Records in one transaction: enough that its fsync is shared by many, few enough that SQLite's other writers wait for
+# some ten milliseconds only.
+BATCH: Final = 500
+
+
+class OffsetMoved(Exception):
+    """Somebody else has shipped these records meanwhile. Nothing was written."""
+
+
+class Worker:
+    """Reads `journal_dir`, writes to `engine`; owns neither."""
+
+    def __init__(
+        self,
+        journal_dir: Path,
+        engine: AsyncEngine,
+        prices: PriceBook,
+        *,
+        orphans: OrphanPolicy = OrphanPolicy.WHOLE_ESTIMATE,
+        idle_s: float = 0.2,
+        retry_s: float = 5.0,
+    ) -> None:
+        self._directory = journal_dir
+        self._engine = engine
+        self._prices = prices
+        self._late_prices: dict[str, PriceSheet] = {}
+        self._orphans = orphans
+        self._idle_s = idle_s
+        self._retry_s = retry_s
+        self.shipped = 0  # For metrics, as are the next two.
+        self.estimated = 0
+        self.failures_in_a_row = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ship until told to stop, and once more then. A database that is away, or a segment that can not be read, is
+        logged and tried again; the journals keep what has not been shipped."""
+        while True:
+            stopping = stop.is_set()
+            try:
+                shipped = await self.ship_once()
+                self.failures_in_a_row = 0
+            except* (SQLAlchemyError, OSError, ValueError, OffsetMoved) as group:
+                shipped = 0
+                self.failures_in_a_row += 1
+                for error in group.exceptions:
+                    log.error("usage not shipped, will try again: %s", error, exc_info=error)
+            if stopping:
+                return
+            if not shipped:
+                pause_s = min(self._idle_s * 2**self.failures_in_a_row, self._retry_s)
+                try:
+                    await asyncio.wait_for(stop.wait(), pause_s)
+                except TimeoutError:
+                    continue
+
+    async def ship_once(self) -> int:
+        """Everything that stands in the journals now. Returns: usage rows written, those of dead owners included.
+
+        Raises: ExceptionGroup of what went wrong, after every run has been tried; what was shipped stays shipped."""
+        shipped, errors = 0, []
+        for run in journal.runs(self._directory):
+            try:
+                with _ship_lock(run) as ours:
+                    if ours:
+                        shipped += await self._ship_run(run)
+            except (SQLAlchemyError, OSError, ValueError, OffsetMoved) as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("journal runs not shipped", errors)
+        return shipped
+
+    async def recover(self) -> int:
+        """Ship and close every run whose owner is dead, before a gateway takes its first request and counts what has
+        been spent. Returns: as ship_once."""
+        return await self.ship_once()
+
+    async def _ship_run(self, run: Path) -> int:
+        # Asked before reading: a run without an owner gets no more frames, so what is read then is all there is.
+        alive = journal.owner_alive(run)
+        shipped = 0
+        segments = journal.segments(run)
+        for segment in segments:
+            # A segment that has a successor is complete as well.
+            complete = not alive or segment != segments[-1]
+            shipped += await self._ship_segment(segment, complete)
+            if alive and complete:
+                # Its open intents stand at the head of the next one.
+                await self._forget([segment])
+        if not alive:
+            shipped += await self._ship_orphans(segments)
+            await self._forget(segments)
+            journal.remove_run(run)
+        return shipped
+
+    async def _ship_segment(self, segment: Path, complete: bool) -> int:
+        name = _name(segment)
+        async with reading(self._engine) as db:
+            offset = await _offset(db, name)
+        shipped = 0
+        for end, entries in _batches(segment, offset, complete):
+            records = [entry for entry in entries if isinstance(entry, UsageRecord)]
+            async with writing(self._engine) as db:
+                new = await self._post(db, records)
+                await _advance(db, name, offset, end)
+            offset = end
+            shipped += new
+            self.shipped += new
+        return shipped
+
+    async def _ship_orphans(self, segments: Sequence[Path]) -> int:
+        """Intents that no segment settles. Posting one that had been settled after all changes nothing: same id."""
+        intents: dict[str, Intent] = {}
+        settled: set[str] = set()
+        for segment in segments:
+            for _, entries in _batches(segment, 0, complete=True):
+                for entry in entries:
+                    if isinstance(entry, Intent):
+                        intents[entry.id] = entry
+                    else:
+                        settled.add(entry.id)
+        records = [settle_orphan(intent, self._orphans) for id_, intent in intents.items() if id_ not in settled]
+        written = 0
+        for start in range(0, len(records), BATCH):
+            async with writing(self._engine) as db:
+                new = await self._post(db, records[start : start + BATCH])
+            written += new
+            self.shipped += new
+            self.estimated += new
+        if written:
+            log.warning("%d requests of a gateway that died were settled by estimate", written)
+        return written
+
+    async def _forget(self, segments: Sequence[Path]) -> None:
+        for segment in segments:
+            segment.unlink()
+        async with writing(self._engine) as db:
+            offsets = schema.journal_offsets
+            await db.execute(delete(offsets).where(offsets.c.segment.in_([_name(s) for s in segments])))
+
+    async def _post(self, db: AsyncConnection, records: Sequence[UsageRecord]) -> int:
+        """Rows and transfers of those records that are not there yet. Returns: how many those were."""
+        offered: dict[str, UsageRecord] = {}
+        for record in records:
+            offered.setdefault(record.id, record)
+        table = schema.usage_records
+        known = await db.execute(select(table.c.id).where(table.c.id.in_(list(offered))))
+        for (record_id,) in known:
+            del offered[record_id]
+        rows, transfers = [], []
+        for record in offered.values():
+            price = await self._price(db, record)
+            rows.append(_row(record, price))
+            if price is not None:
+                transfers += ledger.usage_transfers(record, price)
+        if rows:
+            await db.execute(insert(table), rows)
+            await ledger.post_new(db, transfers)
+        return len(rows)
+
+    async def _price(self, db: AsyncConnection, record: UsageRecord) -> Charge | None:
+        """None: this can not be priced now. The row is written without a charge: it must neither be lost nor guessed,
+        nor keep back those behind it."""
+        sheet = self._prices.by_id(record.price_id) or self._late_prices.get(record.price_id)
+        if sheet is None:
+            sheet = await load_sheet(db, record.price_id)
+            if sheet is None:
+                log.error("record %s names price %s, which does not exist", record.id, record.price_id)
+                return None
+            self._late_prices[sheet.id] = sheet
+        try:
+            price = charge(record.quantities, sheet)
+        except (UnknownPrice, ValueError) as error:
+            log.error("record %s can not be priced: %s", record.id, error)
+            return None
+        if max(price.sale_pusd, price.cost_pusd) > MAX_AMOUNT_PUSD:
+            log.error("record %s would cost %d pUSD; taken for a wrong count", record.id, price.sale_pusd)
+            return None
+        return price
+
+
+async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -> int:
+    """Charge rows that came without a price, at what is in force at `at_ns`. Returns: how many now have one."""
+    table = schema.usage_records
+    rows = (await db.execute(select(table).where(table.c.charge_pusd.is_(None)).with_for_update())).mappings().all()
+    priced = 0
+    for row in rows:
+        record = _record(row)
+        try:
+            sheet = prices.sheet(record.provider, record.model, at_ns)
+            price = charge(record.quantities, sheet)
+        except (UnknownPrice, ValueError):
+            continue
+        if max(price.sale_pusd, price.cost_pusd) > MAX_AMOUNT_PUSD:
+            continue
+        await db.execute(
+            update(table)
+            .where(table.c.id == record.id)
+            .values(charge_pusd=price.sale_pusd, cost_pusd=price.cost_pusd, price_id=sheet.id)
+        )
+        await ledger.post_new(db, ledger.usage_transfers(record, price))
+        priced += 1
+    return priced
+
+
+@contextmanager
+def _ship_lock(run: Path) -> Iterator[bool]:
+    """Is this run ours to ship? Whoever has it reads it alone; a dead holder's lock is gone with it."""
+    try:
+        lock = os.open(run / journal.SHIP_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # Another worker has just finished with the run.
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
+
+
+def _batches(segment: Path, offset: int, complete: bool) -> Iterator[tuple[int, list[journal.Entry]]]:
+    """Entries from `offset` on, some hundred at a time, each time with the offset after them.
+
+    In a complete segment, what lies behind a damaged frame is read as well."""
+    entries: list[journal.Entry] = []
+    while True:
+        for end, entry in journal.read_segment(segment, offset):
+            offset = end
+            entries.append(entry)
+            if len(entries) == BATCH:
+                yield offset, entries
+                entries = []
+        found = journal.next_frame(segment, offset) if complete and offset < segment.stat().st_size else None
+        if found is None:
+            break
+        log.error("%s is damaged from byte %d to %d; what lies behind is shipped", segment, offset, found)
+        offset = found
+    if entries:
+        yield offset, entries
+
+
+def _name(segment: Path) -> str:
+    """A segment's name in SQL. The run's name is random enough to be no other host's."""
+    return f"{segment.parent.name}/{segment.name}"
+
+
+async def _offset(db: AsyncConnection, name: str) -> int:
+    offsets = schema.journal_offsets.c
+    found = await db.execute(select(offsets.offset_bytes).where(offsets.segment == name))
+    return found.scalar_one_or_none() or 0
+
+
+async def _advance(db: AsyncConnection, name: str, before: int, after: int) -> None:
+    """Raises: OffsetMoved, or IntegrityError where two begin a segment at once; roll back then."""
+    table = schema.journal_offsets
+    if before == 0:
+        await db.execute(insert(table).values(segment=name, offset_bytes=after))
+        return
+    moved = await db.execute(
+        update(table).where(table.c.segment == name, table.c.offset_bytes == before).values(offset_bytes=after)
+    )
+    if moved.rowcount != 1:
+        raise OffsetMoved(f"{name} is no longer at byte {before}")
+
+
+def _row(record: UsageRecord, price: Charge | None) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "at_ns": record.at_ns,
+        "organisation_id": record.organisation_id,
+        "project_id": record.project_id,
+        "key_id": record.key_id,
+        "end_user": record.end_user and _storable(record.end_user),
+        "alias": _storable(record.alias),
+        "provider": record.provider,
+        "model": _storable(record.model),
+        "deployment": record.deployment,
+        "price_id": record.price_id,
+        "quantities": record.quantities,
+        "input_tokens": min(input_tokens_total(record.quantities), MAX_AMOUNT_PUSD),
+        "output_tokens": min(output_tokens_total(record.quantities), MAX_AMOUNT_PUSD),
+        "charge_pusd": None if price is None else price.sale_pusd,
+        "cost_pusd": None if price is None else price.cost_pusd,
+        "hold_pusd": record.hold_pusd,
+        "estimated": record.estimated,
+        "outcome": record.outcome.value,
+        "finish_reason": record.finish_reason and _storable(record.finish_reason),
+        "first_token_ms": record.first_token_ms,
+        "duration_ms": record.duration_ms,
+        "status": record.status,
+        "dialect": record.dialect,
+        "tags": [_storable(tag) for tag in record.tags],
+        "attempts": record.attempts,
+        "upstream_id": record.upstream_id and _storable(record.upstream_id),
+    }
+
+
+def _record(row: RowMapping) -> UsageRecord:
+    values = {name: row[name] for name in UsageRecord.__struct_fields__}
+    values["quantities"] = {Meter(name): quantity for name, quantity in row["quantities"].items()}
+    values["outcome"] = Outcome(row["outcome"])
+    values["tags"] = tuple(row["tags"])
+    return UsageRecord(**values)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL refuses U+0000 in a text, and a client's text must not stop everybody's billing."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
