@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from providers.base import Endpoint, Provider
-    from providers.transport.base import Transport
+    from providers.transport.base import Timeouts, Transport
 
 _PLACES = {
     "anthropic": "providers.anthropic:Anthropic",
@@ -27,10 +27,10 @@ def names() -> tuple[str, ...]:
     return tuple(_PLACES)
 
 
-def create(endpoint: Endpoint, transport: Transport) -> Provider:
+def create(endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> Provider:
     """The adapter for one endpoint. It does not close the transport, which endpoints share.
 
     Raises: KeyError for an unknown provider; ValueError for an endpoint that the provider cannot use."""
     module, _, cls = _PLACES[endpoint.provider].partition(":")
-    provider: Provider = getattr(import_module(module), cls)(endpoint, transport)
+    provider: Provider = getattr(import_module(module), cls)(endpoint, transport, timeouts)
     return provider
