@@ -1,0 +1,1 @@
+"""Money: real files, real SQLite, real PostgreSQL."""
