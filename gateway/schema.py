@@ -1,0 +1,108 @@
+"""SQL tables of the gateway: keys, rate limits, sign-in, audit. Times are nanoseconds since 1970, UTC.
+
+Money, and whom it belongs to, is in billing.schema.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from billing import schema as billing_schema
+from billing.db import metadata
+
+assert billing_schema.organisations.metadata is metadata  # Our foreign keys point into its tables.
+
+_Json: Final = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+virtual_keys: Final = Table(
+    "virtual_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    # The part of the key that is no secret: look-ups, logs, lists.
+    Column("public_id", String(32), nullable=False, unique=True),
+    # HMAC-SHA-256 of the whole key under the pepper, which is not in this database.
+    Column("secret_hash", LargeBinary(32), nullable=False),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("project_id", String(64), ForeignKey("projects.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("models", _Json),  # Globs of aliases. None: all.
+    Column("allow_ips", _Json),  # Networks in CIDR form. None: from anywhere.
+    Column("rpm", BigInteger),  # None here and in the next two: no limit of its own.
+    Column("tpm", BigInteger),
+    Column("parallel", BigInteger),
+    Column("expires_at_ns", BigInteger),
+    Column("revoked_at_ns", BigInteger),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("created_by", String(200), nullable=False),
+    # Lists of a project's keys.
+    Index(None, "project_id"),
+)
+
+# Limits above or beside the single key. A key's own three stand in its row.
+rate_limits: Final = Table(
+    "rate_limits",
+    metadata,
+    # organisation, project: all of their keys together. end_user: each end user of the project `scope_id` by itself.
+    Column("scope", String(16), primary_key=True),
+    Column("scope_id", String(128), primary_key=True),
+    Column("unit", String(16), primary_key=True),  # requests, tokens, parallel
+    Column("window_ms", BigInteger, primary_key=True),
+    Column("amount", BigInteger, nullable=False),  # "limit" is a reserved word.
+    CheckConstraint("amount >= 0", name="amount_not_negative"),
+    CheckConstraint("window_ms > 0", name="window_positive"),
+)
+
+# One-time links to the dashboard, as printed at the first start or by `farebox admin link`.
+sign_in_links: Final = Table(
+    "sign_in_links",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    Column("role", String(32), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("used_at_ns", BigInteger),
+)
+
+admin_sessions: Final = Table(
+    "admin_sessions",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    Column("actor", String(200), nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("last_seen_at_ns", BigInteger, nullable=False),
+    # Clearing out what has expired.
+    Index(None, "expires_at_ns"),
+)
+
+# Append-only: who changed what, from what to what. Never a secret, never a key's hash.
+audit: Final = Table(
+    "audit",
+    metadata,
+    # SQLite numbers rows by itself only in an INTEGER column.
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("before", _Json),
+    Column("after", _Json),
+    Column("note", Text),
+    # What happened lately; what happened to one thing.
+    Index(None, "at_ns"),
+    Index(None, "subject", "at_ns"),
+)
