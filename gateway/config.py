@@ -119,7 +119,8 @@ class ServerSettings(_Section, frozen=True):
 
 
 class PriceSettings(_Section, frozen=True):
-    """Meters that a deployment is charged by. A meter left out has no price, and what it counts is refused."""
+    """What a deployment's tokens cost. A kind that is left out is sold as the one it is a part of: cache reads and
+    writes as input, reasoning as output."""
 
     input: Usd
     output: Usd
@@ -153,7 +154,9 @@ class DeploymentSettings(_Section, frozen=True):
     context_window: Annotated[int, Meta(ge=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     price: PriceSettings | None = None
-    """None: the price book's. Neither: the deployment is refused as unpriced."""
+    """What clients are charged. None: the price book's. Neither: the deployment is refused as unpriced."""
+    cost: PriceSettings | None = None
+    """What the provider charges us, with a `price` of your own. None: the same."""
 
 
 class ModelSettings(_Section, frozen=True):
@@ -182,6 +185,11 @@ class LocalSettings(_Section, frozen=True):
     price: PriceSettings = PriceSettings(
         input=Decimal("2.00"), output=Decimal("10.00"), cache_read=Decimal("0.20"), cache_write=Decimal("2.00")
     )
+
+    @property
+    def served_name(self) -> str:
+        """What clients ask for: the catalogue's name, or the last part of a path or repository."""
+        return self.model.rstrip("/").rpartition("/")[2].removesuffix(".gguf").removeprefix("hf:").lower()
 
 
 class TimeoutSettings(_Section, frozen=True):
@@ -325,6 +333,11 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The process's environment for a child of ours, less every provider's secret, plus `extra`."""
     hidden = provider_variables() | {"DATABASE_URL", "REDIS_URL", "FAREBOX_KEY_PEPPER", "FAREBOX_BOOTSTRAP_KEY"}
     return {name: value for name, value in os.environ.items() if name not in hidden} | dict(extra)
+
+
+def own_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The process's environment, secrets and all, for another process of the gateway itself."""
+    return {**os.environ, **extra}
 
 
 def public(settings: Settings) -> dict[str, Any]:
@@ -479,6 +492,7 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
                 fix = f"{_nearest(deployment.provider, known)}, or add [providers.{deployment.provider}]"
                 raise refuse(f"{dotted}.provider", f"no provider is called {deployment.provider!r}", fix)
             _check_price(deployment.price, f"{dotted}.price", refuse)
+            _check_price(deployment.cost, f"{dotted}.cost", refuse)
     _check_price(settings.local.price, "local.price", refuse)
     return settings
 

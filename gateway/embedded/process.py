@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -60,17 +61,22 @@ async def hold_leash(pid: int) -> Process:
 
 
 async def spawn(
-    argv: Sequence[str], *, log_path: Path, environ: Mapping[str, str], pass_fds: Sequence[int] = ()
+    argv: Sequence[str], *, log_path: Path | None, environ: Mapping[str, str] | None, pass_fds: Sequence[int] = ()
 ) -> Process:
-    """Start a child that dies with us, its output appended to `log_path`. Call from the main thread alone."""
-    rotate(log_path)
-    with log_path.open("ab") as out:
+    """Start a child that dies with us. Call from the main thread alone.
+
+    log_path: what its output is appended to; None: it shares ours. environ: None is ours, secrets and all."""
+    with contextlib.ExitStack() as files:
+        out = None
+        if log_path is not None:
+            rotate(log_path)
+            out = files.enter_context(log_path.open("ab"))
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=DEVNULL,
             stdout=out,
             stderr=out,
-            env=dict(environ),
+            env=None if environ is None else dict(environ),
             pass_fds=tuple(pass_fds),
             # A Ctrl-C reaches the whole foreground group; the order of the stop is ours to choose.
             start_new_session=True,
@@ -110,7 +116,7 @@ class Supervisor:
         start_child: Callable[[], Awaitable[Process]],
         ready: Callable[[Process], Awaitable[None]],
         *,
-        log_path: Path,
+        log_path: Path | None = None,
         backoff_s: float = BACKOFF_FIRST_S,
     ) -> None:
         self.name = name

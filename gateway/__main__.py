@@ -1,0 +1,5 @@
+"""`python -m gateway` is `farebox`."""
+
+from gateway.cli import main
+
+main()

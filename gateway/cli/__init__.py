@@ -1,0 +1,64 @@
+"""The `farebox` command: one file per noun, each imported only when its command is asked for.
+
+Exit codes: 0 done; 1 the thing asked about is not well, or could not be done; 2 wrong usage or a bad setting;
+3 something that the command needs is away (database, Redis, a model source).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+COMMANDS = {
+    "up": "Start everything on this machine and print how to use it.",
+    "serve": "Run gateway processes against a given database and Redis.",
+    "worker": "Ship usage records of this data folder into the database, without serving.",
+    "engine": "Run the local engine by itself.",
+    "migrate": "Bring the database to the newest schema and the shipped prices.",
+    "check": "Look at everything that Farebox needs and say what to mend.",
+    "config": "Show, check and describe the settings.",
+    "keys": "Virtual keys: create, list, show, revoke.",
+    "usage": "What was used and what it cost.",
+    "ledger": "Balances, and the proof that they add up.",
+    "models": "Models that can be asked for; local ones to fetch and remove.",
+    "providers": "Configured providers.",
+    "prices": "The price book.",
+}
+
+
+def build() -> App:
+    app = App(
+        name="farebox",
+        help="Any SDK in, any provider out, every token paid for exactly once.",
+        version=_version,
+        help_epilogue="Settings: flags, FAREBOX_SECTION__KEY, farebox.toml or .yaml, in this order. "
+        "Every command takes --config, --data and --json.",
+    )
+    for name, about in COMMANDS.items():
+        app.command(f"gateway.cli.{name}:app", name=name, help=about)
+    return app
+
+
+def run(argv: Sequence[str]) -> int:
+    """Returns: the exit code."""
+    from gateway.cli.common import report
+
+    try:
+        result = build()(list(argv), result_action="return_value")
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return report(error, as_json="--json" in argv)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("farebox")

@@ -1,0 +1,95 @@
+"""`farebox serve`: gateway processes for machines where the database and Redis are somebody else's."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem
+from gateway.config import Settings
+
+app = App(name="serve")
+
+Hidden = Annotated[int | None, Parameter(show=False)]
+
+
+@app.default
+def serve(
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    socket_fd: Hidden = None,
+    ready_fd: Hidden = None,
+    common: Common = DEFAULTS,
+) -> int:
+    """Run the gateway until SIGTERM, then drain and exit 0. Needs DATABASE_URL (migrated) and REDIS_URL.
+
+    Parameters
+    ----------
+    host:
+        Address to listen on; loopback unless told.
+    port:
+        TCP port.
+    workers:
+        Processes on that port.
+    """
+    import uvloop
+
+    from gateway.cli.serving import bind
+    from gateway.observe import logs
+
+    settings = common.settings(server__host=host, server__port=port, server__workers=workers)
+    logs.configure(settings.log)
+    if settings.redis_url is None:
+        fix = "set REDIS_URL; `farebox up` starts an embedded one"
+        raise Problem("serve needs a Redis or Valkey of yours", fix=fix, code=WRONG_USAGE)
+    for error in settings.missing_secrets():
+        raise error
+    if socket_fd is not None:
+        uvloop.run(_one(settings, socket.socket(fileno=socket_fd), ready_fd))
+        return OK
+    flags = [f"--config={common.config}"] if common.config else []
+    flags += [f"--data={settings.data_dir}"]
+    with bind(settings) as bound:
+        if settings.server.workers == 1:
+            uvloop.run(_one(settings, bound, None))
+        else:
+            uvloop.run(_several(settings, bound, flags))
+    return OK
+
+
+async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -> None:
+    import asyncio
+
+    from gateway.app import create_app
+    from gateway.cli.serving import Server, on_signal
+
+    server = Server(settings, create_app(settings))
+
+    async def tell() -> None:
+        await server.up.wait()
+        if ready_fd is not None:
+            os.write(ready_fd, b"1")
+            os.close(ready_fd)
+
+    with on_signal(server.drain):
+        telling = asyncio.create_task(tell())
+        try:
+            await server.serve(sockets=[bound])
+        finally:
+            telling.cancel()
+
+
+async def _several(settings: Settings, bound: socket.socket, flags: list[str]) -> None:
+    import asyncio
+
+    from gateway.cli.serving import Workers, on_signal
+
+    stop = asyncio.Event()
+    with on_signal(stop.set):
+        async with Workers(settings, bound, flags, {}).running():
+            await stop.wait()

@@ -1,0 +1,160 @@
+"""uvicorn, as we want it: our signals, our exit code, streams drained before it ends; one process or several."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from typing import Any
+
+import uvicorn
+
+from gateway.cli.common import AWAY, Problem
+from gateway.config import Settings, own_environment
+from gateway.embedded.process import StartFailed, Supervisor, spawn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER_READY_S = 60.0
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to its caller: uvicorn raises them again after a clean stop, and the exit code would be 143.
+
+    `drain` begins the stop: readiness says no at once, open streams go on for as long as `drain_s` allows."""
+
+    def __init__(self, settings: Settings, app: Any) -> None:
+        super().__init__(_config(settings, app))
+        self._app = app
+        self.up = asyncio.Event()
+        """Set when the application's lifespan has started and the socket takes requests."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises: StartFailed where uvicorn would end the process."""
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            raise StartFailed("the gateway did not start; the log line above says why") from error
+        self.up.set()
+
+    def drain(self) -> None:
+        """A second call does not wait any more."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._app.draining = True
+
+
+def _config(settings: Settings, app: Any) -> uvicorn.Config:
+    trusted = list(settings.server.trusted_proxies)
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        # None keeps the handlers that observe.logs has set up.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(trusted),
+        forwarded_allow_ips=trusted or None,
+        timeout_graceful_shutdown=int(settings.server.drain_s),
+        # Longer than the idle time of common load balancers (60 s), which would else reuse a connection we just closed.
+        timeout_keep_alive=75,
+        backlog=2048,
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is started for it. Raises: Problem that says what to do."""
+    host, port = settings.server.host, settings.server.port
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        fix = "stop the program that uses the port, or choose another with --port (or PORT)"
+        raise Problem(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix, code=AWAY) from error
+    return bound
+
+
+@contextlib.contextmanager
+def on_signal(action: Any) -> Generator[None, None, None]:
+    """Call `action` for each SIGTERM and Ctrl-C while inside."""
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, action)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+class Workers:
+    """Several gateway processes on one socket, each started again when it dies. Each is `farebox serve --socket-fd`.
+
+    They read the settings anew, so they are given the same flags, and what `up` found out by environment."""
+
+    def __init__(
+        self, settings: Settings, bound: socket.socket, flags: Sequence[str], environ: Mapping[str, str]
+    ) -> None:
+        self._bound = bound
+        self._flags = list(flags)
+        self._environ = own_environment(environ)
+        self._stop = asyncio.Event()
+        self._drain_s = settings.server.drain_s
+        self._ready: dict[int, int] = {}
+        self._supervisors = [
+            Supervisor(f"gateway worker {n}", self._start_child, self._wait_ready)
+            for n in range(settings.server.workers)
+        ]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """All of them are up inside. Raises: StartFailed."""
+        try:
+            await asyncio.gather(*(supervisor.start() for supervisor in self._supervisors))
+            yield
+        finally:
+            grace_s = self._drain_s + 5.0
+            await asyncio.gather(*(supervisor.stop(grace_s) for supervisor in self._supervisors))
+
+    async def _start_child(self) -> Process:
+        told, tells = os.pipe()
+        argv = [sys.executable, "-m", "gateway", "serve", *self._flags]
+        argv += ["--socket-fd", str(self._bound.fileno()), "--ready-fd", str(tells)]
+        try:
+            process = await spawn(argv, log_path=None, environ=self._environ, pass_fds=[self._bound.fileno(), tells])
+        except BaseException:
+            os.close(told)
+            raise
+        finally:
+            os.close(tells)
+        self._ready[process.pid] = told
+        return process
+
+    async def _wait_ready(self, process: Process) -> None:
+        told = os.fdopen(self._ready.pop(process.pid), "rb")
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), told
+        )
+        try:
+            # The pipe ends with the worker, so this returns when it is up and when it never will be.
+            said = await asyncio.wait_for(reader.read(1), WORKER_READY_S)
+        except TimeoutError as error:
+            raise StartFailed(f"a gateway worker was not up within {WORKER_READY_S:.0f} s") from error
+        finally:
+            transport.close()
+        if not said:
+            raise StartFailed("a gateway worker did not start; the log line above says why")
