@@ -1,0 +1,39 @@
+"""OpenAI Responses, both ways. `DIALECT` is what adapters and the ingress use.
+
+`portable` and the state fields in `extensions["openai_responses"]` are for a gateway that keeps conversations itself.
+"""
+
+from __future__ import annotations
+
+from providers.dialects.base import Dialect
+from providers.dialects.openai_responses import wire
+from providers.dialects.openai_responses.errors import decode_error, encode_error
+from providers.dialects.openai_responses.events import EventDecoder, EventEncoder, Tap
+from providers.dialects.openai_responses.request import decode_request, encode_request, portable
+from providers.dialects.openai_responses.response import decode_response, encode_response
+from providers.neutral import ChatRequest
+
+
+class OpenAIResponses:
+    name = wire.NAME
+    stream_media_type = "text/event-stream; charset=utf-8"
+    decode_request = staticmethod(decode_request)
+    encode_request = staticmethod(encode_request)
+    decode_response = staticmethod(decode_response)
+    encode_response = staticmethod(encode_response)
+    encode_error = staticmethod(encode_error)
+    decode_error = staticmethod(decode_error)
+
+    def event_decoder(self) -> EventDecoder:
+        return EventDecoder()
+
+    def event_encoder(self, request: ChatRequest) -> EventEncoder:
+        return EventEncoder(request)
+
+    def tap(self, request_included_usage: bool) -> Tap:
+        return Tap()  # usage is always in the terminal event: nothing to hold back
+
+
+DIALECT: Dialect = OpenAIResponses()
+
+__all__ = ["DIALECT", "portable"]
