@@ -65,12 +65,25 @@ rate_limits: Final = Table(
     CheckConstraint("window_ms > 0", name="window_positive"),
 )
 
-# One-time links to the dashboard, as printed at the first start or by `farebox admin link`.
+# People who use the dashboard and the admin API.
+admin_users: Final = Table(
+    "admin_users",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("role", String(32), nullable=False),
+    Column("password_hash", String(200)),  # None: signs in by link until one is set.
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("disabled_at_ns", BigInteger),
+)
+
+# One-time links to the dashboard. Of them, sessions and tokens only the SHA-256 is kept: they are long and random, so
+# no salt is needed.
 sign_in_links: Final = Table(
     "sign_in_links",
     metadata,
     Column("token_hash", LargeBinary(32), primary_key=True),
-    Column("role", String(32), nullable=False),
+    Column("user_id", String(64), ForeignKey("admin_users.id"), nullable=False),
     Column("created_at_ns", BigInteger, nullable=False),
     Column("expires_at_ns", BigInteger, nullable=False),
     Column("used_at_ns", BigInteger),
@@ -80,16 +93,40 @@ admin_sessions: Final = Table(
     "admin_sessions",
     metadata,
     Column("token_hash", LargeBinary(32), primary_key=True),
-    Column("actor", String(200), nullable=False),
-    Column("role", String(32), nullable=False),
+    Column("user_id", String(64), ForeignKey("admin_users.id"), nullable=False),
     Column("created_at_ns", BigInteger, nullable=False),
     Column("expires_at_ns", BigInteger, nullable=False),
     Column("last_seen_at_ns", BigInteger, nullable=False),
-    # Clearing out what has expired.
+    # Clearing out what has expired; signing a person out everywhere.
     Index(None, "expires_at_ns"),
+    Index(None, "user_id"),
 )
 
-# Append-only: who changed what, from what to what. Never a secret, never a key's hash.
+# For automation: what a person may do, or less, without a browser.
+admin_tokens: Final = Table(
+    "admin_tokens",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("user_id", String(64), ForeignKey("admin_users.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger),
+    Column("revoked_at_ns", BigInteger),
+)
+
+# Failed sign-ins, for as long as they count against the next try.
+sign_in_failures: Final = Table(
+    "sign_in_failures",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("subject", String(260), nullable=False),  # address:... or name:...
+    Column("at_ns", BigInteger, nullable=False),
+    Index(None, "subject", "at_ns"),
+)
+
+# Append-only: who changed what, from what to what. Never a secret, never a key's hash. Written by gateway.audit alone.
 audit: Final = Table(
     "audit",
     metadata,
@@ -102,6 +139,8 @@ audit: Final = Table(
     Column("before", _Json),
     Column("after", _Json),
     Column("note", Text),
+    # Covers the row and the hash of the row before it.
+    Column("hash", LargeBinary(32), nullable=False),
     # What happened lately; what happened to one thing.
     Index(None, "at_ns"),
     Index(None, "subject", "at_ns"),

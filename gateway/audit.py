@@ -1,0 +1,85 @@
+"""The audit log: who changed what, from what to what. Append-only; each row's hash covers the row before it.
+
+A row that is edited, removed or put in between breaks the chain from there on. Cutting off the newest rows does not:
+keep the newest hash elsewhere (`verify` tells it) to see that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import desc, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import schema
+
+GENESIS: Final = bytes(32)
+# Any number, the same in every process: on PostgreSQL writers of the chain take turns by it. SQLite has one writer.
+_CHAIN_LOCK: Final = 0x6661_7265_626F_78
+
+
+class Verdict(Struct, frozen=True):
+    """head: the newest good hash in hexadecimal. broken_at: id of the first row that does not follow from the one
+    before it; None when all do."""
+
+    rows: int
+    head: str
+    broken_at: int | None
+
+
+async def append(
+    db: AsyncConnection,
+    *,
+    actor: str,
+    action: str,
+    subject: str,
+    at_ns: int,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    note: str | None = None,
+) -> None:
+    """Write one row in the caller's transaction, so that a change and its trace stand or fall together.
+
+    before, after: text, whole numbers, truth values, lists; no floats, which databases write in ways of their own,
+    and never a secret."""
+    if db.dialect.name == "postgresql":
+        await db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CHAIN_LOCK})
+    newest = select(schema.audit.c.hash).order_by(desc(schema.audit.c.id)).limit(1)
+    previous = (await db.execute(newest)).scalar_one_or_none() or GENESIS
+    row = {
+        "at_ns": at_ns,
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "before": _plain(before),
+        "after": _plain(after),
+        "note": note,
+    }
+    await db.execute(insert(schema.audit).values(row | {"hash": chained(previous, row)}))
+
+
+def chained(previous: bytes, row: Mapping[str, Any]) -> bytes:
+    """SHA-256 over the hash before and the row as JSON with sorted keys: in whatever order a database keeps them."""
+    fields = [row[name] for name in ("at_ns", "actor", "action", "subject", "before", "after", "note")]
+    return hashlib.sha256(previous + msgspec.json.encode(fields, order="sorted")).digest()
+
+
+async def verify(db: AsyncConnection) -> Verdict:
+    """Go through the whole chain. Reads every row, in a stream."""
+    head, rows = GENESIS, 0
+    async with db.stream(select(schema.audit).order_by(schema.audit.c.id)) as result:
+        async for row in result.mappings():
+            expected = chained(head, row)
+            if expected != row["hash"]:
+                return Verdict(rows, head.hex(), row["id"])
+            head, rows = expected, rows + 1
+    return Verdict(rows, head.hex(), None)
+
+
+def _plain(value: Mapping[str, Any] | None) -> Any:
+    """As it will be read back: enumerations as their text, structs as mappings."""
+    return None if value is None else msgspec.to_builtins(value)
