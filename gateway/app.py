@@ -79,8 +79,7 @@ class Gateway:
             stack.push_async_callback(_finish, stop, shipping)
             keys = KeyStore(engine, redis, own.key_pepper)
             await stack.enter_async_context(keys)
-            gate = Gate(engine, redis)
-            await stack.enter_async_context(gate)
+            gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.ship_once))
             transport = Http1Transport()
             stack.push_async_callback(transport.aclose)
             timeouts = Timeouts(

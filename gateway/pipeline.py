@@ -21,7 +21,7 @@ from gateway.ingress.endpoints import Route
 from gateway.ingress.errors import as_body
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
-from gateway.routing.catalog import Catalog, permits
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Catalog, permits
 from gateway.routing.fallback import first_arrival
 from gateway.routing.policy import Leg, RoutePlan, plan
 from gateway.settlement import Ending, Settlement
@@ -142,25 +142,26 @@ class Pipeline:
         )
 
     async def _admit(self, call: Call, who: Principal, route: RoutePlan, now_ns: int) -> tuple[Admission, Call]:
-        request = call.request
+        request, stated = call.request, call.request.max_output_tokens
         size = size_of(request)
+        most = max(leg.deployment.most_output(stated) for leg in route.legs)
         admission = await self._gate.admit(
             who,
             call.request_id,
             request.model,
             input_bytes=size.text_bytes + size.attachments,
             images=size.images,
-            max_output_tokens=request.max_output_tokens,
+            max_output_tokens=stated,
             candidates=request.candidates,
-            deployment_max_output=max(leg.deployment.max_output_tokens for leg in route.legs),
-            context_window=max(leg.deployment.context_window for leg in route.legs),
+            deployment_max_output=most,
+            context_window=max(leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in route.legs),
             sheets=[leg.sheet for leg in route.legs],
             end_user=request.user,
             now_ms=now_ns // 1_000_000,
         )
-        limit = admission.max_output_tokens
-        if limit is not None and limit != request.max_output_tokens:
-            # The budget covers less than the model's longest answer: the provider is told, the client sees "length".
+        limit = admission.max_output_tokens or (most if stated is None else min(stated, most))
+        if limit != stated and (stated is not None or who.budgets):
+            # A hard budget holds only if no answer can outgrow its hold: the provider is told, the client sees "length".
             call = replace(call, request=replace(request, max_output_tokens=limit), output_limit=limit)
         return admission, call
 

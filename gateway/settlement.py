@@ -13,7 +13,6 @@ from billing.journal import Journal
 from billing.rating import charge
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
-from gateway.errors import Unavailable
 from gateway.metering import estimated_usage, quantities
 from gateway.observe.metrics import METRICS
 from gateway.routing.policy import Leg
@@ -73,23 +72,23 @@ class Settlement:
     async def _finish(self, ending: Ending) -> int:
         record = self._record(ending)
         amount_pusd = charge(record.quantities, self.leg.sheet).sale_pusd
-        tokens = input_tokens_total(record.quantities) + output_tokens_total(record.quantities)
+        read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
-        written, settled = await asyncio.gather(
+        counted = (0, 0) if record.estimated else (read, written)
+        journalled, settled = await asyncio.gather(
             self._journal.settle(record),
-            self._gate.settle(self._admission, tokens, amount_pusd),
+            self._gate.settle(
+                self._admission, read + written, amount_pusd, input_tokens=counted[0], output_tokens=counted[1]
+            ),
             return_exceptions=True,
         )
-        if isinstance(written, JournalUnavailable):
+        if isinstance(journalled, JournalUnavailable):
             # The intent is on disk and the record in the journal's memory: nothing is lost, an operator must act.
             METRICS.journal_failed()
             log.error("usage record not on disk yet; free disk space or mend the data folder", request_id=self.id)
-        elif isinstance(written, BaseException):
-            raise written
-        if isinstance(settled, Unavailable):
-            # The lease runs out by itself and the counters are rebuilt from SQL: a delay, not a loss.
-            log.warning("limit counters not settled, Redis is away", request_id=self.id)
-        elif isinstance(settled, BaseException):
+        elif isinstance(journalled, BaseException):
+            raise journalled
+        if isinstance(settled, BaseException):
             raise settled
         return amount_pusd
 
@@ -102,7 +101,7 @@ class Settlement:
                 usage,
                 input_tokens_total(intent.estimate),
                 ending.output_bytes,
-                output_tokens_total(intent.estimate) or deployment.max_output_tokens,
+                output_tokens_total(intent.estimate),
             )
         used = quantities(usage) if ending.produced else {}
         first = self.first_token_ns

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.admission import Principal
 from gateway.errors import ModelNotFound
-from gateway.routing.catalog import Catalog, permits
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, UNKNOWN_MAX_OUTPUT_TOKENS, Catalog, permits
 
 _PATH = re.compile(r"(?:/openai)?/v1(?:beta)?/models(?:/(?P<id>[^:]+))?|/models(?:/(?P<bare>[^:]+))?")
 # When the list was made is no fact about a model, and SDKs only need some date: the day this format was settled.
@@ -62,8 +62,8 @@ def _anthropic(alias: str, catalog: Catalog) -> dict[str, Any]:
         "display_name": alias,
         "created_at": _CREATED_RFC3339,
         "lifecycle": "active",
-        "max_input_tokens": first.context_window,
-        "max_tokens": first.max_output_tokens,
+        "max_input_tokens": first.context_window or UNKNOWN_CONTEXT_WINDOW,
+        "max_tokens": first.max_output_tokens or UNKNOWN_MAX_OUTPUT_TOKENS,
     }
 
 
@@ -82,8 +82,8 @@ def _gemini(alias: str, catalog: Catalog) -> dict[str, Any]:
     return {
         "name": f"models/{alias}",
         "displayName": alias,
-        "inputTokenLimit": first.context_window,
-        "outputTokenLimit": first.max_output_tokens,
+        "inputTokenLimit": first.context_window or UNKNOWN_CONTEXT_WINDOW,
+        "outputTokenLimit": first.max_output_tokens or UNKNOWN_MAX_OUTPUT_TOKENS,
         "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
     }
 

@@ -12,15 +12,18 @@ from gateway.config import DeploymentSettings, Settings
 from gateway.errors import ModelNotFound
 
 LOCAL = "local"
-DEFAULT_CONTEXT_WINDOW = 128_000
-DEFAULT_MAX_OUTPUT_TOKENS = 16_384
+# What is assumed of a model whose limits nobody told: no prompt is cut short by it, and an answer of unstated length is
+# held at what most hosted models write at most.
+UNKNOWN_CONTEXT_WINDOW = 10_000_000
+UNKNOWN_MAX_OUTPUT_TOKENS = 16_384
 
 
 class Deployment(Struct, frozen=True):
     """One way to get an answer: a model at a configured provider.
 
     provider: the name the operator gave it, e.g. "groq" or "azure-east". kind: which adapter speaks to it.
-    model: the provider's own name. context_window, max_output_tokens: tokens.
+    model: the provider's own name. context_window, max_output_tokens: tokens, None where nobody told.
+    unstated_output_tokens: what a request that names no limit is held for; None: the most the model may write.
     """
 
     provider: str
@@ -28,12 +31,19 @@ class Deployment(Struct, frozen=True):
     model: str
     weight: int = 1
     priority: int = 0
-    context_window: int = DEFAULT_CONTEXT_WINDOW
-    max_output_tokens: int = DEFAULT_MAX_OUTPUT_TOKENS
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    unstated_output_tokens: int | None = None
 
     @property
     def id(self) -> str:
         return f"{self.provider}/{self.model}"
+
+    def most_output(self, stated: int | None) -> int:
+        """The longest answer to expect of a request with this limit of its own."""
+        if stated is None and self.unstated_output_tokens is not None:
+            return self.unstated_output_tokens
+        return self.max_output_tokens or max(UNKNOWN_MAX_OUTPUT_TOKENS, stated or 0)
 
 
 class Catalog(Struct, frozen=True):
@@ -84,8 +94,8 @@ def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deploym
         said.model,
         said.weight,
         said.priority,
-        said.context_window or DEFAULT_CONTEXT_WINDOW,
-        said.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
+        said.context_window,
+        said.max_output_tokens,
     )
 
 
@@ -95,6 +105,7 @@ def _local(settings: Settings) -> Deployment:
         LOCAL,
         LOCAL,
         local.model,
-        context_window=local.context_window or 8192,
-        max_output_tokens=local.max_output_tokens,
+        context_window=local.context_window,
+        max_output_tokens=local.context_window,
+        unstated_output_tokens=local.max_output_tokens,
     )
