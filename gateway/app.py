@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from billing.worker import Worker
 from litestar import Litestar
 from providers.transport.http1 import Http1Transport
 from redis.asyncio import Redis
@@ -22,6 +21,7 @@ from billing.db import create_engine
 from billing.journal import Journal
 from billing.pricelist import load_prices
 from billing.prices import PriceBook
+from billing.worker import Worker
 from gateway.admission import Gate, KeyStore
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
@@ -77,7 +77,7 @@ class Gateway:
             stop = asyncio.Event()
             shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
             stack.push_async_callback(_finish, stop, shipping)
-            keys = KeyStore(engine, redis, own.key_pepper)
+            keys = KeyStore(engine, redis, own.key_pepper.encode())
             await stack.enter_async_context(keys)
             gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.ship_once))
             transport = Http1Transport()

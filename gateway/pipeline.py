@@ -161,11 +161,11 @@ class Pipeline:
         )
         limit = admission.max_output_tokens or (most if stated is None else min(stated, most))
         if limit != stated and (stated is not None or who.budgets):
-            # A hard budget holds only if no answer can outgrow its hold: the provider is told, the client sees "length".
+            # A hard budget holds only if no answer can outgrow its hold. The client sees `length`.
             call = replace(call, request=replace(request, max_output_tokens=limit), output_limit=limit)
         return admission, call
 
-    def _open(self, call: Call, who: Principal, route: RoutePlan, admission: Admission, inbound: Inbound) -> Settlement:
+    def _owe(self, call: Call, who: Principal, route: RoutePlan, admission: Admission, inbound: Inbound) -> Settlement:
         leg = route.legs[0]
         intent = Intent(
             id=call.request_id,

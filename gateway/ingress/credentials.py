@@ -20,5 +20,5 @@ def presented_key(headers: Mapping[str, str], query: str) -> str | None:
         if value := headers.get(name, "").strip():
             return value
     if "key=" in query:
-        return (parse_qs(query).get("key") or [None])[0]
+        return next(iter(parse_qs(query).get("key", ())), None)
     return None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from providers.registry import create
-
 from gateway.config import Settings
 from gateway.routing.catalog import LOCAL
 from providers.base import Credential, Endpoint, Provider
+from providers.registry import create
 from providers.transport.base import Timeouts, Transport
 
 
