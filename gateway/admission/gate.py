@@ -1,0 +1,376 @@
+"""The one door of admission: `admit` before the call, `settle` or `release` after it. The pipeline calls only these."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Final
+
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+from redis.asyncio import Redis
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.prices import PriceSheet
+from billing.usage import Meter
+from gateway.admission import spending
+from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, estimate, image_tokens
+from gateway.admission.limits import LEASE_MS, Limiter, Scopes, Window, scopes_of
+from gateway.admission.link import Link
+from gateway.admission.principal import Budget, Principal
+from gateway.errors import QuotaExceeded, Unavailable
+
+log = structlog.get_logger(__name__)
+
+# Whoever is not renewed for this long has been forgotten by whoever admitted it: a leak must not last for ever.
+OPEN_MAX_S: Final = 6 * 3600.0
+# How often settlements that found Redis away are sent again.
+RETRY_S: Final = 0.5
+# One at a time per request would be a round trip each; all at once, a burst that delays the living.
+RENEW_BATCH: Final = 256
+# Unsettled while Redis is away. Beyond it the oldest are left to `correct_expired`, which asks SQL.
+PENDING_MAX: Final = 100_000
+# Clients may lower the output until it fits; a race with others may take the room in between.
+CLAMP_TRIES: Final = 3
+
+_NO_METERS: Final[Mapping[Meter, int]] = MappingProxyType({})
+
+
+class Admission(Struct, frozen=True):
+    """A request that may go on, and what is reserved for it until `settle` or `release`.
+
+    max_output_tokens: what the answer has to be limited to because the budget covers no more; None where the client's
+    own limit, or none, stands. tokens: what the rate limits count it as until its usage is known."""
+
+    request_id: str
+    principal: Principal
+    alias: str
+    estimate: dict[Meter, int]
+    hold_pusd: int
+    max_output_tokens: int | None
+    tokens: int
+    scopes: Scopes
+    input_bytes: int
+    windows: tuple[Window, ...] = ()
+
+    def limit_headers(self) -> list[tuple[str, str]]:
+        """The tightest limit of requests and of tokens. Source: OpenAI's rate limit guide, read 2026-11."""
+        headers = []
+        for unit in ("requests", "tokens"):
+            windows = [w for w in self.windows if w.limit.unit == unit]
+            if windows:
+                tightest = min(windows, key=lambda w: w.remaining)
+                headers += [
+                    (f"x-ratelimit-limit-{unit}", str(tightest.limit.limit)),
+                    (f"x-ratelimit-remaining-{unit}", str(tightest.remaining)),
+                    (f"x-ratelimit-reset-{unit}", duration(tightest.reset_ms)),
+                ]
+        return headers
+
+
+class _Pending(Struct, frozen=True):
+    admission: Admission
+    tokens: int
+    charge_pusd: int
+    requests: int
+    since_s: float
+
+
+class Gate:
+    """Use as an async context: inside it leases are renewed and late settlements sent."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        redis: Redis,
+        *,
+        shipped: Callable[[], Awaitable[object]] | None = None,
+        lease_ms: int = LEASE_MS,
+    ) -> None:
+        """shipped: brings this host's usage records to SQL before a counter is made from it. Without, what was charged
+        within the last moments (the worker's idle time) is missing from a counter made after Redis lost its data."""
+        self._engine = engine
+        self._shipped = shipped
+        self._lease_ms = lease_ms
+        self._link = Link(redis)
+        self._limiter = Limiter(self._link, self._spent)
+        self._ratios = Ratios()
+        # By key id: a principal's scopes are the same until it is read anew or the day ends.
+        self._plans: dict[str, tuple[Principal, int, Scopes]] = {}
+        self._open: dict[str, tuple[Admission, float, float]] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Gate:
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="renew leases")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._send_pending()
+        await self._link.aclose()
+
+    async def admit(
+        self,
+        principal: Principal,
+        request_id: str,
+        alias: str,
+        *,
+        input_bytes: int,
+        images: int,
+        max_output_tokens: int | None,
+        candidates: int,
+        deployment_max_output: int,
+        context_window: int,
+        sheets: Sequence[PriceSheet],
+        end_user: str | None,
+        now_ms: int,
+        extra: Mapping[Meter, int] = _NO_METERS,
+    ) -> Admission:
+        """Reserve the worst case of a request in every scope of its key.
+
+        sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches,
+        seconds of sound). Cancelled or failed, it leaves nothing reserved.
+        Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
+        worst = estimate(
+            self._ratios,
+            alias,
+            input_bytes=input_bytes,
+            images=images,
+            candidates=max(1, candidates),
+            context_window=context_window,
+            sheets=sheets,
+            extra=extra,
+        )
+        ceiling = min(deployment_max_output, context_window)
+        # A client that asks for more than the model can say gets what the model can say.
+        output = ceiling if max_output_tokens is None else min(max_output_tokens, ceiling)
+        likely_output = output if max_output_tokens is not None else min(output, self._ratios.likely_output(alias))
+        scopes = self._scopes(principal, end_user, now_ms)
+        likely_input = self._ratios.likely_input(alias, input_bytes) + images * image_tokens(alias)
+        tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
+        if max_output_tokens is None:
+            tokens = _within_windows(tokens, likely_output * max(1, candidates), scopes)
+        admission = Admission(
+            request_id,
+            principal,
+            alias,
+            worst.quantities(output),
+            worst.hold_pusd(output),
+            None,
+            tokens,
+            scopes,
+            0 if images else input_bytes,
+        )
+        if scopes.empty:
+            return admission
+        return await self._reserve(admission, worst, may_clamp=max_output_tokens is None)
+
+    async def settle(
+        self,
+        admission: Admission,
+        tokens_used: int,
+        charge_pusd: int,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> int:
+        """Give back what was not used, or take what was used beyond. Sent twice it counts once.
+
+        input_tokens, output_tokens: as the provider counted them, to learn from; 0 when it did not. Redis away is no
+        error here: the answer has been given and the journal knows its price, so it is sent again later.
+        Returns: how much of the hold was not used, in pUSD."""
+        self._ratios.learn(admission.alias, admission.input_bytes, input_tokens, output_tokens)
+        await self._close(admission, tokens_used, charge_pusd, requests=1)
+        return max(0, admission.hold_pusd - charge_pusd)
+
+    async def release(self, admission: Admission) -> None:
+        """Nothing was sent anywhere: all of it goes back, the request itself included."""
+        await self._close(admission, 0, 0, requests=0)
+
+    async def renew(self, admission: Admission) -> None:
+        """For whoever keeps a request open outside of this process's `async with`. Raises: Unavailable."""
+        await self._limiter.renew(
+            admission.request_id,
+            admission.scopes,
+            tokens=admission.tokens,
+            hold_pusd=admission.hold_pusd,
+            lease_ms=self._lease_ms,
+        )
+
+    async def available_pusd(self, principal: Principal, now_ms: int) -> list[tuple[Budget, int | None]]:
+        """What each budget of a key would cover now; None where it has not been used since Redis began."""
+        scopes = self._scopes(principal, None, now_ms)
+        return list(zip(scopes.budgets, await self._limiter.available_pusd(scopes), strict=True))
+
+    async def forget_budgets(self, principal: Principal, now_ms: int) -> None:
+        """Have this key's money counters made anew from SQL: after a payout, a correction, a crash of Redis."""
+        await self._limiter.forget_budgets(self._scopes(principal, None, now_ms))
+
+    async def correct_expired(self, organisation_ids: Sequence[str]) -> int:
+        """Settle what died with its process at what SQL says it cost; what SQL does not know yet stays held.
+
+        Returns: how many reservations were closed. Raises: Unavailable, SQLAlchemyError; what was closed stays so."""
+        closed = 0
+        for organisation_id in organisation_ids:
+            expired = [i for i in await self._limiter.expired(organisation_id) if i not in self._open]
+            if expired:
+                charges = await spending.charges_of(self._engine, expired)
+                closed += await self._limiter.correct(organisation_id, charges)
+        return closed
+
+    @property
+    def open_count(self) -> int:
+        """Admitted here and not settled yet, for metrics."""
+        return len(self._open)
+
+    @property
+    def pending_count(self) -> int:
+        """Settled, and Redis does not know it yet, for metrics."""
+        return len(self._pending)
+
+    async def _reserve(self, admission: Admission, worst: Estimate, *, may_clamp: bool) -> Admission:
+        for _ in range(CLAMP_TRIES):
+            now_s = asyncio.get_running_loop().time()
+            try:
+                windows = await self._limiter.reserve(
+                    admission.request_id,
+                    admission.scopes,
+                    tokens=admission.tokens,
+                    hold_pusd=admission.hold_pusd,
+                    lease_ms=self._lease_ms,
+                )
+            except QuotaExceeded as refused:
+                output = worst.affordable_output(refused.remaining_pusd) if may_clamp else None
+                if output is None or output < OUTPUT_TOKENS_MIN:
+                    raise
+                admission = replace(
+                    admission,
+                    max_output_tokens=output,
+                    estimate=worst.quantities(output),
+                    hold_pusd=worst.hold_pusd(output),
+                )
+                last = refused
+            except (Unavailable, asyncio.CancelledError):
+                # The command may be on its way: whatever it takes is given back.
+                self._pend(_Pending(admission, 0, 0, 0, now_s))
+                raise
+            else:
+                self._open[admission.request_id] = (admission, now_s, now_s)
+                return replace(admission, windows=windows)
+        raise last
+
+    async def _close(self, admission: Admission, tokens: int, charge_pusd: int, requests: int) -> None:
+        self._open.pop(admission.request_id, None)
+        if admission.scopes.empty:
+            return
+        pending = _Pending(admission, tokens, charge_pusd, requests, asyncio.get_running_loop().time())
+        try:
+            await self._settle(pending)
+        except (Unavailable, asyncio.CancelledError) as error:
+            self._pend(pending)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    async def _settle(self, pending: _Pending) -> None:
+        age_s = asyncio.get_running_loop().time() - pending.since_s
+        await self._limiter.settle(
+            pending.admission.request_id,
+            pending.admission.scopes,
+            tokens=pending.tokens,
+            charge_pusd=pending.charge_pusd,
+            requests=pending.requests,
+            age_ms=int(age_s * 1000),
+        )
+
+    def _pend(self, pending: _Pending) -> None:
+        while len(self._pending) >= PENDING_MAX:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+        self._pending[pending.admission.request_id] = pending
+
+    def _scopes(self, principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
+        if end_user is not None and any(limit.scope == "end_user" for limit in principal.limits):
+            return scopes_of(principal, end_user, now_ms)
+        day = now_ms // 86_400_000
+        plan = self._plans.get(principal.key_id)
+        if plan is not None and plan[0] is principal and plan[1] == day:
+            return plan[2]
+        if len(self._plans) >= 10_000:
+            self._plans.clear()
+        scopes = scopes_of(principal, None, now_ms)
+        self._plans[principal.key_id] = (principal, day, scopes)
+        return scopes
+
+    async def _spent(self, budget: Budget, start_ns: int) -> int:
+        try:
+            if self._shipped is not None:
+                await self._shipped()
+            return await spending.spent_pusd(self._engine, budget, start_ns)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("the database that knows the budgets is away") from error
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(min(RETRY_S, self._lease_ms / 3000))
+            await self._send_pending()
+            await self._renew_open()
+
+    async def _send_pending(self) -> None:
+        for request_id, pending in list(self._pending.items()):
+            try:
+                await self._settle(pending)
+            except Unavailable:
+                return
+            if self._pending.get(request_id) is pending:
+                del self._pending[request_id]
+
+    async def _renew_open(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        due = []
+        for request_id, (admission, since_s, renewed_s) in list(self._open.items()):
+            if now_s - since_s > OPEN_MAX_S:
+                log.error("request was never settled; its lease is given up", request_id=request_id)
+                del self._open[request_id]
+            elif now_s - renewed_s >= self._lease_ms / 3000:
+                due.append((request_id, admission, since_s))
+        for start in range(0, len(due), RENEW_BATCH):
+            batch = due[start : start + RENEW_BATCH]
+            results = await asyncio.gather(*(self.renew(a) for _, a, _ in batch), return_exceptions=True)
+            for (request_id, admission, since_s), result in zip(batch, results, strict=True):
+                if isinstance(result, Unavailable):
+                    log.warning("leases not renewed, Redis is away", open=len(self._open))
+                    return
+                if isinstance(result, BaseException):
+                    raise result
+                if request_id in self._open:  # Else it was settled while we waited.
+                    self._open[request_id] = (admission, since_s, now_s)
+
+
+def _within_windows(tokens: int, output_tokens: int, scopes: Scopes) -> int:
+    """A guess at an answer of unstated length must not make a request larger than its limit: what it really used
+    is counted afterwards, and the limit makes later requests wait for it."""
+    room = min((b.limit for b in scopes.buckets if b.unit == "tokens"), default=tokens)
+    return max(min(tokens, room), tokens - output_tokens + OUTPUT_TOKENS_MIN)
+
+
+def duration(ms: int) -> str:
+    """As OpenAI writes it: 12ms, 1s, 1.5s, 6m0s, 1h0m0s."""
+    if ms < 1000:
+        return f"{ms}ms"
+    seconds, milli = divmod(ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{seconds}.{milli:03d}".rstrip("0").rstrip(".") if milli else str(seconds)
+    if hours:
+        return f"{hours}h{minutes}m{text}s"
+    return f"{minutes}m{text}s" if minutes else f"{text}s"

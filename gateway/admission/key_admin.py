@@ -1,0 +1,328 @@
+"""Making, changing and revoking keys: SQL with an audit row in one transaction, then word to every process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from ipaddress import ip_network
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import asdict
+from redis.asyncio import Redis
+from sqlalchemy import RowMapping, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing import accounts
+from billing.accounts import Scope, Window
+from billing.db import reading, writing
+from billing.schema import projects
+from gateway.admission.changes import EVERYTHING, announce
+from gateway.admission.minting import MintedKey, accept, mint
+from gateway.admission.principal import MINUTE_MS, Unit
+from gateway.errors import InvalidRequest, NotFound
+from gateway.schema import audit, rate_limits, virtual_keys
+
+NAME_CHARS_MAX: Final = 200
+_LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
+
+
+class KeyTerms(Struct, frozen=True, kw_only=True):
+    """What a key may do. None: no limit of its own."""
+
+    models: tuple[str, ...] | None = None
+    allow_ips: tuple[str, ...] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    parallel: int | None = None
+    expires_at_ns: int | None = None
+
+
+class KeyChanges(Struct, frozen=True, kw_only=True):
+    """What to change of a key; UNSET leaves it as it is, None takes a limit away."""
+
+    name: str | UnsetType = UNSET
+    models: tuple[str, ...] | UnsetType | None = UNSET
+    allow_ips: tuple[str, ...] | UnsetType | None = UNSET
+    rpm: int | UnsetType | None = UNSET
+    tpm: int | UnsetType | None = UNSET
+    parallel: int | UnsetType | None = UNSET
+    expires_at_ns: int | UnsetType | None = UNSET
+
+
+class KeyInfo(Struct, frozen=True, kw_only=True):
+    """A key as lists show it: without anything that could be used as one."""
+
+    id: str
+    public_id: str
+    organisation_id: str
+    project_id: str
+    name: str
+    terms: KeyTerms
+    budgets: tuple[accounts.Budget, ...]
+    revoked_at_ns: int | None
+    created_at_ns: int
+    created_by: str
+
+    def state(self, now_ns: int) -> Literal["active", "expired", "revoked"]:
+        if self.revoked_at_ns is not None:
+            return "revoked"
+        expires_at_ns = self.terms.expires_at_ns
+        return "active" if expires_at_ns is None or expires_at_ns > now_ns else "expired"
+
+
+class NewKey(Struct, frozen=True):
+    """plain: to be shown once, and kept by nobody here; None when the given key existed already."""
+
+    key_id: str
+    public_id: str
+    plain: str | None
+
+    def __repr__(self) -> str:
+        return f"NewKey({self.key_id!r}, {self.public_id!r})"
+
+
+class KeyAdmin:
+    """Every change names its actor. redis None: nobody is told, for a database that no gateway uses yet."""
+
+    def __init__(self, engine: AsyncEngine, redis: Redis | None, pepper: bytes) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._pepper = pepper
+
+    async def create_key(
+        self,
+        *,
+        project_id: str,
+        name: str,
+        actor: str,
+        now_ns: int,
+        terms: KeyTerms | None = None,
+        budgets: Sequence[tuple[Window, int]] = (),
+        plain: str | None = None,
+    ) -> NewKey:
+        """A key of a project. budgets: (window, limit in pUSD). plain: a key of the operator's own; given again it is
+        left as it is.
+
+        Raises: InvalidRequest naming the bad setting; NotFound for the project."""
+        terms = terms or KeyTerms()
+        _check(asdict(terms) | {"name": name}, now_ns)
+        if plain is None:
+            minted = mint(self._pepper)
+        else:
+            try:
+                minted = accept(plain, self._pepper)
+            except ValueError as error:
+                raise InvalidRequest(str(error), param="key") from None
+        key_id = f"key_{secrets.token_hex(10)}"
+        async with writing(self._engine) as db:
+            project = (
+                await db.execute(select(projects.c.organisation_id).where(projects.c.id == project_id))
+            ).scalar_one_or_none()
+            if project is None:
+                raise NotFound(f"no project {project_id!r}", param="project")
+            if (known := await self._known(db, minted)) is not None:
+                return NewKey(known["id"], minted.public_id, None)
+            row = asdict(terms) | {
+                "id": key_id,
+                "public_id": minted.public_id,
+                "organisation_id": project,
+                "project_id": project_id,
+                "name": name,
+                "created_at_ns": now_ns,
+                "created_by": actor,
+            }
+            await db.execute(insert(virtual_keys).values(row | {"secret_hash": minted.hash}))
+            for window, limit_pusd in budgets:
+                await _set_budget(db, Scope.KEY, key_id, window, limit_pusd, now_ns)
+            money = {window.value: limit_pusd for window, limit_pusd in budgets}
+            await note(db, now_ns, actor, "key.create", key_id, after=row | {"budgets_pusd": money})
+        await self._announce(minted.public_id)
+        return NewKey(key_id, minted.public_id, minted.plain)
+
+    async def revoke_key(self, key: str, *, actor: str, now_ns: int) -> KeyInfo:
+        """For good; a second time changes nothing. key: id or public id. Raises: NotFound."""
+        async with writing(self._engine) as db:
+            row = await _find(db, key)
+            if row["revoked_at_ns"] is None:
+                await db.execute(
+                    update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(revoked_at_ns=now_ns)
+                )
+                after = {"revoked_at_ns": now_ns}
+                await note(db, now_ns, actor, "key.revoke", row["id"], before={"revoked_at_ns": None}, after=after)
+        await self._announce(row["public_id"])
+        return await self.key(row["id"])
+
+    async def update_key(self, key: str, changes: KeyChanges, *, actor: str, now_ns: int) -> KeyInfo:
+        """key: id or public id. Raises: NotFound; InvalidRequest."""
+        values = {name: value for name, value in asdict(changes).items() if value is not UNSET}
+        _check(values, now_ns)
+        async with writing(self._engine) as db:
+            row = await _find(db, key)
+            if values:
+                await db.execute(update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(values))
+                before = {name: row[name] for name in values}
+                await note(db, now_ns, actor, "key.update", row["id"], before=before, after=values)
+        await self._announce(row["public_id"])
+        return await self.key(row["id"])
+
+    async def set_budget(
+        self, scope: Scope, scope_id: str, window: Window, limit_pusd: int | None, *, actor: str, now_ns: int
+    ) -> None:
+        """Of a key, a project or an organisation, by id. None takes it away. Raises: InvalidRequest."""
+        async with writing(self._engine) as db:
+            old = next(
+                (b for b in await accounts.budgets(db, [scope_id]) if (b.scope, b.window) == (scope, window)), None
+            )
+            if limit_pusd is None:
+                await accounts.remove_budget(db, scope, scope_id, window)
+            else:
+                await _set_budget(db, scope, scope_id, window, limit_pusd, now_ns)
+            before = {window.value: None if old is None else old.limit_pusd}
+            after = {window.value: limit_pusd}
+            await note(db, now_ns, actor, f"{scope.value}.budget", scope_id, before=before, after=after)
+        await self._announce(EVERYTHING)
+
+    async def set_rate_limit(
+        self,
+        scope: Literal["organisation", "project", "end_user"],
+        scope_id: str,
+        unit: Unit,
+        amount: int | None,
+        *,
+        actor: str,
+        now_ns: int,
+        window_ms: int = MINUTE_MS,
+    ) -> None:
+        """For all keys of an organisation or project together, or for each end user of a project (`scope_id`).
+        None takes it away. Raises: InvalidRequest."""
+        _check({"amount": amount}, now_ns)
+        where = (
+            (rate_limits.c.scope == scope)
+            & (rate_limits.c.scope_id == scope_id)
+            & (rate_limits.c.unit == unit)
+            & (rate_limits.c.window_ms == window_ms)
+        )
+        async with writing(self._engine) as db:
+            old = (await db.execute(select(rate_limits.c.amount).where(where))).scalar_one_or_none()
+            await db.execute(rate_limits.delete().where(where))
+            if amount is not None:
+                row = {"scope": scope, "scope_id": scope_id, "unit": unit, "window_ms": window_ms, "amount": amount}
+                await db.execute(insert(rate_limits).values(row))
+            name = f"{unit}/{window_ms}ms"
+            await note(db, now_ns, actor, f"{scope}.limit", scope_id, before={name: old}, after={name: amount})
+        await self._announce(EVERYTHING)
+
+    async def list_keys(self, *, project_id: str | None = None) -> list[KeyInfo]:
+        """In the order they were made, revoked ones included."""
+        query = select(virtual_keys).order_by(virtual_keys.c.created_at_ns, virtual_keys.c.id)
+        if project_id is not None:
+            query = query.where(virtual_keys.c.project_id == project_id)
+        async with reading(self._engine) as db:
+            rows = (await db.execute(query)).mappings().all()
+            return await _infos(db, rows)
+
+    async def key(self, key: str) -> KeyInfo:
+        """key: id or public id. Raises: NotFound."""
+        async with reading(self._engine) as db:
+            return (await _infos(db, [await _find(db, key)]))[0]
+
+    async def changed(self) -> None:
+        """Have every process read everything again: after a top-up, a credit limit, or a change made elsewhere."""
+        await self._announce(EVERYTHING)
+
+    async def _known(self, db: AsyncConnection, minted: MintedKey) -> RowMapping | None:
+        """The row of a given key that was given before. Raises: InvalidRequest for another key of its public id."""
+        query = select(virtual_keys).where(virtual_keys.c.public_id == minted.public_id)
+        row = (await db.execute(query)).mappings().one_or_none()
+        if row is not None and row["secret_hash"] != minted.hash:
+            raise InvalidRequest("another key has this public id, or the pepper has changed", param="key")
+        return row
+
+    async def _announce(self, public_id: str) -> None:
+        if self._redis is not None:
+            await announce(self._redis, public_id)
+
+
+async def note(
+    db: AsyncConnection,
+    now_ns: int,
+    actor: str,
+    action: str,
+    subject: str,
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """One line of the audit, in the transaction of what it tells. Neither side may hold a secret."""
+    await db.execute(
+        insert(audit).values(
+            at_ns=now_ns, actor=actor, action=action, subject=subject, before=before, after=after, note=None
+        )
+    )
+
+
+async def _find(db: AsyncConnection, key: str) -> RowMapping:
+    query = select(virtual_keys).where(or_(virtual_keys.c.id == key, virtual_keys.c.public_id == key))
+    row = (await db.execute(query)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no key {key!r}", param="key")
+    return row
+
+
+async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInfo]:
+    money: dict[str, list[accounts.Budget]] = {}
+    for budget in await accounts.budgets(db):
+        if budget.scope is Scope.KEY:
+            money.setdefault(budget.scope_id, []).append(budget)
+    return [
+        KeyInfo(
+            id=row["id"],
+            public_id=row["public_id"],
+            organisation_id=row["organisation_id"],
+            project_id=row["project_id"],
+            name=row["name"],
+            terms=KeyTerms(
+                models=None if row["models"] is None else tuple(row["models"]),
+                allow_ips=None if row["allow_ips"] is None else tuple(row["allow_ips"]),
+                rpm=row["rpm"],
+                tpm=row["tpm"],
+                parallel=row["parallel"],
+                expires_at_ns=row["expires_at_ns"],
+            ),
+            budgets=tuple(money.get(row["id"], ())),
+            revoked_at_ns=row["revoked_at_ns"],
+            created_at_ns=row["created_at_ns"],
+            created_by=row["created_by"],
+        )
+        for row in rows
+    ]
+
+
+async def _set_budget(
+    db: AsyncConnection, scope: Scope, scope_id: str, window: Window, limit_pusd: int, now_ns: int
+) -> None:
+    try:
+        await accounts.set_budget(db, accounts.Budget(scope, scope_id, window, limit_pusd), at_ns=now_ns)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="budget") from None
+
+
+def _check(values: dict[str, Any], now_ns: int) -> None:
+    """Raises: InvalidRequest naming the first setting that cannot be."""
+    for name, value in values.items():
+        match name, value:
+            case "name", str(text) if not 0 < len(text) <= NAME_CHARS_MAX:
+                raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS_MAX} characters", param=name)
+            case ("rpm" | "tpm" | "parallel" | "amount"), int(number) if not 0 <= number <= _LIMIT_MAX:
+                raise InvalidRequest(f"{name} must lie between 0 and {_LIMIT_MAX}, not {number}", param=name)
+            case "expires_at_ns", int(at_ns) if at_ns <= now_ns:
+                raise InvalidRequest("the expiry lies in the past", param="expires")
+            case "models", tuple(patterns) if not patterns or not all(patterns):
+                raise InvalidRequest("an empty list of models permits nothing; leave it out to permit all", param=name)
+            case "allow_ips", tuple(networks):
+                for network in networks:
+                    try:
+                        ip_network(network, strict=False)
+                    except ValueError:
+                        raise InvalidRequest(f"not an IP address or network: {network!r}", param=name) from None

@@ -1,0 +1,314 @@
+"""Requests, tokens, parallel requests and money of every scope, taken together or not at all. One script does it.
+
+`limits.lua` holds the rules; here are its keys, its arguments and what its answers mean. Redis holds no money: a
+counter that is missing is made from SQL, and `Gate` says what is still held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import hiredis
+from msgspec import Struct
+
+from billing.money import MAX_AMOUNT_PUSD, format_usd
+from gateway.admission.link import Arg, Link, Reply
+from gateway.admission.principal import END_USER, Budget, Limit, Principal, window_of
+from gateway.errors import QuotaExceeded, RateLimited, Unavailable
+
+# A crashed process gives its parallel slots back after this long; a living one renews at a third of it.
+LEASE_MS: Final = 60_000
+# An open reservation is remembered until somebody settles it; by then an operator has had a week to start the worker.
+RECORD_MS: Final = 8 * 86_400_000
+# A settlement whose reply was lost is recognised for this long. At 1,000 requests a second this is 12 MB of Redis.
+DONE_MS: Final = 120_000
+# The usage worker ships a record to SQL within this time; later a counter made from SQL knows the charge.
+SHIP_LAG_MS: Final = 5_000
+# Nothing says when a parallel request will end.
+PARALLEL_RETRY_S: Final = 1.0
+
+_DAY_MS: Final = 86_400_000
+_SCRIPT: Final = (Path(__file__).parent / "limits.lua").read_text(encoding="utf-8")
+_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+# What Redis says when it is there and still cannot: starting, full, a replica, without disk, without rights.
+_AWAY: Final = ("LOADING", "OOM", "READONLY", "MISCONF", "MASTERDOWN", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH")
+
+Spent = Callable[[Budget, int], Awaitable[int]]
+"""(budget, start of its window in unix ns) -> pUSD charged since then, according to SQL."""
+
+
+class Window(Struct, frozen=True):
+    """A limit after a reservation. reset_ms: until nothing of it is used any more."""
+
+    limit: Limit
+    remaining: int
+    reset_ms: int
+
+
+class Scopes(Struct, frozen=True):
+    """The limits and budgets that one request counts against, with their Redis keys. All in the organisation's slot."""
+
+    prefix: str
+    buckets: tuple[Limit, ...]
+    slots: tuple[Limit, ...]
+    budgets: tuple[Budget, ...]
+    window_starts_ns: tuple[int, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        return not self.keys
+
+    @property
+    def budget_keys(self) -> tuple[str, ...]:
+        return self.keys[len(self.buckets) + len(self.slots) :]
+
+
+def scopes_of(principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
+    """What a request of this key counts against at this time: a budget of a month has another key in the next one."""
+    prefix = f"fb:{{{_quoted(principal.organisation_id)}}}"
+    buckets, slots, bucket_keys, slot_keys = [], [], [], []
+    for limit in principal.limits:
+        name = f"{limit.scope}:{_quoted(limit.scope_id)}"
+        if limit.scope == END_USER:
+            if end_user is None:
+                continue
+            # Clients choose these names, of any length and content.
+            name += ":" + hashlib.blake2s(end_user.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        if limit.unit == "parallel":
+            slots.append(limit)
+            slot_keys.append(f"{prefix}:s:{name}")
+        else:
+            buckets.append(limit)
+            bucket_keys.append(f"{prefix}:b:{name}:{limit.unit}:{limit.window_ms}")
+    windows = [window_of(budget.period, now_ms) for budget in principal.budgets]
+    money_keys = [
+        f"{prefix}:m:{b.scope}:{_quoted(b.scope_id)}:{b.period}:{w[0]}"
+        for b, w in zip(principal.budgets, windows, strict=True)
+    ]
+    return Scopes(
+        prefix,
+        tuple(buckets),
+        tuple(slots),
+        principal.budgets,
+        tuple(w[1] for w in windows),
+        (*bucket_keys, *slot_keys, *money_keys),
+    )
+
+
+def _quoted(name: str) -> str:
+    # The record lists keys between spaces, and braces mark the part of a key that Redis Cluster hashes.
+    return quote(name, safe="-_.~@")
+
+
+class Limiter:
+    """Takes and gives back. Knows nothing of requests in flight; `Gate` does."""
+
+    def __init__(self, link: Link, spent: Spent) -> None:
+        self._link = link
+        self._spent = spent
+        self._loading: dict[str, asyncio.Future[None]] = {}
+
+    async def reserve(
+        self, request_id: str, scopes: Scopes, *, tokens: int, hold_pusd: int, lease_ms: int = LEASE_MS
+    ) -> tuple[Window, ...]:
+        """Take one request, these tokens, one slot and this money from every scope, or nothing from any.
+
+        Returns: each rate limit as it stands now. Raises: RateLimited, QuotaExceeded; Unavailable, after which it is
+        not known whether anything was taken: `settle` with zeros gives it back."""
+        args: list[Arg] = [lease_ms, RECORD_MS, tokens, hold_pusd]
+        for bucket in scopes.buckets:
+            args += (bucket.limit, bucket.window_ms, 1 if bucket.unit == "requests" else tokens)
+        args += [slot.limit for slot in scopes.slots]
+        args += [budget.limit_pusd for budget in scopes.budgets]
+        reply = await self._with_counters("reserve", request_id, scopes, args)
+        if reply[0] == b"ok":
+            numbers = [int(n) for n in reply[1:]]
+            return tuple(
+                Window(limit, max(0, numbers[2 * i]), numbers[2 * i + 1]) for i, limit in enumerate(scopes.buckets)
+            )
+        raise _refusal(reply, scopes, tokens, hold_pusd)
+
+    async def settle(
+        self,
+        request_id: str,
+        scopes: Scopes,
+        *,
+        tokens: int,
+        charge_pusd: int,
+        requests: int = 1,
+        age_ms: int = 0,
+        orphan: bool = False,
+    ) -> bool:
+        """Replace what was reserved by what was used; more may be used than was reserved. Sent again it does nothing.
+
+        age_ms: how long ago the usage record was written. orphan: only if Redis still remembers the reservation.
+        Returns: whether this call did it. Raises: Unavailable, then it may be sent again."""
+        if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
+            raise ValueError(f"charge of {charge_pusd} pUSD")
+        args: list[Arg] = [tokens, requests, charge_pusd, age_ms, SHIP_LAG_MS, DONE_MS, int(orphan)]
+        for bucket in scopes.buckets:
+            args += (bucket.limit, bucket.window_ms, "r" if bucket.unit == "requests" else "t")
+        reply = await self._run("settle", request_id, scopes, args)
+        return bool(reply[0] != b"done")
+
+    async def renew(
+        self, request_id: str, scopes: Scopes, *, tokens: int, hold_pusd: int, lease_ms: int = LEASE_MS
+    ) -> bool:
+        """Keep the reservation for another lease, and take its hold anew where Redis lost it, without asking whether
+        it fits: the request runs already. Returns: False when it was settled before. Raises: Unavailable."""
+        reply = await self._with_counters("renew", request_id, scopes, [lease_ms, RECORD_MS, tokens, hold_pusd])
+        return bool(reply[0] == b"ok")
+
+    async def load_budget(self, prefix: str, key: str, budget: Budget, start_ns: int, spent_pusd: int) -> None:
+        """Make the counter of a budget unless there is one: of two loaders the first wins, and the second, who may
+        have read SQL before the first one's requests, changes nothing."""
+        ttl_ms = {"day": 2 * _DAY_MS, "month": 32 * _DAY_MS}.get(budget.period, 0)
+        ttl_ms += RECORD_MS if ttl_ms else 0  # Late settlements of the window still find it.
+        available = budget.limit_pusd - spent_pusd
+        scopes = Scopes(prefix, (), (), (budget,), (start_ns,), (key,))
+        generation = secrets.token_hex(4)
+        await self._run("load", "-", scopes, [available, budget.limit_pusd, generation, ttl_ms])
+
+    async def forget_budgets(self, scopes: Scopes) -> None:
+        """Have the counters made anew from SQL, when they may have lost the last second (Redis crashed), or when SQL
+        was corrected. Holds of running requests come back with their next renewal."""
+        if scopes.budget_keys:
+            await self._command("DEL", *scopes.budget_keys)
+
+    async def available_pusd(self, scopes: Scopes) -> tuple[int | None, ...]:
+        """What each budget would cover now; None where no counter has been made yet."""
+        replies = await asyncio.gather(*(self._command("HGET", key, "a") for key in scopes.budget_keys))
+        return tuple(None if reply is None else int(reply) for reply in replies)
+
+    async def expired(self, organisation_id: str, limit: int = 500) -> list[str]:
+        """Request ids whose lease ran out more than a lease ago without settlement: their process is gone, or Redis
+        was away when it settled. Their money stays held until `correct` says what they cost."""
+        leases = f"fb:{{{_quoted(organisation_id)}}}:leases"
+        now_s, _ = await self._command("TIME")
+        border_ms = int(now_s) * 1000 - LEASE_MS
+        found = await self._command("ZRANGEBYSCORE", leases, "-inf", border_ms, "LIMIT", 0, limit)
+        return [request_id.decode() for request_id in found]
+
+    async def correct(self, organisation_id: str, charges: Mapping[str, int]) -> int:
+        """Settle expired reservations at what SQL says they cost. Returns: how many there were."""
+        prefix = f"fb:{{{_quoted(organisation_id)}}}"
+        done = 0
+        for request_id, charge_pusd in charges.items():
+            record = await self._command("GET", f"{prefix}:r:{request_id}")
+            if record is None or record == b"done":
+                await self._command("ZREM", f"{prefix}:leases", request_id)
+                continue
+            # "tokens requests hold", then generation and key of each budget.
+            keys = tuple(key.decode() for key in record.split(b" ")[4::2])
+            unnamed = tuple(Budget("", "", 0) for _ in keys)
+            scopes = Scopes(prefix, (), (), unnamed, (0,) * len(keys), keys)
+            done += await self.settle(request_id, scopes, tokens=0, charge_pusd=charge_pusd, orphan=True)
+        return done
+
+    async def _with_counters(self, op: str, request_id: str, scopes: Scopes, args: list[Arg]) -> Reply:
+        """Run it; when counters are missing, make them and run it again."""
+        for _ in range(4):
+            reply = await self._run(op, request_id, scopes, args)
+            if reply[0] != b"unknown":
+                return reply
+            await self._load_missing(scopes)
+        raise Unavailable("budget counters vanish as fast as they are made")
+
+    async def _load_missing(self, scopes: Scopes) -> None:
+        for key, budget, start_ns in zip(scopes.budget_keys, scopes.budgets, scopes.window_starts_ns, strict=True):
+            if (loading := self._loading.get(key)) is not None:
+                # Whoever began need not live as long as we do: its cancellation is not ours.
+                await asyncio.wait([loading])
+                continue
+            if await self._command("EXISTS", key):
+                continue
+            loading = self._loading[key] = asyncio.get_running_loop().create_future()
+            try:
+                spent_pusd = await self._spent(budget, start_ns)
+                await self.load_budget(scopes.prefix, key, budget, start_ns, spent_pusd)
+            finally:
+                del self._loading[key]
+                loading.set_result(None)
+
+    async def _run(self, op: str, request_id: str, scopes: Scopes, args: Iterable[Arg]) -> Reply:
+        prefix, keys = scopes.prefix, scopes.keys
+        command: tuple[Any, ...] = (
+            len(keys) + 2,
+            f"{prefix}:r:{request_id}",
+            f"{prefix}:leases",
+            *keys,
+            op,
+            request_id,
+            len(scopes.buckets),
+            len(scopes.slots),
+            len(scopes.budgets),
+            *args,
+        )
+        try:
+            return await self._command("EVALSHA", _SHA, *command)
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+        # A server that was restarted or flushed. EVAL also stores the script for the next one.
+        return await self._command("EVAL", _SCRIPT, *command)
+
+    async def _command(self, *command: Arg) -> Reply:
+        try:
+            return await self._link.call(*command)
+        except hiredis.ReplyError as error:
+            if str(error).startswith(_AWAY):
+                raise Unavailable("rate limit store refuses") from error
+            raise
+
+
+def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Exception:
+    kind = reply[0]
+    if kind == b"money":
+        budget, remaining = scopes.budgets[int(reply[1]) - 1], int(reply[2])
+        period = "" if budget.period == "total" else f" of this {budget.period}"
+        return QuotaExceeded(
+            f"the {budget.scope}'s budget{period} ({format_usd(budget.limit_pusd)} USD) has "
+            f"{format_usd(max(0, remaining))} USD left; this request may cost up to {format_usd(hold_pusd)} USD",
+            scope=budget.scope,
+            remaining_pusd=remaining,
+            limit_pusd=budget.limit_pusd,
+        )
+    if kind == b"known":
+        return ValueError("request id used twice")
+    at = int(reply[1]) - 1
+    if kind == b"parallel":
+        limit = scopes.slots[at]
+        return RateLimited(
+            f"the {_owner(limit)} already has {limit.limit} requests running, which is its limit",
+            retry_after_s=PARALLEL_RETRY_S,
+            scope=limit.scope,
+            unit=limit.unit,
+        )
+    limit = scopes.buckets[at]
+    window = "minute" if limit.window_ms == 60_000 else f"{limit.window_ms / 1000:g} s"
+    if kind == b"never":
+        wanted = f"{tokens} tokens" if limit.unit == "tokens" else "one"
+        return RateLimited(
+            f"the {_owner(limit)}'s limit is {limit.limit} {limit.unit} a {window}, and this request alone asks for "
+            f"{wanted}: lower its maximum output, or have the limit raised",
+            retry_after_s=limit.window_ms / 1000,
+            scope=limit.scope,
+            unit=limit.unit,
+        )
+    return RateLimited(
+        f"the {_owner(limit)}'s limit of {limit.limit} {limit.unit} a {window} is reached",
+        retry_after_s=int(reply[2]) / 1000,
+        scope=limit.scope,
+        unit=limit.unit,
+    )
+
+
+def _owner(limit: Limit) -> str:
+    return limit.scope.replace("_", " ")
