@@ -8,15 +8,13 @@ prints one JSON object a line: {"event": "progress", "done", "total", "note"} ..
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,6 +22,7 @@ import msgspec
 from local_backend.config import default_data_dir
 from local_backend.errors import ModelUnavailable
 from local_backend.sources import FileSource, HubSource, Progress, Source, WheelSource
+from local_backend.storage import locked, make_directory
 
 RECORD = "farebox-model.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[A-Za-z0-9._-]+)?", re.IGNORECASE)
@@ -106,22 +105,22 @@ def pull(name: str, data_dir: Path, progress: Progress) -> Path:
         if (target / RECORD).exists():
             return target
         problems: list[str] = []
-        partial = target.parent / f".{target.name}.partial"
+        downloads = target.parent / f".{target.name}.partial"
         for source in entry.sources:
             try:
-                make_directory(target, lambda folder, s=source: _fill(s, folder, partial, progress))  # type: ignore[misc]
+                make_directory(target, partial(_fill, source, downloads, progress))
             except (ModelUnavailable, OSError) as error:
                 problems.append(f"{source.label}: {error}")
                 progress(0, None, f"{source.label} failed, trying the next source")
                 continue
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(downloads, ignore_errors=True)
             return target
         raise ModelUnavailable(f"cannot fetch {entry.name}; " + "; ".join(problems))
 
 
-def _fill(source: Source, folder: Path, partial: Path, progress: Progress) -> None:
-    partial.mkdir(parents=True, exist_ok=True)
-    source.fetch(folder, partial, progress)
+def _fill(source: Source, downloads: Path, progress: Progress, folder: Path) -> None:
+    downloads.mkdir(parents=True, exist_ok=True)
+    source.fetch(folder, downloads, progress)
     record = {"source": source.label, "installed_at": time.time()}
     (folder / RECORD).write_bytes(msgspec.json.encode(record))
 
@@ -161,33 +160,6 @@ def resolve(name_or_path: str, data_dir: Path, progress: Progress) -> tuple[str,
         return path.stem.lower(), converted(path.resolve(), data_dir, progress)
     entry = find_entry(name_or_path)
     return entry.name, pull(name_or_path, data_dir, progress)
-
-
-def make_directory(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a sibling folder, and show it as `target` only when it is whole. On error nothing is left."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        fill(folder)
-        for file in folder.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(target)  # a leftover without a record, or nothing
-        os.chmod(folder, 0o755)
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time inside; the kernel frees the lock of one that dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def main(argv: list[str]) -> int:

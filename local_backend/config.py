@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 30.0
     watchdog_s: float = 120.0
     die_with_parent: bool = False
+    key: str | None = None  # clients must show it as a bearer token; from the environment alone
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -109,6 +110,8 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
     parser.add_argument("model", nargs="?", help="directory, GGUF file or catalogue name")
     for name in Settings.__struct_fields__[1:]:
         flag = "--" + name.replace("_", "-")
+        if name == "key":
+            continue  # every user of a machine can read the arguments of its processes
         if name in ("prefix_caching", "die_with_parent"):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=HELP.get(name))
         else:

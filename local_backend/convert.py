@@ -5,7 +5,6 @@ Source: GGUF specification (ggml docs/gguf.md) and llama.cpp's convert_hf_to_ggu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gguf.quants import dequantize
 from safetensors.numpy import save_file
 
 from local_backend.errors import ModelUnavailable
+from local_backend.storage import make_directory
 from local_backend.tokenizer_import import tokenizer_from_gguf
 
 Q = GGMLQuantizationType
@@ -145,8 +145,6 @@ def _half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def converted(path: Path, data_dir: Path, progress: Progress | None = None) -> Path:
     """The converted form of a GGUF file of the user's, made on first use. Changing the file makes a new one."""
-    from local_backend.catalogue import make_directory
-
     stat = path.stat()
     target = data_dir / "converted" / f"{path.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
     if target.exists():
@@ -158,6 +156,5 @@ def converted(path: Path, data_dir: Path, progress: Progress | None = None) -> P
         if beside.exists():
             (folder / "tokenizer.json").write_bytes(beside.read_bytes())
 
-    os.makedirs(target.parent, exist_ok=True)
     make_directory(target, fill)
     return target

@@ -105,3 +105,11 @@ class ModelUnavailable(EngineError):
     """The model cannot be found, fetched or read; start-up ends with this message."""
 
     code = "model_unavailable"
+
+
+class Unauthorized(InvalidRequest):
+    """The engine was given a key, and the request does not show it."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"

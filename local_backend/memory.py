@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from local_backend.config import Settings
 from local_backend.errors import ModelUnavailable
@@ -47,3 +49,18 @@ def plan_cache(
     if settings.max_model_len is not None or shorter < 2 * settings.block_size:
         raise ModelUnavailable(f"the KV cache cannot hold one context: {arithmetic}")
     return CachePlan(blocks, shorter)
+
+
+def free_host_memory() -> int:
+    """Bytes that this process may still take: what the kernel calls available, or less if a container is bounded.
+
+    Source: proc(5) MemAvailable; cgroup v2 memory.max and memory.current; read 2026-11."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # macOS says no more than this
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    bound, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if bound.exists() and current.exists() and (text := bound.read_text().strip()) != "max":
+        free = min(free, max(0, int(text) - int(current.read_text())))
+    return free

@@ -35,10 +35,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     def edits_logits(self) -> bool:
         """True if some logit is changed before temperature; such rows take the slower way."""
         return bool(
-            self.logit_bias
-            or self.presence_penalty
-            or self.frequency_penalty
-            or self.repetition_penalty != 1.0
+            self.logit_bias or self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
         )
 
 

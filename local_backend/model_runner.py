@@ -11,7 +11,7 @@ from local_backend.config import Settings
 from local_backend.errors import ModelUnavailable
 from local_backend.layers.attention import AttentionBatch, DecodeGroup, KVCache, PrefillChunk
 from local_backend.layers.linear import HalfWeightLinear
-from local_backend.memory import CachePlan, plan_cache
+from local_backend.memory import CachePlan, free_host_memory, plan_cache
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models.llama import Llama
 from local_backend.sampler import Sampled, sample
@@ -44,17 +44,30 @@ class ModelRunner:
         weights = Weights(model_dir, self.device)
         with torch.inference_mode():
             self.model = Llama(
-                self.config, weights, dtype=self.dtype, half_weights=half_weights, max_model_len=max_model_len,
+                self.config,
+                weights,
+                dtype=self.dtype,
+                half_weights=half_weights,
+                max_model_len=max_model_len,
                 device=self.device,
             )
             weights.close()
             self.plan: CachePlan = plan_cache(
-                self.config, settings, itemsize=self.dtype.itemsize, max_model_len=max_model_len,
-                free_bytes=free_memory(self.device), device=self.device.type,
+                self.config,
+                settings,
+                itemsize=self.dtype.itemsize,
+                max_model_len=max_model_len,
+                free_bytes=free_memory(self.device),
+                device=self.device.type,
             )
             self.cache = KVCache(
-                self.config.layers, self.plan.blocks, settings.block_size, self.config.kv_heads, self.config.head_dim,
-                self.dtype, self.device,
+                self.config.layers,
+                self.plan.blocks,
+                settings.block_size,
+                self.config.kv_heads,
+                self.config.head_dim,
+                self.dtype,
+                self.device,
             )
 
     def run(self, step: Step) -> list[Sampled | None]:
@@ -169,6 +182,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may still be allocated on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return free_host_memory()

@@ -89,7 +89,9 @@ def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
         for i, token in zip(whole, _invert(probs, chance[whole]).tolist(), strict=True):
             tokens[i] = token
     if cut:
-        for i, token in zip(cut, _draw_cut(scaled[cut], chance[cut], [sequences[i].sampling for i in cut]), strict=True):
+        for i, token in zip(
+            cut, _draw_cut(scaled[cut], chance[cut], [sequences[i].sampling for i in cut]), strict=True
+        ):
             tokens[i] = token
     return tokens
 

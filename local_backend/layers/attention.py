@@ -108,8 +108,12 @@ def paged_attention(
         else:
             keys, values = cache.gather(layer, chunk.blocks)
         attended = F.scaled_dot_product_attention(
-            query[rows].transpose(0, 1).unsqueeze(0), keys, values,
-            attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=heads != kv_heads,
+            query[rows].transpose(0, 1).unsqueeze(0),
+            keys,
+            values,
+            attn_mask=chunk.mask,
+            is_causal=chunk.mask is None,
+            enable_gqa=heads != kv_heads,
         )
         out[rows] = attended[0].transpose(0, 1)
     return out.view(tokens, heads * dim)

@@ -22,8 +22,9 @@ from local_backend.weights import Weights
 class Layer:
     """One decoder layer. Query, key and value are one product, gate and up another: fewer calls, larger matrices."""
 
-    def __init__(self, index: int, config: ModelConfig, weights: Weights, linear: Callable[..., Linear],
-                 dtype: torch.dtype) -> None:
+    def __init__(
+        self, index: int, config: ModelConfig, weights: Weights, linear: Callable[..., Linear], dtype: torch.dtype
+    ) -> None:
         c, at = config, f"model.layers.{index}."
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.index, self.config = index, config
@@ -41,8 +42,9 @@ class Layer:
         self.norm_1 = RMSNorm(weights.get(at + "input_layernorm.weight", c.hidden_size), c.norm_eps, dtype)
         self.norm_2 = RMSNorm(weights.get(at + "post_attention_layernorm.weight", c.hidden_size), c.norm_eps, dtype)
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache,
-                 batch: AttentionBatch) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache, batch: AttentionBatch
+    ) -> torch.Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
         c = self.config
         qkv = self.qkv(self.norm_1(x)).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
@@ -56,8 +58,16 @@ class Layer:
 class Llama:
     """The whole model; holds weights, no state of any request."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, *, dtype: torch.dtype, half_weights: bool,
-                 max_model_len: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        half_weights: bool,
+        max_model_len: int,
+        device: torch.device,
+    ) -> None:
         c = config
 
         def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
@@ -78,8 +88,9 @@ class Llama:
         factors = weights.get("rope_freqs.weight", c.head_dim // 2) if "rope_freqs.weight" in weights else None
         self.rotary = Rotary(config, max_model_len, device, factors)
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: AttentionBatch,
-                 wanted: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: AttentionBatch, wanted: torch.Tensor
+    ) -> torch.Tensor:
         """ids and positions (tokens,), wanted (rows,): indices of tokens to predict from. Returns float32 (rows, vocab)."""
         x = self.embedding[ids].to(self.dtype)
         cos, sin = self.rotary.at(positions)

@@ -1,0 +1,126 @@
+"""`python -m local_backend MODEL [--port N | --uds PATH] ...`: one model behind HTTP until SIGTERM.
+
+Prints one JSON line {"event": "listening", "url" or "uds"} when it takes connections and {"event": "ready"} when it
+takes requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from local_backend.catalogue import Speaker, resolve
+from local_backend.client import CoreClient
+from local_backend.config import BadSetting, Settings, load_settings
+from local_backend.errors import EngineError
+from local_backend.parent import die_with_parent, parent_gone
+from local_backend.server import Server
+
+log = logging.getLogger("local_backend")
+
+
+class Http(uvicorn.Server):
+    """uvicorn without its signal handling: it would raise the signal again at the end, and we want to exit with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main(argv: list[str]) -> int:
+    """Returns: exit status; 0 after SIGTERM, 2 if the settings or the model cannot be used."""
+    try:
+        settings = load_settings(argv)
+        if settings.die_with_parent:
+            die_with_parent()
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        name, model_dir = resolve(settings.model, Path(settings.data), Speaker(as_json=False).progress)
+        served_name = settings.served_name or name
+        with bind(settings) as listening:
+            return asyncio.run(serve(settings, served_name, model_dir, listening))
+    except (BadSetting, EngineError, OSError) as error:
+        print(f"local_backend: {error}", file=sys.stderr)
+        return 2
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket. Raises OSError if the address is taken."""
+    if settings.uds is not None:
+        Path(settings.uds).unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(settings.uds)
+        Path(settings.uds).chmod(0o600)
+        return listening
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((settings.host, settings.port))
+    return listening
+
+
+async def serve(settings: Settings, served_name: str, model_dir: Path, listening: socket.socket) -> int:
+    """Serve until SIGTERM or SIGINT; then refuse what is new, let streams end for `drain_s`, and stop the core."""
+    core = CoreClient(settings, str(model_dir.resolve()))
+    running = asyncio.create_task(core.run())  # first: importing torch takes longer than all of the rest
+    await asyncio.sleep(0)
+    server = Server(settings, served_name, model_dir, core)
+    http = Http(
+        uvicorn.Config(
+            server,
+            lifespan="off",
+            access_log=False,
+            log_level=settings.log_level,
+            http="httptools",
+            timeout_graceful_shutdown=int(settings.drain_s),
+            backlog=2048,
+        )
+    )
+
+    def stop() -> None:
+        http.force_exit = http.should_exit  # the second signal does not wait for streams
+        server.draining = http.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(http.serve(sockets=[listening]))
+    where = {"uds": settings.uds} if settings.uds else {"url": "http://%s:%d" % listening.getsockname()[:2]}
+    say({"event": "listening", "model": served_name} | where)
+    waiting = asyncio.create_task(announce(core))
+    orphaned = asyncio.create_task(parent_gone(stop)) if settings.die_with_parent else None
+    # Either ends first only when something is wrong with the core, or when we were told to stop.
+    await asyncio.wait({running, serving}, return_when=asyncio.FIRST_COMPLETED)
+    stop()
+    await serving
+    await core.close()
+    await running
+    for task in (waiting, orphaned):
+        if task is not None:
+            task.cancel()
+    if core.fatal is not None:
+        raise core.fatal
+    return 0
+
+
+async def announce(core: CoreClient) -> None:
+    """Say when requests are taken."""
+    with contextlib.suppress(EngineError):
+        ready = await core.wait_ready()
+        say({"event": "ready"} | msgspec.to_builtins(ready))
+
+
+def say(event: dict[str, object]) -> None:
+    """One line for whoever started us."""
+    print(msgspec.json.encode(event).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

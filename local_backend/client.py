@@ -1,0 +1,232 @@
+"""The front's side of the seam: starts the core process, keeps it alive, and hands its output to whoever waits.
+
+A core that dies or stops making progress is started again; what ran in it fails with an error that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import sys
+import time
+from contextlib import suppress
+
+from local_backend.config import Settings
+from local_backend.errors import BadLogits, CoreDied, EngineError, ModelUnavailable, NotReady, QueueFull
+from local_backend.messages import (
+    FRAME_HEAD,
+    Abort,
+    AddRequest,
+    Configure,
+    Fatal,
+    FromCore,
+    Ready,
+    Sampling,
+    Stats,
+    StepOutput,
+    ToCore,
+    TokenOut,
+    decode_from_core,
+    frame,
+)
+
+log = logging.getLogger("local_backend")
+
+FAILURES: dict[str, type[EngineError]] = {kind.code: kind for kind in (QueueFull, BadLogits)}
+FIRST_RESTART_DELAY_S, LAST_RESTART_DELAY_S = 0.2, 10.0
+
+
+class Flight:
+    """The sequences of one request while they are in the core, as their one reader in the front sees them."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+        self._tokens: dict[int, list[TokenOut]] = {}
+        self._error: EngineError | None = None
+        self._news = asyncio.Event()
+
+    async def next(self) -> dict[int, list[TokenOut]]:
+        """All tokens that came since the last call, at least one, by sequence. Raises the error that ended the request.
+
+        One reader may wait at a time. A slow one is sent no more than max_tokens per sequence, so memory is bounded."""
+        await self._news.wait()
+        self._news.clear()
+        if not self._tokens:
+            assert self._error is not None
+            raise self._error
+        if self._error is not None:
+            self._news.set()  # first what was generated, then the bad news
+        tokens, self._tokens = self._tokens, {}
+        return tokens
+
+    def put(self, token: TokenOut) -> None:
+        """One more token."""
+        self._tokens.setdefault(token.id, []).append(token)
+        self._news.set()
+
+    def fail(self, error: EngineError) -> None:
+        """End the request."""
+        self._error = error
+        self._news.set()
+
+
+class CoreClient:
+    """The core process and the sequences in it. `run` is to be awaited by a task group for as long as we serve."""
+
+    def __init__(self, settings: Settings, model_dir: str) -> None:
+        self.settings = settings
+        self.model_dir = model_dir
+        self.ready: Ready | None = None
+        self.fatal: ModelUnavailable | None = None
+        self.stats: Stats | None = None
+        self.restarts = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._flights: dict[int, Flight] = {}
+        self._ids = itertools.count(1)
+        self._became_ready = asyncio.Event()
+        self._last_progress = 0.0
+        self._closing = False
+
+    @property
+    def open_sequences(self) -> int:
+        """Sequences that are waiting or running in the core."""
+        return len(self._flights)
+
+    @property
+    def core_pid(self) -> int | None:
+        """Process id of the core, for tests and operators."""
+        return self._process.pid if self._process else None
+
+    def submit(self, sequences: list[tuple[list[int], Sampling]], cache_salt: str) -> Flight:
+        """Start the sequences of one request, all or none. Raises NotReady or QueueFull."""
+        if self.ready is None or self._closing:
+            raise NotReady("the engine is loading, restarting or shutting down")
+        bound = self.settings.max_running + self.settings.max_waiting
+        if len(self._flights) + len(sequences) > bound:
+            raise QueueFull(
+                f"{len(self._flights)} sequences are running or waiting, of {bound} at most; try again later"
+            )
+        if not self._flights:
+            self._last_progress = time.monotonic()  # the watchdog counts from when there is something to do
+        flight = Flight([next(self._ids) for _ in sequences])
+        for id_, (prompt, sampling) in zip(flight.ids, sequences, strict=True):
+            self._flights[id_] = flight
+            self._send(AddRequest(id_, prompt, sampling, cache_salt))
+        return flight
+
+    def release(self, ids: list[int]) -> None:
+        """Nobody reads these any more; those that still run stop, and their blocks are free after the current step."""
+        for id_ in ids:
+            if self._flights.pop(id_, None) is not None:
+                self._send(Abort(id_))
+
+    async def wait_ready(self) -> Ready:
+        """Raises ModelUnavailable if the core cannot start at all."""
+        await self._became_ready.wait()
+        if self.fatal is not None:
+            raise self.fatal
+        assert self.ready is not None
+        return self.ready
+
+    async def run(self) -> None:
+        """Start the core, and start it again whenever it ends, until `close`. Returns after a fatal error, too."""
+        delay = FIRST_RESTART_DELAY_S
+        while not self._closing:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "local_backend.engine",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=2**24,
+            )
+            try:
+                self._send(Configure(self.settings, self.model_dir))
+                watchdog = asyncio.create_task(self._watch())
+                try:
+                    served = await self._read()
+                finally:
+                    watchdog.cancel()
+            finally:
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+                status = await self._process.wait()
+            self.ready = None
+            self._fail_all(CoreDied("the engine's core ended while this request ran; it may be sent again"))
+            if self._closing or self.fatal is not None:
+                return
+            self._became_ready.clear()
+            self.restarts += 1
+            delay = FIRST_RESTART_DELAY_S if served else min(2 * delay, LAST_RESTART_DELAY_S)
+            log.error("core ended with status %s; starting it again in %.1f s", status, delay)
+            await asyncio.sleep(delay)
+
+    async def close(self) -> None:
+        """End the core; requests still in it fail. `run` returns soon after."""
+        self._closing = True
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+    async def _read(self) -> bool:
+        """Take frames until the core closes its end. Returns: True if it was ready at some time."""
+        assert self._process is not None and self._process.stdout is not None
+        source = self._process.stdout
+        served = False
+        while True:
+            try:
+                head = await source.readexactly(FRAME_HEAD.size)
+                body = await source.readexactly(FRAME_HEAD.unpack(head)[0])
+            except asyncio.IncompleteReadError:
+                return served
+            message: FromCore = decode_from_core(body)
+            match message:
+                case StepOutput():
+                    self._deliver(message)
+                case Ready():
+                    served = True
+                    self.ready = message
+                    self._became_ready.set()
+                case Fatal():
+                    self.fatal = ModelUnavailable(message.message)
+                    self._became_ready.set()
+
+    def _deliver(self, output: StepOutput) -> None:
+        self._last_progress = time.monotonic()
+        self.stats = output.stats
+        for token in output.tokens:
+            # Absent: its client has left, and the abort is on its way to the core.
+            if (flight := self._flights.get(token.id)) is not None:
+                if token.finish is not None:
+                    del self._flights[token.id]
+                flight.put(token)
+        for failed in output.failed:
+            if (flight := self._flights.pop(failed.id, None)) is not None:
+                flight.fail(FAILURES.get(failed.code, EngineError)(failed.message))
+
+    def _fail_all(self, error: EngineError) -> None:
+        flights, self._flights = self._flights, {}
+        for flight in flights.values():
+            flight.fail(error)
+
+    def _send(self, message: ToCore) -> None:
+        # Not awaited: what may wait here is bounded by max_running + max_waiting, and the core reads in a thread.
+        assert self._process is not None and self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(frame(message))
+
+    async def _watch(self) -> None:
+        """Kill a core that has work and finishes no step; `run` then starts a new one."""
+        while True:
+            await asyncio.sleep(min(1.0, self.settings.watchdog_s / 4))
+            stalled = time.monotonic() - self._last_progress
+            if self.ready is None or not self._flights or stalled < self.settings.watchdog_s:
+                continue
+            assert self._process is not None
+            log.error("no step finished in %.0f s with %d sequences open; stacks follow", stalled, len(self._flights))
+            if hasattr(signal, "SIGUSR1"):
+                self._process.send_signal(signal.SIGUSR1)
+                await asyncio.sleep(0.5)
+            self._process.kill()
+            return

@@ -1,0 +1,149 @@
+"""OpenAI's dialect, outwards: deltas -> answers, stream chunks and error envelopes.
+
+Source: OpenAI API reference, chat completions and completions, read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from local_backend.errors import EngineError
+from local_backend.generate import Delta, TokenInfo, Totals
+from local_backend.tokenizer import Tokenizer
+
+encode = msgspec.json.encode
+
+DONE = b"data: [DONE]\n\n"
+
+
+def error_body(error: EngineError) -> bytes:
+    """The envelope that OpenAI's SDKs read."""
+    return encode({"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}})
+
+
+def sse(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode(value) + b"\n\n"
+
+
+def usage(totals: Totals) -> dict[str, Any]:
+    """Token counts; a cached prompt token is one of the prompt tokens."""
+    return {
+        "prompt_tokens": totals.prompt_tokens,
+        "completion_tokens": totals.completion_tokens,
+        "total_tokens": totals.prompt_tokens + totals.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": totals.cached_tokens},
+    }
+
+
+class ChatEncoder:
+    """Answers of one chat request."""
+
+    def __init__(self, id_: str, model: str, created: int, tokenizer: Tokenizer) -> None:
+        self._head = {"id": "chatcmpl-" + id_, "created": created, "model": model}
+        self._tokenizer = tokenizer
+
+    def start(self, answers: int) -> list[dict[str, Any]]:
+        """First chunks: the role of each answer."""
+        return [self._chunk(i, {"role": "assistant", "content": ""}, None, None) for i in range(answers)]
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """One piece."""
+        content = {"content": delta.text} if delta.text else {}
+        return self._chunk(delta.index, content, self._logprobs(delta.tokens), delta.finish)
+
+    def usage_chunk(self, totals: Totals) -> dict[str, Any]:
+        """The last one, without choices."""
+        return self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage(totals)}
+
+    def whole(self, answers: list[list[Delta]], totals: Totals) -> dict[str, Any]:
+        """The answer in one body."""
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": "".join(d.text for d in deltas), "refusal": None},
+                "logprobs": self._logprobs([t for d in deltas for t in d.tokens]),
+                "finish_reason": deltas[-1].finish,
+            }
+            for i, deltas in enumerate(answers)
+        ]
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(totals)}
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+
+    def _logprobs(self, tokens: list[TokenInfo]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            raw = self._tokenizer.raw_bytes(token)
+            return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+
+        return {
+            "content": [
+                entry(t.token, t.logprobs.chosen) | {"top_logprobs": [entry(*top) for top in _top(t)]} for t in tokens
+            ],
+            "refusal": None,
+        }
+
+
+class CompletionEncoder:
+    """Answers of one request to the older endpoint."""
+
+    def __init__(self, id_: str, model: str, created: int, tokenizer: Tokenizer, echo: Callable[[int], str]) -> None:
+        """echo: the text to put before the answer with this index; empty unless the client asked for its prompt."""
+        self._head = {"id": "cmpl-" + id_, "object": "text_completion", "created": created, "model": model}
+        self._tokenizer = tokenizer
+        self._echo = echo
+
+    def start(self, answers: int) -> list[dict[str, Any]]:
+        """First chunks: the prompt, where it is to be echoed."""
+        texts = [(i, self._echo(i)) for i in range(answers)]
+        return [self._head | {"choices": [self._choice(i, text, [], None)]} for i, text in texts if text]
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """One piece."""
+        return self._head | {"choices": [self._choice(delta.index, delta.text, delta.tokens, delta.finish)]}
+
+    def usage_chunk(self, totals: Totals) -> dict[str, Any]:
+        """The last one, without choices."""
+        return self._head | {"choices": [], "usage": usage(totals)}
+
+    def whole(self, answers: list[list[Delta]], totals: Totals) -> dict[str, Any]:
+        """The answer in one body."""
+        choices = []
+        for i, deltas in enumerate(answers):
+            text = self._echo(i) + "".join(d.text for d in deltas)
+            choices.append(self._choice(i, text, [t for d in deltas for t in d.tokens], deltas[-1].finish))
+        return self._head | {"choices": choices, "usage": usage(totals)}
+
+    def _choice(self, index: int, text: str, tokens: list[TokenInfo], finish: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": finish}
+
+    def _logprobs(self, tokens: list[TokenInfo]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+
+        def name(token: int) -> str:
+            return self._tokenizer.raw_bytes(token).decode("utf-8", "replace")
+
+        return {
+            "tokens": [name(t.token) for t in tokens],
+            "token_logprobs": [_finite(t.logprobs.chosen) for t in tokens],
+            "top_logprobs": [{name(token): _finite(logprob) for token, logprob in _top(t)} for t in tokens],
+            "text_offset": [t.text_offset for t in tokens],
+        }
+
+
+def _top(info: TokenInfo) -> list[tuple[int, float]]:
+    return list(zip(info.logprobs.top_ids, info.logprobs.top_logprobs, strict=True))
+
+
+def _finite(logprob: float) -> float:
+    """JSON knows no infinity; OpenAI writes -9999 for a token that cannot be."""
+    return max(logprob, -9999.0)
