@@ -73,7 +73,7 @@ async def verify(db: AsyncConnection) -> Verdict:
     head, rows = GENESIS, 0
     async with db.stream(select(schema.audit).order_by(schema.audit.c.id)) as result:
         async for row in result.mappings():
-            expected = chained(head, row)
+            expected = chained(head, dict(row))
             if expected != row["hash"]:
                 return Verdict(rows, head.hex(), row["id"])
             head, rows = expected, rows + 1

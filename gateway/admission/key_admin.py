@@ -17,11 +17,12 @@ from billing import accounts
 from billing.accounts import Scope, Window
 from billing.db import reading, writing
 from billing.schema import projects
+from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.errors import InvalidRequest, NotFound
-from gateway.schema import audit, rate_limits, virtual_keys
+from gateway.schema import rate_limits, virtual_keys
 
 NAME_CHARS_MAX: Final = 200
 _LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
@@ -255,11 +256,7 @@ async def note(
     after: dict[str, Any] | None = None,
 ) -> None:
     """One line of the audit, in the transaction of what it tells. Neither side may hold a secret."""
-    await db.execute(
-        insert(audit).values(
-            at_ns=now_ns, actor=actor, action=action, subject=subject, before=before, after=after, note=None
-        )
-    )
+    await audit.append(db, at_ns=now_ns, actor=actor, action=action, subject=subject, before=before, after=after)
 
 
 async def _find(db: AsyncConnection, key: str) -> RowMapping:
