@@ -14,7 +14,7 @@ app = App(name="migrate")
 async def migrate(*, common: Common = DEFAULTS) -> int:
     """Bring the database to the newest schema and the shipped prices. Safe to run again, and by several at once."""
     from billing.migrate import upgrade
-    from gateway.embedded.bootstrap import declare_prices
+    from gateway.embedded.prices import declare_prices
 
     settings = common.settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

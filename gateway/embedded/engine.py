@@ -68,6 +68,7 @@ class LocalEngine:
 
     def __init__(self, settings: LocalSettings, data_dir: Path, key: str) -> None:
         self._model = settings.model
+        self._served_name = settings.served_name
         self._data_dir = data_dir
         self._key = key
         self._port = settings.port or free_port()
@@ -92,6 +93,7 @@ class LocalEngine:
 
     async def _start_child(self) -> Process:
         argv = [sys.executable, "-m", "local_backend", self._model, "--data", str(self._data_dir)]
+        argv += ["--served-name", self._served_name]
         # The same port after a restart: the gateway keeps the address it was given.
         argv += ["--host", "127.0.0.1", "--port", str(self._port), "--die-with-parent"]
         # By environment, never by argument: every user of a machine can read the arguments of its processes.

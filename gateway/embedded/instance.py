@@ -53,6 +53,10 @@ class Instance:
         (folder / "up.json").unlink(missing_ok=True)  # A killed predecessor's.
         return self
 
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
     def tell(self, running: Running) -> None:
         path = self._data_dir / "run" / "up.json"
         draft = path.with_suffix(".new")

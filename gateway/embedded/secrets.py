@@ -15,12 +15,13 @@ from msgspec import Struct
 from gateway.config import ConfigError, Settings
 
 BYTES = 32
+PEPPER_CHARS_MIN = 16
 
 
 class Secrets(Struct, frozen=True):
     """key_pepper: what virtual keys are hashed under. engine_key: bearer token of the local engine."""
 
-    key_pepper: str
+    key_pepper: bytes
     engine_key: str
 
     def __repr__(self) -> str:
@@ -31,8 +32,13 @@ class Secrets(Struct, frozen=True):
         """From the settings where they name one, else from the data folder, else new.
 
         Raises: ConfigError when a named one cannot be had or a kept one cannot be read."""
+        pepper = settings.key_pepper.reveal() if settings.key_pepper else kept(settings.data_dir, "key_pepper")
+        if len(pepper) < PEPPER_CHARS_MIN:
+            problem = f"too short to keep a secret: {len(pepper)} characters"
+            fix = f"at least {PEPPER_CHARS_MIN}, for example from `openssl rand -hex 32`"
+            raise ConfigError("key_pepper", problem, source="FAREBOX_KEY_PEPPER", fix=fix)
         return cls(
-            key_pepper=settings.key_pepper.reveal() if settings.key_pepper else kept(settings.data_dir, "key_pepper"),
+            key_pepper=pepper.encode(),
             engine_key=settings.engine_key.reveal() if settings.engine_key else kept(settings.data_dir, "engine_key"),
         )
 

@@ -76,6 +76,11 @@ class EmbeddedValkey:
         assert self._socket is not None, "not started"
         return f"unix://{self._socket}"
 
+    def version(self) -> str:
+        """Blocks for some milliseconds."""
+        assert self._binary is not None, "not started"
+        return server_version(self._binary)
+
     @property
     def supervisor(self) -> Supervisor:
         return self._supervisor

@@ -1,0 +1,255 @@
+"""`farebox keys`: virtual keys."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.config import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from billing.accounts import Project
+    from gateway.admission.key_admin import KeyAdmin, KeyInfo
+
+app = App(name="keys")
+
+ACTOR = "farebox keys"
+PREFIX = "fbx-"
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@app.command
+async def create(
+    *,
+    project: str,
+    name: str = "unnamed",
+    budget: str | None = None,
+    budget_window: Literal["total", "day", "month"] = "total",
+    rpm: int | None = None,
+    tpm: int | None = None,
+    parallel: int | None = None,
+    models: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    allow_ip: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    expires: str | None = None,
+    common: Common = DEFAULTS,
+) -> int:
+    """Make a key. It is shown once, here, and stored nowhere.
+
+    Parameters
+    ----------
+    project:
+        Whose key it is, by name or id.
+    name:
+        What you call it.
+    budget:
+        What it may spend, as 0.01usd or $5. Hard: the worst case of a request is held before it is sent.
+    budget_window:
+        In what time: ever, a day or a calendar month (UTC).
+    rpm:
+        Requests a minute.
+    tpm:
+        Tokens a minute.
+    parallel:
+        Requests at once.
+    models:
+        Models it may ask for, as globs: 'gpt-*' 'smollm2-*'. Default: all.
+    allow_ip:
+        Addresses or networks it may come from. Default: anywhere.
+    expires:
+        After 90d, 12h, 30m, or at 2027-01-31 (UTC).
+    """
+    from billing.accounts import Window
+    from gateway.admission.key_admin import KeyTerms
+
+    settings = common.settings()
+    now_ns = time.time_ns()
+    terms = KeyTerms(
+        models=tuple(models) if models else None,
+        allow_ips=tuple(allow_ip) if allow_ip else None,
+        rpm=rpm,
+        tpm=tpm,
+        parallel=parallel,
+        expires_at_ns=_expiry_ns(expires, now_ns) if expires else None,
+    )
+    budgets = [(Window(budget_window), _amount(budget))] if budget else []
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        owner = await _project(engine, project)
+        new = await keys.create_key(
+            project_id=owner.id, name=name, actor=ACTOR, now_ns=now_ns, terms=terms, budgets=budgets
+        )
+        info = await keys.key(new.key_id)
+    emit(
+        common,
+        _plain(info, owner.name) | {"key": new.plain},
+        lambda: f"{new.plain}\n\nid {info.id}, project {owner.name}. Keep it: it cannot be shown again.",
+    )
+    return OK
+
+
+@app.command(name="list")
+async def list_(*, project: str | None = None, common: Common = DEFAULTS) -> int:
+    """List keys, newest first. Never shows a secret.
+
+    Parameters
+    ----------
+    project:
+        Only this project's.
+    """
+    settings = common.settings()
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        project_id = (await _project(engine, project)).id if project else None
+        found = await keys.list_keys(project_id=project_id)
+        projects = await _project_names(engine)
+    columns = ["key", "name", "project", "budget", "rpm", "tpm", "parallel", "state"]
+    rows = [_plain(info, projects.get(info.project_id, "")) for info in reversed(found)]
+    emit(
+        common,
+        {"keys": rows},
+        lambda: make_table(columns, [[row[c] for c in columns] for row in rows], right=columns[3:7]),
+    )
+    return OK
+
+
+@app.command
+async def show(key: str, /, *, common: Common = DEFAULTS) -> int:
+    """Show one key's terms and what it has spent.
+
+    Parameters
+    ----------
+    key:
+        Its id, or how it begins: fbx-...
+    """
+    from billing.accounts import Scope
+    from billing.db import reading
+    from billing.statements import spent
+
+    settings = common.settings()
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        info = await keys.key(_id_of(key))
+        projects = await _project_names(engine)
+        async with reading(engine) as db:
+            spent_pusd = await spent(db, Scope.KEY, info.id)
+    value = _plain(info, projects.get(info.project_id, "")) | {"spent_usd": usd(spent_pusd), "spent_pusd": spent_pusd}
+    emit(common, value, lambda: make_table(["", ""], [[name, said] for name, said in value.items()]))
+    return OK
+
+
+@app.command
+async def revoke(key: str, /, *, common: Common = DEFAULTS) -> int:
+    """Revoke a key for good. Every running gateway refuses it within a second.
+
+    Parameters
+    ----------
+    key:
+        Its id, or how it begins: fbx-...
+    """
+    settings = common.settings()
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        info = await keys.revoke_key(_id_of(key), actor=ACTOR, now_ns=time.time_ns())
+        projects = await _project_names(engine)
+    emit(common, _plain(info, projects.get(info.project_id, "")), lambda: f"{PREFIX}{info.public_id} is revoked")
+    return OK
+
+
+@asynccontextmanager
+async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[KeyAdmin]:
+    """Changes keys in SQL and tells running gateways: by the Redis of the settings, or the one that `up` embeds."""
+    from redis.asyncio import Redis
+
+    from gateway.admission.key_admin import KeyAdmin
+    from gateway.embedded.instance import find_running
+    from gateway.embedded.secrets import Secrets
+
+    url = settings.redis_url
+    if url is None and (running := find_running(settings.data_dir)) is not None:
+        url = running.redis_url
+    redis = Redis.from_url(url) if url else None
+    try:
+        yield KeyAdmin(engine, redis, Secrets.load(settings).key_pepper)
+    finally:
+        if redis is not None:
+            await redis.aclose()
+
+
+async def _project(engine: AsyncEngine, name: str) -> Project:
+    """By id or name. Raises: NotFound that lists what there is."""
+    from billing.accounts import projects
+    from billing.db import reading
+    from gateway.errors import NotFound
+
+    async with reading(engine) as db:
+        known = await projects(db)
+    for project in known:
+        if name in (project.id, project.name):
+            return project
+    raise NotFound(f"no project {name!r}; there is: {', '.join(project.name for project in known) or 'none'}")
+
+
+async def _project_names(engine: AsyncEngine) -> dict[str, str]:
+    from billing.accounts import projects
+    from billing.db import reading
+
+    async with reading(engine) as db:
+        return {project.id: project.name for project in await projects(db)}
+
+
+def _id_of(key: str) -> str:
+    """A key as shown, or the whole of one, names itself by the part that is no secret."""
+    return key.removeprefix(PREFIX).partition("_")[0] if key.startswith(PREFIX) else key
+
+
+def _amount(text: str) -> int:
+    from billing.money import parse_usd
+
+    try:
+        amount = parse_usd(text)
+    except ValueError as error:
+        raise Problem(f"--budget: {error}", fix="write it as 0.01usd or $5", code=WRONG_USAGE) from error
+    if amount < 0:
+        raise Problem("--budget: below zero", fix="write it as 0.01usd or $5", code=WRONG_USAGE)
+    return amount
+
+
+def _expiry_ns(text: str, at_ns: int) -> int:
+    if found := re.fullmatch(r"([0-9]+)([mhdw])", text):
+        return at_ns + int(found[1]) * _SECONDS[found[2]] * 10**9
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        fix = "write it as 90d, 12h, 30m or 2027-01-31"
+        raise Problem(f"--expires: {text!r} is neither a span nor a date", fix=fix, code=WRONG_USAGE) from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()) * 10**9
+
+
+def _plain(info: KeyInfo, project: str) -> dict[str, Any]:
+    terms = info.terms
+    return {
+        "id": info.id,
+        "key": f"{PREFIX}{info.public_id}",
+        "name": info.name,
+        "project": project,
+        "models": list(terms.models) if terms.models else None,
+        "allow_ips": list(terms.allow_ips) if terms.allow_ips else None,
+        "budget": ", ".join(f"{usd(b.limit_pusd)} USD {b.window.value}" for b in info.budgets) or None,
+        "rpm": terms.rpm,
+        "tpm": terms.tpm,
+        "parallel": terms.parallel,
+        "expires": _iso(terms.expires_at_ns),
+        "created": _iso(info.created_at_ns),
+        "state": info.state(time.time_ns()),
+    }
+
+
+def _iso(at_ns: int | None) -> str | None:
+    if at_ns is None:
+        return None
+    return datetime.datetime.fromtimestamp(at_ns // 10**9, datetime.UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,49 @@
+"""`farebox worker`: usage journals into the database, without serving: for a container of its own, or to catch up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cyclopts import App
+
+from gateway.cli.common import DEFAULTS, OK, Common, database, emit
+
+app = App(name="worker")
+
+
+@app.default
+def worker(*, once: bool = False, common: Common = DEFAULTS) -> int:
+    """Ship the usage journals of this data folder into the database until SIGTERM. Gateways do so themselves as well.
+
+    Parameters
+    ----------
+    once:
+        Ship what there is, and end.
+    """
+    import uvloop
+
+    shipped = uvloop.run(_run(once, common))
+    if once:
+        emit(common, {"shipped": shipped}, lambda: f"{shipped} usage records shipped")
+    return OK
+
+
+async def _run(once: bool, common: Common) -> int:
+    from billing.db import reading
+    from billing.pricelist import load_prices
+    from billing.worker import Worker
+    from gateway.cli.serving import on_signal
+    from gateway.observe import logs
+
+    settings = common.settings()
+    logs.configure(settings.log)
+    async with database(settings) as engine:
+        async with reading(engine) as db:
+            prices = await load_prices(db)
+        shipper = Worker(settings.data_dir / "journal", engine, prices)
+        if once:
+            return await shipper.ship_once()
+        stop = asyncio.Event()
+        with on_signal(stop.set):
+            await shipper.run(stop)
+        return shipper.shipped

@@ -1,0 +1,106 @@
+"""The first start: an organisation, a project, a key and a way into the dashboard. Later starts find them there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from msgspec import Struct
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing import accounts
+from billing.db import reading, writing
+from gateway.admin.auth import people
+from gateway.admin.auth.routes import sign_in_url
+from gateway.admission.key_admin import KeyAdmin
+from gateway.admission.minting import hash_of
+from gateway.config import ConfigError, Settings
+from gateway.embedded import prices
+from gateway.errors import InvalidRequest
+from gateway.schema import virtual_keys
+
+ORGANISATION = "default"
+PROJECT = "demo"
+ACTOR = "farebox up"
+
+
+class First(Struct, frozen=True):
+    """key: None when the first key is not known here, or not good any more. sign_in_url: good once; None when somebody
+    has a password to sign in with."""
+
+    key: str | None
+    sign_in_url: str | None
+
+    def __repr__(self) -> str:
+        return "First(hidden)"
+
+
+async def bootstrap(engine: AsyncEngine, settings: Settings, pepper: bytes, *, at_ns: int) -> First:
+    """Make what is missing. Each step leaves something whole, so a start that is cut off is taken up by the next.
+
+    Raises: ConfigError for a FAREBOX_BOOTSTRAP_KEY that can be no key."""
+    async with writing(engine) as db:
+        await prices.declare(db, settings, at_ns)
+        project = await _project(db, at_ns)
+        link = await people.first_link(db, at_ns=at_ns)
+    # No gateway has read keys from this database before this start, or it will read them anew: nobody is to be told.
+    keys = KeyAdmin(engine, None, pepper)
+    if settings.bootstrap_key is not None:
+        key: str | None = settings.bootstrap_key.reveal()
+        try:
+            await keys.create_key(project_id=project.id, name="bootstrap", actor=ACTOR, now_ns=at_ns, plain=key)
+        except InvalidRequest as error:
+            raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
+    else:
+        key = await _first_key(engine, keys, settings, project, at_ns)
+    return First(await good(engine, key, pepper), sign_in_url(settings.base_url, link) if link else None)
+
+
+async def good(engine: AsyncEngine, key: str | None, pepper: bytes) -> str | None:
+    """The key, if it is known and has not been revoked."""
+    if key is None:
+        return None
+    query = select(virtual_keys.c.revoked_at_ns).where(virtual_keys.c.secret_hash == hash_of(key, pepper))
+    async with reading(engine) as db:
+        row = (await db.execute(query)).first()
+    return key if row is not None and row.revoked_at_ns is None else None
+
+
+async def _first_key(
+    engine: AsyncEngine, keys: KeyAdmin, settings: Settings, project: accounts.Project, at_ns: int
+) -> str | None:
+    """Made once, where there is no key at all; kept in a file of the owner's alone, so that every `up` can show it."""
+    kept = settings.data_dir / "secrets" / "first_key"
+    async with reading(engine) as db:
+        any_key = (await db.execute(select(virtual_keys.c.id).limit(1))).first() is not None
+    if any_key:
+        return _read(kept)
+    new = await keys.create_key(project_id=project.id, name="first", actor=ACTOR, now_ns=at_ns)
+    assert new.plain is not None, "a key of our own making is new"
+    _keep(kept, new.plain)
+    return new.plain
+
+
+async def _project(db: AsyncConnection, at_ns: int) -> accounts.Project:
+    """The demo project, or, where an operator has made others and no such one, the oldest of them."""
+    known = sorted(await accounts.projects(db), key=lambda project: (project.name != PROJECT, project.created_at_ns))
+    if known:
+        return known[0]
+    organisation = await accounts.create_organisation(db, f"org_{secrets.token_hex(6)}", ORGANISATION, at_ns=at_ns)
+    return await accounts.create_project(db, f"proj_{secrets.token_hex(6)}", organisation.id, PROJECT, at_ns=at_ns)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _keep(path: Path, plain: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(plain)
