@@ -51,6 +51,8 @@ class Gateway:
             [*health_routes(self.faults)],
             lifespan=[self._lifespan],
             openapi_config=None,
+            # Its own would take the root logger away from observe.logs.
+            logging_config=None,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -174,7 +174,7 @@ async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Ke
         url = running.redis_url
     redis = Redis.from_url(url) if url else None
     try:
-        yield KeyAdmin(engine, redis, Secrets.load(settings).key_pepper)
+        yield KeyAdmin(engine, redis, Secrets.load(settings).key_pepper.encode())
     finally:
         if redis is not None:
             await redis.aclose()

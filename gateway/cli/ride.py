@@ -73,7 +73,7 @@ class Ride:
             stack.push_async_callback(_end, loading)
             cache = await self._start_cache(stack)
             await upgrade(self._settings.database_url)
-            first = await self._first_things(secrets.key_pepper)
+            first = await self._first_things(secrets.key_pepper.encode())
             serving = await self._serve(stack)
             await _first_of(loading, serving)
             await self._announce(first, cache)

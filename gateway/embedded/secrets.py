@@ -21,7 +21,7 @@ PEPPER_CHARS_MIN = 16
 class Secrets(Struct, frozen=True):
     """key_pepper: what virtual keys are hashed under. engine_key: bearer token of the local engine."""
 
-    key_pepper: bytes
+    key_pepper: str
     engine_key: str
 
     def __repr__(self) -> str:
@@ -38,7 +38,7 @@ class Secrets(Struct, frozen=True):
             fix = f"at least {PEPPER_CHARS_MIN}, for example from `openssl rand -hex 32`"
             raise ConfigError("key_pepper", problem, source="FAREBOX_KEY_PEPPER", fix=fix)
         return cls(
-            key_pepper=pepper.encode(),
+            key_pepper=pepper,
             engine_key=settings.engine_key.reveal() if settings.engine_key else kept(settings.data_dir, "engine_key"),
         )
 
