@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 
 from providers.dialects.base import Dialect
-from providers.errors import Broken, ProviderError, Unsupported, for_status
+from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
@@ -125,7 +125,11 @@ class UpstreamAnswer:
         return self._response.chunks()
 
     async def read(self) -> bytes:
-        return await self._response.read(MAX_ANSWER_BYTES)
+        try:
+            return await self._response.read(MAX_ANSWER_BYTES)
+        except Interrupted as error:
+            # Nothing of a whole answer has reached the client, so another try is as good as the first.
+            raise Broken(f"the answer was cut short: {error.message}", status=self._response.status) from error
 
     async def aclose(self) -> None:
         await self._response.aclose()
@@ -187,6 +191,10 @@ class DialectProvider(ABC):
         Raises: Unsupported."""
         return body
 
+    def losses(self, call: Call) -> tuple[str, ...]:
+        """What `adjust` leaves out of a lenient call, by the client's own field names."""
+        return ()
+
     def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
         """Headers of the host's own, beside content type and credential."""
         return ()
@@ -207,6 +215,7 @@ class DialectProvider(ABC):
             body, dropped = encoded.body, encoded.dropped
         dropped += self._fit(body, call.strict)
         body = self.adjust(body, call, model)
+        dropped += self.losses(call)
         response = await self.exchange("POST", self.path(call, model), jsonio.joined(body), call, dialect)
         accepted = dialect.stream_media_type if call.request.stream else "application/json"
         if not _is_media_type(response.headers.get("content-type", ""), accepted):

@@ -1,0 +1,16 @@
+"""Our own engine, a process of its own on loopback: the OpenAI dialect behind a token made at its start.
+
+It takes the knobs of the open engines (top_k, min_p, repetition_penalty ...), so nothing is left out.
+"""
+
+from __future__ import annotations
+
+from providers.base import Capabilities
+from providers.openai_like import OpenAILike
+
+
+class Local(OpenAILike):
+    name = "local"
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "completions"}), tools=False, images=False, response_format=False
+    )

@@ -1,0 +1,91 @@
+"""Any host of the OpenAI dialect at a base URL of the operator's: vLLM, SGLang, TGI, Ollama, llama.cpp, and gateways.
+
+Such engines mostly accept fields they do not know, so a client's extras are kept. `base_url` includes the version
+(".../v1"), as every client of these engines is told to write it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from providers.auth.bearer import bearer
+from providers.base import Call, Capabilities, DialectProvider, Operation
+from providers.dialects import openai_chat, openai_completions
+from providers.dialects.base import Dialect
+from providers.errors import Broken
+from providers.transport.base import HttpRequest
+from providers.wire import jsonio
+
+PATHS: Mapping[Operation, str] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+}
+
+
+class OpenAILike(DialectProvider):
+    """Hosts of the family subclass this one; they differ in what they refuse and where they live."""
+
+    name = "openai_like"
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}))
+    dialects: ClassVar[Mapping[Operation, Dialect]] = {
+        "chat": openai_chat.DIALECT,
+        "completions": openai_completions.DIALECT,
+    }
+    output_limit: ClassVar[str] = "max_tokens"
+    """The field that bounds a chat's output. Engines took `max_completion_tokens` up at different times; all of them
+    know the older name, which legacy completions know alone."""
+
+    def path(self, call: Call, model: str) -> str:
+        return PATHS[self._operation(call)]
+
+    def dialect_for(self, call: Call, model: str) -> Dialect:
+        return self.dialects[self._operation(call)]
+
+    def forward(self, call: Call, model: str) -> dict[str, Any]:
+        body = super().forward(call, model)
+        request = call.request
+        if request.stream:
+            # Usage comes only when asked for, in the last chunk; a stream without it cannot be billed.
+            options = jsonio.plain(body.get("stream_options")) or {}
+            body["stream_options"] = {**options, "include_usage": True}
+        return body
+
+    def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        # One bound under one name, the one that the hold rests on, whatever a client or the gateway put in.
+        body.pop("max_tokens", None)
+        body.pop("max_completion_tokens", None)
+        if call.request.max_output_tokens is not None:
+            field = "max_tokens" if self._operation(call) == "completions" else self.output_limit
+            body[field] = call.request.max_output_tokens
+        return body
+
+    async def authorize(self, request: HttpRequest) -> HttpRequest:
+        return msgspec.structs.replace(request, headers=request.headers + bearer(self.endpoint.credential))
+
+    async def models(self) -> tuple[str, ...]:
+        response = await self.exchange("GET", "/models", b"", None, openai_chat.DIALECT)
+        try:
+            found = msgspec.json.decode(await response.read(8 * 1024 * 1024), type=_ModelList)
+        except msgspec.MsgspecError as error:
+            raise Broken(f"{self.name}: /models is not a list of models: {error}") from error
+        finally:
+            await response.aclose()
+        return tuple(model.id for model in found.data)
+
+    def _operation(self, call: Call) -> Operation:
+        """A legacy completion goes to its own path where there is one, and as a chat where there is none."""
+        if call.operation == "completions" and "completions" not in self.dialects:
+            return "chat"
+        return call.operation
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_Model]
