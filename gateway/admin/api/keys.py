@@ -1,0 +1,203 @@
+"""Virtual keys: made and shown once, listed with what they have spent, changed, revoked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from litestar import delete, get, patch, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import UNSET, Meta, Struct, UnsetType
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.accounts import Scope, Window
+from billing.schema import usage_records
+from billing.statements import spent_by
+from gateway.admin import reports
+from gateway.admin.api.projects import amount_of
+from gateway.admin.api.usage import BudgetView, budget_view
+from gateway.admin.api.values import usd
+from gateway.admin.auth.roles import Actor
+from gateway.admin.services import Services
+from gateway.admin.times import DAY_NS, HOUR_NS, Stamp, stamp, unstamp
+from gateway.admission.key_admin import KeyChanges, KeyInfo, KeyTerms
+from gateway.admission.minting import PREFIX
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Patterns = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=200)]
+Bound = Annotated[int, Meta(ge=0)]
+
+PLAYGROUND_NS = HOUR_NS
+
+
+class KeyView(Struct, frozen=True):
+    """shown: how the key begins; the rest was shown once. spent_usd: in all; last_used_at: in the last 30 days."""
+
+    id: str
+    shown: str
+    name: str
+    project_id: str
+    project: str
+    state: Literal["active", "expired", "revoked"]
+    models: list[str] | None
+    allow_ips: list[str] | None
+    rpm: int | None
+    tpm: int | None
+    parallel: int | None
+    expires_at: Stamp | None
+    created_at: Stamp
+    created_by: str
+    spent_usd: str
+    last_used_at: Stamp | None
+    budgets: list[BudgetView]
+
+
+class NewKeyBudget(Struct, frozen=True, forbid_unknown_fields=True):
+    limit_usd: Annotated[str, Meta(max_length=40)]
+    window: Window = Window.TOTAL
+
+
+class NewKeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """None: no limit of its own. models: shell globs of aliases; allow_ips: addresses or networks."""
+
+    project_id: str
+    name: Name
+    models: Patterns | None = None
+    allow_ips: Patterns | None = None
+    rpm: Bound | None = None
+    tpm: Bound | None = None
+    parallel: Bound | None = None
+    expires_at: Stamp | None = None
+    budgets: Annotated[list[NewKeyBudget], Meta(max_length=3)] = []
+
+
+class KeyChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A field that is left out stays; null takes the limit away."""
+
+    name: Name | UnsetType = UNSET
+    models: Patterns | UnsetType | None = UNSET
+    allow_ips: Patterns | UnsetType | None = UNSET
+    rpm: Bound | UnsetType | None = UNSET
+    tpm: Bound | UnsetType | None = UNSET
+    parallel: Bound | UnsetType | None = UNSET
+    expires_at: Stamp | UnsetType | None = UNSET
+
+
+class ShownKey(Struct, frozen=True):
+    """secret is in this answer and nowhere else."""
+
+    key: KeyView
+    secret: str
+
+
+class PlaygroundRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    project_id: str
+
+
+@get("/keys", name="keys.list")
+async def list_keys(services: Services, project_id: str | None = None) -> list[KeyView]:
+    """The newest first, revoked ones included."""
+    found = await services.keys.list_keys(project_id=project_id)
+    async with services.reader.reading() as db:
+        return await _views(db, list(reversed(found)), services.clock())
+
+
+@post("/keys", name="keys.create")
+async def create_key(data: NewKeyRequest, actor: Actor, services: Services) -> ShownKey:
+    """Make a key. Its secret is in this answer and cannot be had again."""
+    terms = KeyTerms(
+        models=_tuple(data.models),
+        allow_ips=_tuple(data.allow_ips),
+        rpm=data.rpm,
+        tpm=data.tpm,
+        parallel=data.parallel,
+        expires_at_ns=None if data.expires_at is None else unstamp(data.expires_at),
+    )
+    budgets = [(each.window, amount_of(each.limit_usd, "budgets")) for each in data.budgets]
+    return await _make(services, actor, data.project_id, data.name, terms, budgets)
+
+
+@patch("/keys/{key_id:str}", name="keys.update")
+async def update_key(key_id: str, data: KeyChangeRequest, actor: Actor, services: Services) -> KeyView:
+    """Change what a key may do. Budgets are set under /budgets."""
+    now_ns = services.clock()
+    changes = KeyChanges(
+        name=data.name,
+        models=data.models if isinstance(data.models, UnsetType) else _tuple(data.models),
+        allow_ips=data.allow_ips if isinstance(data.allow_ips, UnsetType) else _tuple(data.allow_ips),
+        rpm=data.rpm,
+        tpm=data.tpm,
+        parallel=data.parallel,
+        expires_at_ns=unstamp(data.expires_at) if isinstance(data.expires_at, Stamp) else data.expires_at,
+    )
+    info = await services.keys.update_key(key_id, changes, actor=actor.name, now_ns=now_ns)
+    async with services.reader.reading() as db:
+        return (await _views(db, [info], now_ns))[0]
+
+
+@delete("/keys/{key_id:str}", name="keys.revoke", status_code=200)
+async def revoke_key(key_id: str, actor: Actor, services: Services) -> KeyView:
+    """Revoke for good. Every running gateway refuses the key within a second."""
+    now_ns = services.clock()
+    info = await services.keys.revoke_key(key_id, actor=actor.name, now_ns=now_ns)
+    async with services.reader.reading() as db:
+        return (await _views(db, [info], now_ns))[0]
+
+
+@post("/playground/key", name="playground.key")
+async def playground_key(data: PlaygroundRequest, actor: Actor, services: Services) -> ShownKey:
+    """A key for the playground: good for an hour, bounded by its project's budgets alone."""
+    terms = KeyTerms(rpm=60, parallel=4, expires_at_ns=services.clock() + PLAYGROUND_NS)
+    return await _make(services, actor, data.project_id, f"Playground ({actor.name})", terms, [])
+
+
+key_handlers: list[HTTPRouteHandler] = [list_keys, create_key, update_key, revoke_key, playground_key]
+
+
+async def _make(
+    services: Services, actor: Actor, project_id: str, name: str, terms: KeyTerms, budgets: list[tuple[Window, int]]
+) -> ShownKey:
+    now_ns = services.clock()
+    made = await services.keys.create_key(
+        project_id=project_id, name=name, actor=actor.name, now_ns=now_ns, terms=terms, budgets=budgets
+    )
+    assert made.plain is not None  # Only a key that was brought along can be there already.
+    info = await services.keys.key(made.key_id)
+    async with services.reader.reading() as db:
+        return ShownKey((await _views(db, [info], now_ns))[0], made.plain)
+
+
+def _tuple(patterns: list[str] | None) -> tuple[str, ...] | None:
+    return None if patterns is None else tuple(patterns)
+
+
+async def _views(db: AsyncConnection, infos: list[KeyInfo], now_ns: int) -> list[KeyView]:
+    ids = [info.id for info in infos]
+    spent = await spent_by(db, Scope.KEY, ids)
+    projects = await reports.labels(db, "project", [info.project_id for info in infos])
+    used = select(usage_records.c.key_id, func.max(usage_records.c.at_ns)).where(
+        usage_records.c.key_id.in_(ids), usage_records.c.at_ns > now_ns - 30 * DAY_NS
+    )
+    last = {row[0]: row[1] for row in await db.execute(used.group_by(usage_records.c.key_id))}
+    return [
+        KeyView(
+            id=info.id,
+            shown=f"{PREFIX}{info.public_id}",
+            name=info.name,
+            project_id=info.project_id,
+            project=projects.get(info.project_id, info.project_id),
+            state=info.state(now_ns),
+            models=None if info.terms.models is None else list(info.terms.models),
+            allow_ips=None if info.terms.allow_ips is None else list(info.terms.allow_ips),
+            rpm=info.terms.rpm,
+            tpm=info.terms.tpm,
+            parallel=info.terms.parallel,
+            expires_at=None if info.terms.expires_at_ns is None else stamp(info.terms.expires_at_ns),
+            created_at=stamp(info.created_at_ns),
+            created_by=info.created_by,
+            spent_usd=usd(spent[info.id]) or "",
+            last_used_at=stamp(last[info.id]) if info.id in last else None,
+            budgets=[await budget_view(db, budget, now_ns) for budget in info.budgets],
+        )
+        for info in infos
+    ]

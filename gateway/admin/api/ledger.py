@@ -1,0 +1,164 @@
+"""Money: balances, postings, the audit over all of them, and what customers pay in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from msgspec import Meta, Struct
+from sqlalchemy import and_, or_, select
+
+from billing import accounts, ledger
+from billing.db import writing
+from billing.money import format_usd, parse_usd
+from billing.schema import transfers
+from gateway.admin.api.requests import Posting, posting
+from gateway.admin.api.values import Page, at_cursor, cursor, usd
+from gateway.admin.auth.roles import Actor
+from gateway.admin.auth.routes import record
+from gateway.admin.problems import invalid, not_found
+from gateway.admin.services import Services
+
+
+class AccountView(Struct, frozen=True):
+    """balance_usd is counted on the side where the account grows: a customer's credit is what they have left."""
+
+    account: str
+    kind: str
+    label: str
+    balance_usd: str
+
+
+class OrganisationView(Struct, frozen=True):
+    """credit_limit_usd: None is billed afterwards; "0.00" prepaid; more may be owed up to that."""
+
+    id: str
+    name: str
+    credit_limit_usd: str | None
+    left_usd: str
+
+
+class Balances(Struct, frozen=True):
+    accounts: list[AccountView]
+    organisations: list[OrganisationView]
+
+
+class LedgerAudit(Struct, frozen=True):
+    """Every posting added up anew. sound: debits equal credits and each kept balance is the sum of its postings."""
+
+    sound: bool
+    debits_minus_credits_usd: str
+    differing: list[str]
+
+
+class TopUp(Struct, frozen=True, forbid_unknown_fields=True):
+    """granted: credit that nobody paid for, instead of a payment. note: why, for the books."""
+
+    organisation_id: str
+    amount_usd: Annotated[str, Meta(max_length=40)]
+    note: Annotated[str, Meta(min_length=1, max_length=500)]
+    granted: bool = False
+
+
+class ToppedUp(Struct, frozen=True):
+    """new: False when this idempotency key had been posted before; then nothing moved."""
+
+    new: bool
+    left_usd: str
+
+
+@get("/ledger/balances", name="ledger.balances")
+async def balances(services: Services) -> Balances:
+    async with services.reader.reading() as db:
+        organisations = await accounts.organisations(db)
+        names = {accounts.customer(organisation.id): organisation.name for organisation in organisations}
+        found = await ledger.balances(db)
+        kept = {entry.account: entry for entry in found}
+        return Balances(
+            [
+                AccountView(
+                    entry.account,
+                    entry.kind.value,
+                    names.get(entry.account, entry.account),
+                    format_usd(entry.normal_pusd),
+                )
+                for entry in found
+            ],
+            [
+                OrganisationView(
+                    each.id,
+                    each.name,
+                    usd(each.credit_limit_pusd),
+                    format_usd(entry.normal_pusd if (entry := kept.get(accounts.customer(each.id))) else 0),
+                )
+                for each in organisations
+            ],
+        )
+
+
+@get("/ledger/transfers", name="ledger.transfers")
+async def list_transfers(
+    services: Services,
+    account: str | None = None,
+    kind: str | None = None,
+    cursor_: Annotated[str | None, Parameter(query="cursor")] = None,
+    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
+) -> Page[Posting]:
+    """Postings, the newest first; of one account or of one kind when asked."""
+    table = transfers.c
+    query = select(transfers)
+    if account is not None:
+        query = query.where(or_(table.debit == account, table.credit == account))
+    if kind is not None:
+        query = query.where(table.kind == kind)
+    if cursor_ is not None:
+        at_ns, after = at_cursor(cursor_, tuple[int, str])
+        query = query.where(or_(table.at_ns < at_ns, and_(table.at_ns == at_ns, table.id < after)))
+    async with services.reader.reading() as db:
+        rows = (await db.execute(query.order_by(table.at_ns.desc(), table.id.desc()).limit(limit + 1))).mappings().all()
+    shown = rows[:limit]
+    more = cursor(shown[-1]["at_ns"], shown[-1]["id"]) if len(rows) > limit else None
+    return Page([posting(row) for row in shown], more)
+
+
+@get("/ledger/audit", name="ledger.audit")
+async def audit_ledger(services: Services) -> LedgerAudit:
+    """Add everything up again. Reads all postings."""
+    async with services.reader.reading() as db:
+        found = await ledger.trial_balance(db)
+    return LedgerAudit(found.sound, format_usd(found.debits_minus_credits_pusd), list(found.differing))
+
+
+@post("/ledger/top-ups", name="ledger.top_up")
+async def top_up(
+    data: TopUp,
+    actor: Actor,
+    services: Services,
+    idempotency_key: Annotated[str, Parameter(header="Idempotency-Key", min_length=8, max_length=100)],
+) -> ToppedUp:
+    """Credit an organisation. The Idempotency-Key header makes sending it twice the same as once."""
+    now_ns = services.clock()
+    try:
+        amount = parse_usd(data.amount_usd)
+    except ValueError as error:
+        raise invalid("amount_usd", str(error), "Write dollars, as 25 or 0.01.") from error
+    if amount <= 0:
+        raise invalid("amount_usd", "an amount is more than nothing", "Write dollars, as 25 or 0.01.")
+    async with writing(services.engine) as db:
+        if data.organisation_id not in {each.id for each in await accounts.organisations(db)}:
+            raise not_found("organisation", data.organisation_id, "Take an id from /ledger/balances.")
+        move = ledger.grant if data.granted else ledger.top_up
+        new = await move(db, data.organisation_id, amount, idempotency_key, at_ns=now_ns, note=data.note)
+        left = await ledger.credit_left(db, data.organisation_id)
+        if new:
+            after = {"amount_usd": format_usd(amount), "granted": data.granted, "left_usd": format_usd(left)}
+            subject = accounts.customer(data.organisation_id)
+            await record(db, actor, "ledger.top_up", subject, now_ns, after=after, note=data.note)
+    # What a prepaid organisation may spend has grown: every process reads it anew.
+    await services.keys.changed()
+    return ToppedUp(new, format_usd(left))
+
+
+ledger_handlers: list[HTTPRouteHandler] = [balances, list_transfers, audit_ledger, top_up]

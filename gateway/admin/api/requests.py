@@ -1,0 +1,208 @@
+"""One request after another: the list, and everything that is known about one, down to the price of each line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import Request, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from msgspec import Struct
+from sqlalchemy import and_, or_, select
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.money import format_usd
+from billing.pricelist import load_sheet
+from billing.schema import transfers, usage_records
+from billing.usage import Meter, input_tokens_total
+from gateway.admin import reports
+from gateway.admin.api.usage import From, To, filters_of
+from gateway.admin.api.values import Page, at_cursor, cursor, usd
+from gateway.admin.problems import not_found
+from gateway.admin.services import Services
+from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
+
+
+class RequestView(Struct, frozen=True):
+    """charge_usd is None while a price is missing. Times are milliseconds since the request came in."""
+
+    id: str
+    at: Stamp
+    key_id: str
+    key: str
+    project_id: str
+    alias: str
+    provider: str
+    model: str
+    dialect: str
+    outcome: str
+    status: int | None
+    input_tokens: int
+    output_tokens: int
+    charge_usd: str | None
+    estimated: bool
+    first_token_ms: int | None
+    duration_ms: int | None
+    attempts: int
+    finish_reason: str | None
+    end_user: str | None
+
+
+class PriceLine(Struct, frozen=True):
+    """quantity x price = amount, exactly. price_usd_per_million is per a million units of the meter."""
+
+    meter: str
+    quantity: int
+    price_usd_per_million: str | None
+    amount_usd: str | None
+    cost_usd: str | None
+
+
+class PriceSheetView(Struct, frozen=True):
+    id: str
+    provider: str
+    model: str
+    source: str
+    effective_from: Stamp
+    above_input_tokens: int
+
+
+class Posting(Struct, frozen=True):
+    id: str
+    kind: str
+    debit: str
+    credit: str
+    amount_usd: str
+    at: Stamp
+
+
+class RequestDetail(Struct, frozen=True):
+    """cost_usd and postings are what providers bill and the ledger holds: for those who may see money."""
+
+    request: RequestView
+    project: str
+    organisation: str
+    deployment: str
+    hold_usd: str
+    cost_usd: str | None
+    upstream_id: str | None
+    tags: list[str]
+    sheet: PriceSheetView | None
+    lines: list[PriceLine]
+    postings: list[Posting]
+
+
+@get("/requests", name="requests.list")
+async def list_requests(
+    request: Request[Any, Any, Any],
+    services: Services,
+    start: From = None,
+    end: To = None,
+    cursor_: Annotated[str | None, Parameter(query="cursor")] = None,
+    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
+) -> Page[RequestView]:
+    """The newest first. Filters as in `/usage`; without `from`, the last 90 days."""
+    now_ns = services.clock()
+    period = period_of(start or stamp(now_ns - 90 * DAY_NS), end, now_ns)
+    table = usage_records.c
+    query = select(usage_records).where(*reports.where(period, filters_of(request)))
+    if cursor_ is not None:
+        at_ns, after = at_cursor(cursor_, tuple[int, str])
+        query = query.where(or_(table.at_ns < at_ns, and_(table.at_ns == at_ns, table.id < after)))
+    async with services.reader.reading() as db:
+        rows = (await db.execute(query.order_by(table.at_ns.desc(), table.id.desc()).limit(limit + 1))).mappings().all()
+        keys = await reports.labels(db, "key", list({row["key_id"] for row in rows}))
+    shown = rows[:limit]
+    more = cursor(shown[-1]["at_ns"], shown[-1]["id"]) if len(rows) > limit else None
+    return Page([_view(row, keys) for row in shown], more)
+
+
+@get("/requests/{request_id:str}", name="requests.read")
+async def read_request(request_id: str, services: Services) -> RequestDetail:
+    """One request with its price sheet line by line, and its postings."""
+    async with services.reader.reading() as db:
+        found = await db.execute(select(usage_records).where(usage_records.c.id == request_id))
+        row = found.mappings().first()
+        if row is None:
+            raise not_found("request", request_id, "It shows within a second of its end; a refused one never does.")
+        sheet, lines = await _priced(db, row)
+        posted = await db.execute(
+            select(transfers).where(transfers.c.id.in_([f"{request_id}:{kind}" for kind in _POSTING_KINDS]))
+        )
+        keys = await reports.labels(db, "key", [row["key_id"]])
+        project = await reports.labels(db, "project", [row["project_id"]])
+        organisation = await reports.labels(db, "organisation", [row["organisation_id"]])
+        return RequestDetail(
+            _view(row, keys),
+            project.get(row["project_id"], row["project_id"]),
+            organisation.get(row["organisation_id"], row["organisation_id"]),
+            row["deployment"],
+            format_usd(row["hold_pusd"]),
+            usd(row["cost_pusd"]),
+            row["upstream_id"],
+            list(row["tags"]),
+            sheet,
+            lines,
+            [posting(entry) for entry in posted.mappings()],
+        )
+
+
+request_handlers: list[HTTPRouteHandler] = [list_requests, read_request]
+
+# As billing.ledger.usage_transfers names them; looked up by id, which is indexed.
+_POSTING_KINDS = ("charge", "overrun", "cost")
+_MILLION = 1_000_000
+
+
+def posting(entry: RowMapping) -> Posting:
+    amount = format_usd(entry["amount_pusd"])
+    return Posting(entry["id"], entry["kind"], entry["debit"], entry["credit"], amount, stamp(entry["at_ns"]))
+
+
+async def _priced(db: AsyncConnection, row: RowMapping) -> tuple[PriceSheetView | None, list[PriceLine]]:
+    quantities = {Meter(name): int(quantity) for name, quantity in row["quantities"].items()}
+    sheet = await load_sheet(db, row["price_id"])
+    if sheet is None:
+        return None, [PriceLine(meter.value, quantity, None, None, None) for meter, quantity in quantities.items()]
+    tier = sheet.tier(input_tokens_total(quantities))
+    lines = []
+    for meter, quantity in quantities.items():
+        sale, cost = tier.sale.get(meter), tier.cost.get(meter)
+        lines.append(
+            PriceLine(
+                meter.value,
+                quantity,
+                usd(None if sale is None else sale * _MILLION),
+                usd(None if sale is None else sale * quantity),
+                usd(None if cost is None else cost * quantity),
+            )
+        )
+    start = stamp(sheet.effective_from_ns)
+    view = PriceSheetView(sheet.id, sheet.provider, sheet.model, sheet.source, start, tier.above_input_tokens)
+    return view, lines
+
+
+def _view(row: RowMapping, keys: dict[str, str]) -> RequestView:
+    return RequestView(
+        id=row["id"],
+        at=stamp(row["at_ns"]),
+        key_id=row["key_id"],
+        key=keys.get(row["key_id"], row["key_id"]),
+        project_id=row["project_id"],
+        alias=row["alias"],
+        provider=row["provider"],
+        model=row["model"],
+        dialect=row["dialect"],
+        outcome=row["outcome"],
+        status=row["status"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        charge_usd=usd(row["charge_pusd"]),
+        estimated=row["estimated"],
+        first_token_ms=row["first_token_ms"],
+        duration_ms=row["duration_ms"],
+        attempts=row["attempts"],
+        finish_reason=row["finish_reason"],
+        end_user=row["end_user"],
+    )

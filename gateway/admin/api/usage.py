@@ -1,0 +1,243 @@
+"""Overview and usage: the same totals, once at a glance and once by any dimension."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Annotated, Any
+
+from litestar import Request, Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing import accounts
+from billing.accounts import Budget, window_start_ns
+from billing.statements import spent
+from gateway.admin import reports
+from gateway.admin.api.values import TotalsView, totals_view, usd
+from gateway.admin.problems import invalid
+from gateway.admin.reports import FILTERS, GROUPS, Group, Point, Quantiles
+from gateway.admin.services import Services
+from gateway.admin.times import Bucket, Period, Stamp, bucket_for, period_of, stamp
+
+From = Annotated[Stamp | None, Parameter(query="from", description="RFC 3339; default: 24 hours before `to`")]
+To = Annotated[Stamp | None, Parameter(query="to", description="RFC 3339; default: now")]
+
+TOP = 8
+EXPORT_ROWS = 100_000
+BUDGETS_AT_RISK = 5
+
+
+class PeriodView(Struct, frozen=True):
+    start: Stamp
+    end: Stamp
+    bucket: str
+
+
+class GroupView(Struct, frozen=True):
+    """name: the value or id; label: what people call it."""
+
+    name: str
+    label: str
+    totals: TotalsView
+
+
+class SeriesPoint(Struct, frozen=True):
+    at: Stamp
+    name: str
+    requests: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    charge_usd: str
+
+
+class BudgetView(Struct, frozen=True):
+    """`share` is spent / limit; above 1 only when a limit was lowered."""
+
+    scope: str
+    scope_id: str
+    label: str
+    window: str
+    limit_usd: str
+    spent_usd: str
+    share: float
+
+
+class Overview(Struct, frozen=True):
+    """now and before: this period and the one of the same length that it follows."""
+
+    period: PeriodView
+    now: TotalsView
+    before: TotalsView
+    first_token_now: Quantiles
+    first_token_before: Quantiles
+    by_model: list[SeriesPoint]
+    models: list[GroupView]
+    keys: list[GroupView]
+    outcomes: list[GroupView]
+    budgets: list[BudgetView]
+    first_request: bool
+
+
+class Usage(Struct, frozen=True):
+    """groups: the dearest first; what is beyond the limit is in `total` alone. series: top groups and "(other)"."""
+
+    period: PeriodView
+    by: str
+    total: TotalsView
+    groups: list[GroupView]
+    series: list[SeriesPoint]
+
+
+@get("/overview", name="overview.read")
+async def overview(services: Services, start: From = None, end: To = None) -> Overview:
+    """Spend, requests, tokens, errors and first-token time at a glance, against the period before."""
+    period = period_of(start, end, services.clock())
+    bucket = bucket_for(period, None)
+    async with services.reader.reading() as db:
+        models = await reports.groups(db, "alias", period, {}, limit=TOP)
+        keys = await reports.groups(db, "key", period, {}, limit=TOP)
+        outcomes = await reports.groups(db, "outcome", period, {}, limit=TOP)
+        points = await reports.series(db, "alias", bucket, period, {}, [group.name for group in models])
+        ever = await reports.totals(db, Period(0, period.end_ns), {}) if not points else None
+        return Overview(
+            _period(period, bucket),
+            totals_view(await reports.totals(db, period, {})),
+            totals_view(await reports.totals(db, period.before, {})),
+            await reports.first_token(db, period, {}),
+            await reports.first_token(db, period.before, {}),
+            _points(points),
+            await _groups(db, "alias", models),
+            await _groups(db, "key", keys),
+            await _groups(db, "outcome", outcomes),
+            await budgets_at_risk(db, services.clock()),
+            ever is None or ever.requests > 0,
+        )
+
+
+@get("/usage", name="usage.read")
+async def usage(
+    request: Request[Any, Any, Any],
+    services: Services,
+    start: From = None,
+    end: To = None,
+    by: str = "alias",
+    bucket: str | None = None,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 50,
+) -> Usage:
+    """Totals by one dimension, with a time series of the biggest.
+
+    Any dimension filters too, repeated for several values: `?by=model&provider=groq&key=key_1&key=key_2`."""
+    period, filters, _ = _asked(request, services, start, end, by)
+    step = bucket_for(period, bucket)
+    async with services.reader.reading() as db:
+        found = await reports.groups(db, by, period, filters, limit=limit)
+        points = await reports.series(db, by, step, period, filters, [group.name for group in found[:TOP]])
+        total = await reports.totals(db, period, filters)
+        return Usage(_period(period, step), by, totals_view(total), await _groups(db, by, found), _points(points))
+
+
+@get("/usage.csv", name="usage.export", media_type="text/csv")
+async def export(
+    request: Request[Any, Any, Any],
+    services: Services,
+    start: From = None,
+    end: To = None,
+    by: str = "alias",
+    bucket: str | None = None,
+) -> Response[bytes]:
+    """The same as a table: one line for each group, or for each step and group when `bucket` is given."""
+    period, filters, column = _asked(request, services, start, end, by)
+    lines: list[tuple[str, Group | Point]]
+    async with services.reader.reading() as db:
+        found = await reports.groups(db, by, period, filters, limit=EXPORT_ROWS)
+        if bucket is None:
+            lines = [("", group) for group in found]
+        else:
+            step = bucket_for(period, bucket)
+            top = [group.name for group in found[:500]]
+            points = await reports.series(db, by, step, period, filters, top)
+            lines = [(stamp(point.at_ns).isoformat(), point) for point in points]
+        names = await reports.labels(db, by, [line.name for _, line in lines][:500])
+    file = io.StringIO()
+    table = csv.writer(file)
+    fields = ("requests", "failed", "input_tokens", "output_tokens", "charge_usd", "cost_usd", "unpriced")
+    table.writerow((*(("start",) if bucket else ()), column, "label", *fields))
+    for at, line in lines:
+        view = totals_view(line.totals)
+        numbers = [getattr(view, field) for field in fields]
+        table.writerow(
+            (*((at,) if bucket else ()), _inert(line.name), _inert(names.get(line.name, line.name)), *numbers)
+        )
+    headers = {"content-disposition": f'attachment; filename="usage-by-{column}.csv"'}
+    return Response(file.getvalue().encode(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+usage_handlers: list[HTTPRouteHandler] = [overview, usage, export]
+
+
+async def budgets_at_risk(db: AsyncConnection, now_ns: int) -> list[BudgetView]:
+    """The budgets that are used up the most."""
+    views = [await budget_view(db, budget, now_ns) for budget in await accounts.budgets(db)]
+    views.sort(key=lambda view: -view.share)
+    return views[:BUDGETS_AT_RISK]
+
+
+async def budget_view(db: AsyncConnection, budget: Budget, now_ns: int) -> BudgetView:
+    used = await spent(db, budget.scope, budget.scope_id, since_ns=window_start_ns(budget.window, now_ns))
+    names = await reports.labels(db, budget.scope.value, [budget.scope_id])
+    share = used / budget.limit_pusd if budget.limit_pusd else 1.0
+    return BudgetView(
+        budget.scope.value,
+        budget.scope_id,
+        names.get(budget.scope_id, budget.scope_id),
+        budget.window.value,
+        usd(budget.limit_pusd) or "",
+        usd(used) or "",
+        share,
+    )
+
+
+def _asked(
+    request: Request[Any, Any, Any], services: Services, start: Stamp | None, end: Stamp | None, by: str
+) -> tuple[Period, dict[str, list[str]], str]:
+    if by not in GROUPS:
+        raise invalid("by", f"{by!r} is no dimension", f"Take one of: {', '.join(GROUPS)}.")
+    return period_of(start, end, services.clock()), filters_of(request), by
+
+
+def filters_of(request: Request[Any, Any, Any]) -> dict[str, list[str]]:
+    """Every dimension that the query names."""
+    return {name: values for name in FILTERS if (values := request.query_params.getall(name, []))}
+
+
+def _period(period: Period, bucket: Bucket) -> PeriodView:
+    return PeriodView(stamp(period.start_ns), stamp(period.end_ns), bucket.name)
+
+
+async def _groups(db: AsyncConnection, by: str, found: list[Group]) -> list[GroupView]:
+    names = await reports.labels(db, by, [group.name for group in found])
+    return [GroupView(group.name, names.get(group.name, group.name), totals_view(group.totals)) for group in found]
+
+
+def _points(points: list[Point]) -> list[SeriesPoint]:
+    return [
+        SeriesPoint(
+            stamp(point.at_ns),
+            point.name,
+            point.totals.requests,
+            point.totals.failed,
+            point.totals.input_tokens,
+            point.totals.output_tokens,
+            usd(point.totals.charge_pusd) or "",
+        )
+        for point in points
+    ]
+
+
+def _inert(text: str) -> str:
+    """A name that a spreadsheet would take for a formula comes from a client, and must stay text."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text

@@ -1,0 +1,1 @@
+"""Who may use the front office, and what each role may do there."""
