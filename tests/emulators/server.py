@@ -103,6 +103,17 @@ class Out:
         except ConnectionError as error:
             raise ClientGone from error
 
+    async def pause(self, seconds: float) -> None:
+        """The model takes its time; a client that leaves meanwhile is noticed at once.
+
+        A byte sent by the client in the middle of an answer counts as leaving: none of ours pipelines."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.reader.read(1)
+        except TimeoutError:
+            return
+        raise ClientGone
+
     async def until_gone(self) -> None:
         """Say nothing more until the client leaves."""
         await self.reader.read()
