@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.items import unwrap_text
 from providers.dialects.openai_responses.request import custom_tools, echo
-from providers.dialects.openai_responses.sealed import Sealed, seal
+from providers.dialects.sealed import Sealed, seal
 from providers.neutral import (
     ChatRequest,
     Citation,

@@ -17,6 +17,7 @@ from providers.dialects.openai_responses import response as whole
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.builder import ResponseBuilder
 from providers.dialects.openai_responses.errors import error_in_answer, error_object
+from providers.dialects.tapping import FrameTap, text_bytes
 from providers.errors import Interrupted, WireError
 from providers.neutral import (
     ChatRequest,
@@ -235,48 +236,32 @@ class _Glance(Struct):
 _glance: Final = msgspec.json.Decoder(_Glance)
 
 
-class Tap:
-    """Watches a stream that stays in this dialect. Every frame goes on as it came, once it is whole."""
+class Tap(FrameTap):
+    """Watches a stream that stays in this dialect."""
 
     def __init__(self) -> None:
-        self._frames = sse.FrameSplitter()
-        self.usage = Usage()
-        self.finish_reason: str | None = None
-        self.started = False
-        self.output_bytes = 0
+        super().__init__()
         self._called = False
 
-    def feed(self, data: bytes) -> bytes:
-        frames = self._frames.feed(data)
-        for raw in frames:
-            self._look(raw)
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+    def is_whole(self) -> bool:
+        return self.finish_reason is not None
 
-    def close(self) -> bytes:
-        rest = self._frames.close()
-        if rest:
-            self._look(rest)
-        if self.finish_reason is None:
-            raise Interrupted("the stream ended before response.completed")
-        return rest
-
-    def _look(self, raw: bytes) -> None:
-        frame = sse.parse(raw)
-        if frame is None or not frame.data or frame.data == b"[DONE]":
+    def look(self, data: bytes) -> None:
+        if data == b"[DONE]":
             return
         try:
-            seen = _glance.decode(frame.data)
+            seen = _glance.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError(f"not a stream event: {error}", body=frame.data[:2000]) from None
+            raise WireError(f"not a stream event: {error}", body=data[:2000]) from None
         if seen.type in wire.TEXT_DELTAS:
             self.started = True
-            self.output_bytes += len(seen.delta.encode())
+            self.output_bytes += text_bytes(seen.delta)
         elif seen.type == "response.output_item.added":
             self.started = True
-            item = _read(frame.data).item or {}
+            item = _read(data).item or {}
             self._called = self._called or item.get("type") in ("function_call", "custom_tool_call")
         elif seen.type in wire.TERMINAL or seen.type == "error":
-            self._terminal(_read(frame.data))
+            self._terminal(_read(data))
 
     def _terminal(self, event: wire.StreamEvent) -> None:
         if event.response is not None:

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from providers.dialects.losses import Losses
 from providers.dialects.openai_responses import wire
-from providers.dialects.openai_responses.sealed import unseal
+from providers.dialects.sealed import unseal
 from providers.errors import BadRequest
 from providers.neutral import (
     AudioPart,
@@ -210,11 +211,11 @@ def items_out(
     messages: Sequence[Message],
     raw: Sequence[RawItem],
     custom_tools: frozenset[str],
-    lost: set[str],
+    losses: Losses,
     *,
     stored: bool = False,
 ) -> list[dict[str, Any]]:
-    """`lost` gains the names of what cannot be said here and is left out. stored: OpenAI keeps the items of this
+    """stored: OpenAI keeps the items of this
     conversation, so thinking can be named by its id alone; else an id without the sealed text is an error there."""
     items: list[dict[str, Any]] = []
     waiting = sorted(raw, key=lambda entry: entry.at, reverse=True)
@@ -229,9 +230,9 @@ def items_out(
             count += 1
             match part:
                 case ToolResultPart():
-                    items.append(_output_out(part, part.tool_call_id in custom_calls, lost))
+                    items.append(_output_out(part, part.tool_call_id in custom_calls, losses))
                 case ToolCallPart(kind="server"):
-                    lost.add("server_tool_call")
+                    losses.tell("server_tool_call")  # it ran elsewhere; its result is in the text that follows
                     continue
                 case ToolCallPart():
                     if part.kind == "custom" or part.name in custom_tools:
@@ -239,14 +240,14 @@ def items_out(
                     items.append(_call_out(part, part.id in custom_calls))
                 case ReasoningPart():
                     if part.dialect != wire.NAME or not (part.redacted or (stored and part.id)):
-                        lost.add("reasoning")
+                        losses.tell("reasoning")
                         continue
                     items.append(_reasoning_out(part))
                 case _:
                     if open_message is None:
                         open_message = []
                         items.append({"type": "message", "role": message.role, "content": open_message})
-                    open_message.append(_part_out(part, message.role == "assistant", lost))
+                    open_message.append(_part_out(part, message.role == "assistant", losses))
                     continue
             open_message = None
         if not message.content:
@@ -263,12 +264,16 @@ def _call_out(part: ToolCallPart, is_custom: bool) -> dict[str, Any]:
     return {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": part.arguments}
 
 
-def _output_out(part: ToolResultPart, is_custom: bool, lost: set[str]) -> dict[str, Any]:
+def _output_out(part: ToolResultPart, is_custom: bool, losses: Losses) -> dict[str, Any]:
+    if part.is_error:
+        losses.tell("tool_result.is_error")  # the text says it too
+    if part.cache is not None:
+        losses.tell("cache_control")
     output: str | list[dict[str, Any]]
     if len(part.content) == 1 and isinstance(part.content[0], TextPart) and part.content[0].cache is None:
         output = part.content[0].text
     else:
-        output = [_part_out(inner, False, lost) for inner in part.content]
+        output = [_part_out(inner, False, losses) for inner in part.content]
     kind = "custom_tool_call_output" if is_custom else "function_call_output"
     return {"type": kind, "call_id": part.tool_call_id, "output": output}
 
@@ -283,9 +288,9 @@ def _reasoning_out(part: ReasoningPart) -> dict[str, Any]:
     return item
 
 
-def _part_out(part: Part, by_assistant: bool, lost: set[str]) -> dict[str, Any]:
+def _part_out(part: Part, by_assistant: bool, losses: Losses) -> dict[str, Any]:
     if getattr(part, "cache", None) is not None:
-        lost.add("cache_control")
+        losses.tell("cache_control")
     match part:
         case TextPart(text):
             if by_assistant:
@@ -304,8 +309,8 @@ def _part_out(part: Part, by_assistant: bool, lost: set[str]) -> dict[str, Any]:
             return _file_out(part)
         case AudioPart(data=str()):
             return {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format or "wav"}}
-    lost.add("audio" if isinstance(part, AudioPart) else type(part).__name__)
-    return {"type": "input_text", "text": getattr(part, "transcript", None) or ""}
+    losses.refuse(f"{type(part).__name__.removesuffix('Part').lower()} in this place")
+    return {}
 
 
 def _file_out(part: FilePart) -> dict[str, Any]:

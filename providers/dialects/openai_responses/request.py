@@ -14,9 +14,10 @@ import msgspec
 from msgspec.structs import replace
 
 from providers.dialects.base import Encoded
+from providers.dialects.losses import Losses
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.items import CUSTOM_PARAMETERS, RawItem, items_out, messages_in
-from providers.errors import BadRequest, Unsupported
+from providers.errors import BadRequest
 from providers.neutral import ChatRequest, Message, ResponseFormat, TextPart, Tool, ToolChoice
 from providers.neutral.request import Reasoning
 from providers.profiles import effort_for
@@ -199,7 +200,7 @@ def _tools_in(tools: list[dict[str, Any]], extension: dict[str, Any]) -> tuple[T
             tool = _checked({key: given.get(key) for key in ("name", "description")}, _FunctionTool, where)
             description = _custom_description(tool.description, given.get("format"))
             # Without `dialect`, so that others take it for the function that it also is; `raw` lets us give it back.
-            found.append(Tool(tool.name, description, CUSTOM_PARAMETERS, raw=given))
+            found.append(Tool(tool.name, description, CUSTOM_PARAMETERS, raw={wire.NAME: given}))
         else:
             found.append(
                 Tool(str(given.get("name") or given.get("server_label") or kind), dialect=wire.NAME, raw=given)
@@ -217,9 +218,12 @@ def _custom_description(description: str | None, given: Any) -> str | None:
 
 def custom_tools(request: ChatRequest) -> frozenset[str]:
     """Names of the tools that the client declared as custom ones."""
-    return frozenset(
-        tool.name for tool in request.tools if isinstance(tool.raw, Mapping) and tool.raw.get("type") == "custom"
-    )
+    return frozenset(tool.name for tool in request.tools if _custom_of(tool) is not None)
+
+
+def _custom_of(tool: Tool) -> Mapping[str, Any] | None:
+    own = tool.raw.get(wire.NAME) if tool.dialect is None and isinstance(tool.raw, Mapping) else None
+    return own if isinstance(own, Mapping) else None
 
 
 def _tool_choice_in(given: Any, extension: dict[str, Any]) -> ToolChoice | None:
@@ -283,37 +287,33 @@ _KNOBS: Final = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "rep
 
 
 def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> Encoded:
-    """Raises: Unsupported. Thinking that another dialect sealed is listed as dropped even when strict: it is of no use
-    to any other model, and refusing it would end every conversation that changes its provider."""
-    must: list[str] = []
-    may: list[str] = [name for name in _KNOBS if getattr(request, name) is not None]
-    if request.stop:
-        must.append("stop")
+    """Raises: Unsupported."""
+    losses = Losses("the Responses API", strict)
+    for name in _KNOBS:
+        if getattr(request, name) is not None:
+            losses.drop(name)
+    for name in ("stop", "logit_bias"):
+        if getattr(request, name):
+            losses.refuse(name)
     if request.candidates > 1:
-        must.append("candidates")
-    if request.logit_bias:
-        must.append("logit_bias")
-    for name, fields in request.extensions.items():
-        if name != wire.NAME:
-            must += [f"{name}.{field}" for field in fields]
+        losses.refuse("candidates")
+    for dialect, fields in request.extensions.items():
+        if dialect != wire.NAME:
+            for name in fields:
+                losses.drop(name)
     ours = dict(request.extensions.get(wire.NAME, {}))
-    tools = [_tool_out(tool, ours, must) for tool in request.tools]
-    lost: set[str] = set()
+    custom = custom_tools(request)
+    tools = [encoded for tool in request.tools if (encoded := _tool_out(tool, ours, losses)) is not None]
+    body: dict[str, Any] = {"model": model}
     instructions, messages, shift = _split_instructions(request.messages)
+    if instructions is not None:
+        body["instructions"] = instructions
     raw = [
         RawItem(entry.at - shift, entry.item)
         for key in [key for key in ours if key.startswith(RAW_ITEMS)]
         for entry in ours.pop(key)
     ]
-    items = items_out(messages, raw, custom_tools(request), lost, stored=ours.get("store") is True)
-    if strict and (must or may):
-        raise Unsupported(tuple(must + may), "the Responses API")
-    if must:
-        raise Unsupported(tuple(must), "the Responses API")
-    body: dict[str, Any] = {"model": model}
-    if instructions is not None:
-        body["instructions"] = instructions
-    body["input"] = items
+    body["input"] = items_out(messages, raw, custom, losses, stored=ours.get("store") is True)
     text: dict[str, Any] = {}
     if request.response_format is not None:
         text["format"] = _format_out(request.response_format)
@@ -330,7 +330,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
     known: dict[str, Any] = {
         "stream": True if request.stream else None,
         "tools": tools or None,
-        "tool_choice": _tool_choice_out(request.tool_choice, custom_tools(request)),
+        "tool_choice": _tool_choice_out(request.tool_choice, custom),
         "parallel_tool_calls": request.parallel_tool_calls,
         "text": text or None,
         "reasoning": reasoning or None,
@@ -346,7 +346,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
     body |= {key: value for key, value in known.items() if value is not None}
     # The state of a conversation is the client's, or the gateway's; nothing is left at the provider unless asked for.
     body["store"] = False
-    return Encoded(body | ours, tuple(may + sorted(lost)))
+    return Encoded(body | ours, losses.settle())
 
 
 def _split_instructions(messages: tuple[Message, ...]) -> tuple[str | None, tuple[Message, ...], int]:
@@ -357,12 +357,16 @@ def _split_instructions(messages: tuple[Message, ...]) -> tuple[str | None, tupl
     return None, messages, 0
 
 
-def _tool_out(tool: Tool, ours: dict[str, Any], must: list[str]) -> dict[str, Any]:
-    if isinstance(tool.raw, Mapping) and (tool.dialect == wire.NAME or tool.dialect is None):
+def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any] | None:
+    if tool.cache is not None:
+        losses.tell("cache_control")
+    if tool.dialect == wire.NAME:
         return dict(tool.raw)
     if tool.dialect is not None:
-        must.append(f"tools.{tool.name}")
-        return {}
+        losses.refuse(f"tool {tool.name}")
+        return None
+    if (own := _custom_of(tool)) is not None:
+        return dict(own)
     # strict is on by default in this API, and many a schema written for others does not meet its rules.
     out = {"type": "function", "name": tool.name, "parameters": tool.parameters, "strict": bool(tool.strict)}
     if tool.description is not None:
@@ -416,7 +420,6 @@ def _reasoning_out(reasoning: Reasoning | None) -> dict[str, Any]:
 def echo(request: ChatRequest) -> dict[str, Any]:
     """The fields of a response object that repeat the request. Defaults are the API's own."""
     ours = request.extensions.get(wire.NAME, {})
-    scratch: list[str] = []
     instructions, _, _ = _split_instructions(request.messages)
     text: dict[str, Any] = {"format": {"type": "text"}}
     if request.response_format is not None:
@@ -427,7 +430,8 @@ def echo(request: ChatRequest) -> dict[str, Any]:
             text["format"] = {"type": request.response_format.kind}
     if "text.verbosity" in ours:
         text["verbosity"] = ours["text.verbosity"]
-    tools = [_tool_out(tool, dict(ours), scratch) for tool in request.tools if tool.dialect in (None, wire.NAME)]
+    untold, fields = Losses("", strict=False), dict(ours)
+    tools = [encoded for tool in request.tools if (encoded := _tool_out(tool, fields, untold)) is not None]
     effort = _reasoning_out(request.reasoning)
     choice = ours.get("tool_choice") or _tool_choice_out(request.tool_choice, custom_tools(request)) or "auto"
     return {

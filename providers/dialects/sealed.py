@@ -1,8 +1,9 @@
-"""How another provider's opaque thinking rides through a Responses client and back.
+"""How one provider's opaque thinking rides through a client of another dialect and back.
 
-A client of this dialect returns `reasoning` items with their `encrypted_content` unread. What a model of another
-dialect sealed (Anthropic's signature, Gemini's thoughtSignature, ...) is put there under a mark of ours, so that the
-next turn finds it again without a store. Nothing here is secret: it is what the provider gave the client anyway.
+Clients return the opaque field of their own dialect unread: `encrypted_content` of a Responses reasoning item,
+`thoughtSignature` of a Gemini part. What a model of another dialect sealed (Anthropic's signature, Gemini's
+thoughtSignature, ...) is put there under a mark of ours, so that the next turn finds it again without a store. Nothing
+here is secret: it is what the provider gave the client anyway.
 """
 
 from __future__ import annotations
