@@ -18,7 +18,6 @@ _TO_ESCAPE = re.compile(rb"[^a-zA-Z0-9_]")
 _ESCAPED = re.compile(r"-([0-9a-f]{2})")
 
 _SIGNATURE_MARK = "~"  # in no id of any provider's, nor in base64
-_DIALECT_MARK = "#"  # likewise
 
 
 def narrow_name(name: str, limit: int) -> str | None:
@@ -57,17 +56,6 @@ def id_with_signature(call: ToolCallPart) -> str:
 def split_signature(ident: str) -> tuple[str, str | None]:
     plain, mark, signature = ident.partition(_SIGNATURE_MARK)
     return (plain, signature) if mark and plain and signature else (ident, None)
-
-
-def seal(opaque: str, sealed_by: str | None, own: str) -> str:
-    """Opaque reasoning bytes on their way to a client of another dialect: marked with who can open them."""
-    return opaque if sealed_by in (None, own) else f"{sealed_by}{_DIALECT_MARK}{opaque}"
-
-
-def unseal(opaque: str, own: str) -> tuple[str, str]:
-    """The opaque bytes and the dialect that sealed them."""
-    sealed_by, mark, rest = opaque.partition(_DIALECT_MARK)
-    return (rest, sealed_by) if mark and sealed_by.replace("_", "").isalpha() else (opaque, own)
 
 
 def _escape(text: str) -> str:

@@ -17,16 +17,10 @@ import msgspec
 from msgspec.structs import replace
 
 from providers.dialects.anthropic_messages import wire
+from providers.dialects.claude import SEALED_FOR_CLAUDE
 from providers.dialects.losses import Losses
-from providers.dialects.names import (
-    id_with_signature,
-    narrow_id,
-    narrow_name,
-    seal,
-    split_signature,
-    unseal,
-    widen_name,
-)
+from providers.dialects.names import id_with_signature, narrow_id, narrow_name, split_signature, widen_name
+from providers.dialects.sealed import Sealed, seal, unseal
 from providers.errors import BadRequest
 from providers.neutral import (
     AudioPart,
@@ -45,8 +39,6 @@ from providers.neutral import (
 NAME = "anthropic_messages"
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 128
-# The signature of Claude's thinking is the same on every platform that serves it; Converse seals no other model's.
-SEALED_FOR_CLAUDE = (NAME, "bedrock_converse")
 
 T = TypeVar("T")
 Extras = dict[str, Any]
@@ -127,11 +119,13 @@ def _part_in(block: wire.Block, path: str, extras: Extras) -> Part | None:
             )
         case "thinking":
             thinking = read(block, wire.ThinkingBlock, path)
-            signature, sealed_by = unseal(thinking.signature or "", NAME)
-            return ReasoningPart(thinking.thinking, signature or None, dialect=sealed_by)
+            if (foreign := unseal(thinking.signature)) is not None:
+                return ReasoningPart(
+                    thinking.thinking, foreign.signature, foreign.redacted, foreign.id, foreign.dialect
+                )
+            return ReasoningPart(thinking.thinking, thinking.signature or None, dialect=NAME)
         case "redacted_thinking":
-            redacted, sealed_by = unseal(read(block, wire.RedactedThinkingBlock, path).data, NAME)
-            return ReasoningPart(redacted=redacted, dialect=sealed_by)
+            return ReasoningPart(redacted=read(block, wire.RedactedThinkingBlock, path).data, dialect=NAME)
         case str():
             return None
         case _:
@@ -404,10 +398,10 @@ def response_block_out(part: Part) -> wire.Block | None:
             return block
         case RefusalPart(text):
             return {"type": "text", "text": text}
-        case ReasoningPart(redacted=str() as redacted):
-            return {"type": "redacted_thinking", "data": seal(redacted, part.dialect, NAME)}
-        case ReasoningPart(text, signature):
-            return {"type": "thinking", "thinking": text, "signature": seal(signature or "", part.dialect, NAME)}
+        case ReasoningPart():
+            if is_redacted(part):
+                return {"type": "redacted_thinking", "data": part.redacted}
+            return {"type": "thinking", "thinking": part.text, "signature": signature_out(part)}
         case ToolCallPart(kind="server"):
             return None
         case ToolCallPart():
@@ -418,3 +412,17 @@ def response_block_out(part: Part) -> wire.Block | None:
             return {"type": "tool_use", "id": id_with_signature(part), "name": part.name, "input": found}
         case _:
             return None
+
+
+def is_redacted(part: ReasoningPart) -> bool:
+    """Thinking that Claude itself sealed away. Another model's rides in a signature, beside what can be read of it."""
+    return part.redacted is not None and part.dialect in (None, *SEALED_FOR_CLAUDE)
+
+
+def signature_out(part: ReasoningPart) -> str:
+    """What an Anthropic client keeps for the next turn."""
+    if part.dialect in (None, *SEALED_FOR_CLAUDE):
+        return part.signature or ""
+    if part.signature is None and part.redacted is None:
+        return ""
+    return seal(Sealed(part.dialect, part.signature, part.redacted, part.id))

@@ -13,12 +13,18 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from providers.dialects.anthropic_messages import wire
-from providers.dialects.anthropic_messages.content import NAME, citation_in, citation_out, response_part_in
+from providers.dialects.anthropic_messages.content import (
+    citation_in,
+    citation_out,
+    is_redacted,
+    response_part_in,
+    signature_out,
+)
 from providers.dialects.anthropic_messages.errors import error_object, from_object
 from providers.dialects.anthropic_messages.response import finish_reason, message_id, stop_reason
 from providers.dialects.anthropic_messages.usage import delta_usage_out, usage_in, usage_out
 from providers.dialects.base import ErrorBody
-from providers.dialects.names import id_with_signature, seal, unseal
+from providers.dialects.names import id_with_signature
 from providers.errors import BadRequest, Interrupted, WireError
 from providers.neutral import (
     ChatRequest,
@@ -54,22 +60,20 @@ _type = msgspec.json.Decoder(wire.EventType)
 _PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
-def read_frame(frame: Frame) -> wire.StreamEvent | None:
-    """None for what says nothing to us: pings, events that are newer than this file.
+def read_event(data: bytes) -> wire.StreamEvent | None:
+    """One frame's data. None for what says nothing to us: pings, events that are newer than this file.
 
     Raises: WireError; the kind of an error event."""
-    if not frame.data or frame.event == "ping" or frame.data == b"[DONE]":  # the last is some proxies' habit
+    if data == b"[DONE]":  # some proxies' habit
         return None
     try:
-        event = _event.decode(frame.data)
+        event = _event.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if frame.event == "error":
-            raise from_object({"error": frame.data.decode("utf-8", "replace")}, body=frame.data) from error
-        if _is_unknown(frame.data):
+        if _is_unknown(data):
             return None
-        raise WireError(f"a stream event that the reference rules out: {error}", body=frame.data[:4096]) from error
-    if event.type == "error" or frame.event == "error":
-        raise from_object(msgspec.json.decode(frame.data), body=frame.data)
+        raise WireError(f"a stream event that the reference rules out: {error}", body=data[:4096]) from error
+    if event.type == "error":
+        raise from_object(msgspec.json.decode(data), body=data)
     return event if event.type in _KNOWN else None
 
 
@@ -115,7 +119,7 @@ class EventDecoder:
             yield self._finish()  # only the end marker is missing; reason and usage have been told
 
     def _frame(self, frame: Frame) -> Iterator[Event]:
-        event = read_frame(frame)
+        event = read_event(frame.data) if frame.data else None
         if event is None:
             return
         if not self._started and event.type != "message_start":
@@ -180,7 +184,7 @@ class EventDecoder:
             case "thinking_delta" if isinstance(block.part, ReasoningPart):
                 yield PartDelta(index, delta.thinking or "")
             case "signature_delta" if isinstance(block.part, ReasoningPart):
-                yield PartDelta(index, signature=unseal(delta.signature or "", NAME)[0])
+                yield PartDelta(index, signature=delta.signature or "")
             case "citations_delta" if delta.citation is not None:
                 block.citations.append(citation_in(delta.citation))
             case _:
@@ -216,10 +220,11 @@ def _index(event: wire.StreamEvent, frame: Frame) -> int:
 
 
 class _Open(msgspec.Struct):
-    """A part on its way out: its block number, and whose seal its signature bears."""
+    """A part on its way out: its block number, and what is known of it so far."""
 
     number: int
     part: Part
+    signed: bool = False
 
 
 class EventEncoder:
@@ -252,10 +257,7 @@ class EventEncoder:
                     yield from self._delta(self._open[index], event)
                 case PartEnd(index, whole) if index in self._open:
                     block = self._open.pop(index)
-                    if isinstance(whole, TextPart):
-                        for citation in whole.citations:
-                            if (raw := citation_out(citation)) is not None:
-                                yield self._change(block.number, {"type": "citations_delta", "citation": raw})
+                    yield from self._last_words(block, whole)
                     yield _stop(block.number)
                 case Finish(candidate=0):
                     for block in self._open.values():
@@ -285,8 +287,8 @@ class EventEncoder:
         match part:
             case TextPart(first) | RefusalPart(first):
                 block = {"type": "text", "text": ""}
-            case ReasoningPart(redacted=str() as redacted):
-                block = {"type": "redacted_thinking", "data": seal(redacted, part.dialect, NAME)}
+            case ReasoningPart(redacted=str() as redacted) if is_redacted(part):
+                block = {"type": "redacted_thinking", "data": redacted}
             case ReasoningPart(first):
                 block = {"type": "thinking", "thinking": "", "signature": ""}
             case ToolCallPart(kind="server"):
@@ -300,13 +302,30 @@ class EventEncoder:
         self._count += 1
         start = {"type": "content_block_start", "index": opened.number, "content_block": block}
         yield _frame("content_block_start", start)
-        signature = part.signature if isinstance(part, ReasoningPart) else None
-        if first or signature:
-            yield from self._delta(opened, PartDelta(index, first, signature))
+        if first:
+            yield from self._delta(opened, PartDelta(index, first))
+        if block["type"] == "thinking" and isinstance(part, ReasoningPart):
+            yield from self._sign(opened, part)
         if isinstance(part, TextPart):
-            for citation in part.citations:
-                if (raw := citation_out(citation)) is not None:
-                    yield self._change(opened.number, {"type": "citations_delta", "citation": raw})
+            yield from self._cite(opened, part)
+
+    def _last_words(self, block: _Open, whole: Part | None) -> Iterator[bytes]:
+        """What came only with the end of a part."""
+        match whole:
+            case TextPart():
+                yield from self._cite(block, whole)
+            case ReasoningPart() if not block.signed and not is_redacted(whole):
+                yield from self._sign(block, whole)
+
+    def _cite(self, block: _Open, part: TextPart) -> Iterator[bytes]:
+        for citation in part.citations:
+            if (raw := citation_out(citation)) is not None:
+                yield self._change(block.number, {"type": "citations_delta", "citation": raw})
+
+    def _sign(self, block: _Open, part: ReasoningPart) -> Iterator[bytes]:
+        if signature := signature_out(part):
+            block.signed = True
+            yield self._change(block.number, {"type": "signature_delta", "signature": signature})
 
     def _delta(self, block: _Open, delta: PartDelta) -> Iterator[bytes]:
         text = delta.text
@@ -317,12 +336,11 @@ class EventEncoder:
             case ToolCallPart():
                 if text:
                     yield self._change(block.number, {"type": "input_json_delta", "partial_json": text})
-            case ReasoningPart(dialect=sealed_by):
+            case ReasoningPart():
                 if text:
                     yield self._change(block.number, {"type": "thinking_delta", "thinking": text})
                 if delta.signature is not None:
-                    sealed = seal(delta.signature, sealed_by, NAME)
-                    yield self._change(block.number, {"type": "signature_delta", "signature": sealed})
+                    yield from self._sign(block, replace(block.part, signature=delta.signature))
             case _:
                 raise AssertionError("only parts with a block are open")
 

@@ -16,7 +16,6 @@ from providers.dialects.anthropic_messages import wire
 from providers.dialects.anthropic_messages.content import (
     MAX_NAME_CHARS,
     NAME,
-    SEALED_FOR_CLAUDE,
     Extras,
     blocks_out,
     cache_in,
@@ -26,9 +25,9 @@ from providers.dialects.anthropic_messages.content import (
     read,
     restore,
 )
-from providers.dialects.anthropic_messages.models import default_max_tokens
 from providers.dialects.anthropic_messages.thinking import reasoning_in, thinking_out
 from providers.dialects.base import Encoded
+from providers.dialects.claude import SEALED_FOR_CLAUDE, default_max_tokens, takes_temperature_with_top_p
 from providers.dialects.losses import Losses
 from providers.dialects.names import narrow_name
 from providers.errors import BadRequest
@@ -192,7 +191,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
     _tools_out(request, body, losses)
     _output_out(request, body, losses)
     thinking_out(request, model, body, losses)
-    _sampling_out(request, body, losses)
+    _sampling_out(request, model, body, losses)
     if request.stream:
         body["stream"] = True
     if request.user is not None:
@@ -235,7 +234,7 @@ def encode_token_count(input_tokens: int) -> bytes:
 
 
 def carries_foreign_seals(request: ChatRequest) -> bool:
-    """A client of ours kept another model's signatures for it (see `names.seal`): bytes that Anthropic would refuse, so
+    """A client kept another model's signatures for us (see `dialects.sealed`): bytes that Anthropic would refuse, so
     such a request is encoded anew in place of being forwarded."""
     for message in request.messages:
         if message.role != "assistant":
@@ -327,13 +326,16 @@ def _output_out(request: ChatRequest, body: dict[str, Any], losses: Losses) -> N
         losses.drop("response_format json_object")
 
 
-def _sampling_out(request: ChatRequest, body: dict[str, Any], losses: Losses) -> None:
+def _sampling_out(request: ChatRequest, model: str, body: dict[str, Any], losses: Losses) -> None:
     if request.temperature is not None:
         if request.temperature > 1:
             losses.drop("temperature above 1")
         body["temperature"] = min(request.temperature, 1)
     if request.top_p is not None:
-        body["top_p"] = request.top_p
+        if request.temperature is None or takes_temperature_with_top_p(model):
+            body["top_p"] = request.top_p
+        elif request.top_p != 1:
+            losses.drop("top_p with temperature")
     if request.top_k is not None:
         body["top_k"] = request.top_k
     if request.stop:

@@ -1,69 +1,26 @@
-"""The fast path of a stream that stays in its dialect: bytes through as they came, usage and finish reason aside.
-
-A frame torn by the network waits for its end, so that an error is found before the bytes that carry it leave.
-"""
+"""What the fast path sees of a Messages stream: usage, finish reason, errors. Nothing is held back: every Anthropic
+client is told its usage."""
 
 from __future__ import annotations
 
 from providers.dialects.anthropic_messages import wire
-from providers.dialects.anthropic_messages.events import read_frame
+from providers.dialects.anthropic_messages.events import read_event
 from providers.dialects.anthropic_messages.response import finish_reason
 from providers.dialects.anthropic_messages.usage import usage_in
-from providers.errors import Broken, Interrupted, ProviderError, WireError
-from providers.neutral import FinishReason, Usage
-from providers.wire.sse import FrameSplitter, parse
+from providers.dialects.tapping import FrameTap, text_bytes
+from providers.errors import Broken, Interrupted, WireError
 
 
-class StreamTap:
-    """See `providers.dialects.base.Tap`. Nothing is held back: every Anthropic client is told its usage."""
-
-    __slots__ = ("_error", "_splitter", "_stopped", "finish_reason", "output_bytes", "started", "usage")
-
+class StreamTap(FrameTap):
     def __init__(self) -> None:
-        self._splitter = FrameSplitter()
-        self._error: ProviderError | None = None
+        super().__init__()
         self._stopped = False
-        self.usage = Usage()
-        self.finish_reason: FinishReason | None = None
-        self.started = False
-        self.output_bytes = 0
 
-    def feed(self, data: bytes) -> bytes:
-        if self._error is not None:
-            raise self._error
-        return self._pass(self._splitter.feed(data))
-
-    def close(self) -> bytes:
-        if self._error is not None:
-            raise self._error
-        rest = self._splitter.close()
-        out = self._pass([rest]) if rest.strip() else b""
-        if not self._stopped and self.finish_reason is None:
-            raise Interrupted("the stream ended before the answer did")
-        return out
-
-    def _pass(self, frames: list[bytes]) -> bytes:
-        """The frames that may leave. An error waits for the next call when good frames came in the same read."""
-        out: list[bytes] = []
-        for raw in frames:
-            try:
-                self._look(raw)
-            except ProviderError as error:
-                if not out:
-                    raise
-                self._error = error
-                break
-            out.append(raw)
-        return out[0] if len(out) == 1 else b"".join(out)
-
-    def _look(self, raw: bytes) -> None:
-        frame = parse(raw)
-        if frame is None:
-            return
+    def look(self, data: bytes) -> None:
         try:
-            event = read_frame(frame)
+            event = read_event(data)
         except WireError as error:
-            kind = Interrupted(error.message, "malformed") if self.started else Broken(error.message, body=raw[:4096])
+            kind = Interrupted(error.message, "malformed") if self.started else Broken(error.message, body=data[:4096])
             raise kind from error
         if event is None:
             return
@@ -83,13 +40,13 @@ class StreamTap:
             case "message_stop":
                 self._stopped = True
 
+    def is_whole(self) -> bool:
+        return self._stopped or self.finish_reason is not None
+
 
 def _generated(delta: wire.Delta) -> int:
     return _size(delta.text) + _size(delta.partial_json) + _size(delta.thinking)
 
 
 def _size(text: object) -> int:
-    """UTF-8 bytes."""
-    if not isinstance(text, str):
-        return 0
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return text_bytes(text) if isinstance(text, str) else 0
