@@ -103,7 +103,10 @@ class Estimate(Struct, frozen=True):
 
     def quantities(self, output_tokens: int) -> dict[Meter, int]:
         """The worst case in meters, as an intent writes it down."""
-        return {**dict(self.fixed), Meter.OUTPUT_TOKENS: output_tokens * self.candidates}
+        quantities = dict(self.fixed)
+        if output_tokens:
+            quantities[Meter.OUTPUT_TOKENS] = output_tokens * self.candidates
+        return quantities
 
     def hold_pusd(self, output_tokens: int) -> int:
         """What the dearest sheet asks for that much output."""
@@ -132,11 +135,13 @@ def estimate(
     context_window: int,
     sheets: Sequence[PriceSheet],
     extra: Mapping[Meter, int],
+    answers: bool = True,
 ) -> Estimate:
     """The worst case over every price sheet that the request may end up with.
 
     Input counts as its dearest kind, since a provider may write a cache unasked; output as text or reasoning,
-    whichever is dearer. extra: what else the caller knows it may use (searches, seconds of sound).
+    whichever is dearer. extra: what else the caller knows it may use (searches, seconds of sound). answers: whether the
+    model can say anything at all.
     Raises: UnknownPrice if a sheet prices no output, no input, or nothing of `extra`."""
     input_tokens = min(context_window, ratios.worst_input(alias, input_bytes) + images * image_tokens(alias))
     fixed: dict[Meter, int] = {Meter.INPUT_TOKENS: input_tokens, Meter.REQUESTS: 1}
@@ -148,9 +153,11 @@ def estimate(
         what = f"{sheet.provider}/{sheet.model}"
         worst = dict(fixed)
         dearest = _dearest(tier.sale, Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS)
-        worst[dearest] = worst.pop(Meter.INPUT_TOKENS) + extra.get(dearest, 0) * (dearest is not Meter.INPUT_TOKENS)
+        tokens = worst.pop(Meter.INPUT_TOKENS)
+        worst[dearest] = worst.get(dearest, 0) + tokens
         output = _dearest(tier.sale, Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
-        lines.append((rate(worst, tier.sale, what), rate({output: 1}, tier.sale, what)))
+        # Embeddings say nothing, and their lists price no output.
+        lines.append((rate(worst, tier.sale, what), rate({output: int(answers)}, tier.sale, what)))
     return Estimate(input_tokens, candidates, tuple(fixed.items()), tuple(lines))
 
 

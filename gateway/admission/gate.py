@@ -141,6 +141,7 @@ class Gate:
         sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches,
         seconds of sound). Cancelled or failed, it leaves nothing reserved.
         Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
+        ceiling = min(deployment_max_output, context_window)
         worst = estimate(
             self._ratios,
             alias,
@@ -150,8 +151,8 @@ class Gate:
             context_window=context_window,
             sheets=sheets,
             extra=extra,
+            answers=ceiling > 0,
         )
-        ceiling = min(deployment_max_output, context_window)
         # A client that asks for more than the model can say gets what the model can say.
         output = ceiling if max_output_tokens is None else min(max_output_tokens, ceiling)
         likely_output = output if max_output_tokens is not None else min(output, self._ratios.likely_output(alias))

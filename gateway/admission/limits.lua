@@ -168,7 +168,7 @@ if op == 'settle' then
     local more = unit == 't' and tokens - had_tokens or requests - had_requests
     if more ~= 0 then
       local debt, at = debt_of(KEYS[2 + i], limit)
-      put_debt(KEYS[2 + i], limit, math.max(0, debt + more * window), at)
+      put_debt(KEYS[2 + i], limit, debt + more * window, at)
     end
   end
   for i = 1, slots do redis.call('ZREM', KEYS[first_slot + i], id) end

@@ -227,12 +227,11 @@ class Limiter:
                 # Whoever began need not live as long as we do: its cancellation is not ours.
                 await asyncio.wait([loading])
                 continue
-            if await self._command("EXISTS", key):
-                continue
             loading = self._loading[key] = asyncio.get_running_loop().create_future()
             try:
-                spent_pusd = await self._spent(budget, start_ns)
-                await self.load_budget(scopes.prefix, key, budget, start_ns, spent_pusd)
+                if not await self._command("EXISTS", key):
+                    spent_pusd = await self._spent(budget, start_ns)
+                    await self.load_budget(scopes.prefix, key, budget, start_ns, spent_pusd)
             finally:
                 del self._loading[key]
                 loading.set_result(None)
