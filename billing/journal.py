@@ -16,7 +16,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -194,7 +194,7 @@ class Journal:
         """Raises: OSError; then nothing counts as synced."""
         if self._broken is not None:
             given_up = self._file
-            self._next_segment()
+            self._next_segment(self._unsynced.values())
             os.close(given_up)  # Not synced again: after an error fsync may claim a success it did not have.
             self._broken = None
         elif self._size >= self._segment_bytes:
@@ -219,14 +219,14 @@ class Journal:
             return  # The full one still takes frames, or says itself that the disk does not.
         self._retired.append(full)
 
-    def _next_segment(self) -> None:
-        """Go on in a new file, which begins with what is open and what has not reached the disk.
+    def _next_segment(self, again: Iterable[bytes] = ()) -> None:
+        """Go on in a new file, which begins with the open intents and the frames that are to be written again.
 
         It gets its name when that is written: a worker deletes a segment only when it sees the next one.
         Raises: OSError; then everything is as before."""
         path = self.run / f"{self._number + 1:08d}{SEGMENT_SUFFIX}"
         hidden = path.with_suffix(_UNNAMED_SUFFIX)
-        head = b"".join((MAGIC, *self._open.values(), *self._unsynced.values()))
+        head = b"".join((MAGIC, *self._open.values(), *again))
         file = os.open(hidden, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             if (written := os.write(file, head)) != len(head):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -67,10 +67,11 @@ def valkey_server() -> Path:
 def versions() -> list[str]:
     """What the run will meet, for its header; a missing server is named there and fails where it is needed."""
     lines = []
-    for name, variable, find in (
+    servers: tuple[tuple[str, str, Callable[[], Path]], ...] = (
         ("PostgreSQL", "TEST_DATABASE_URL", lambda: postgres_bin() / "postgres"),
         ("Valkey", "TEST_REDIS_URL", valkey_server),
-    ):
+    )
+    for name, variable, find in servers:
         if os.environ.get(variable):
             lines.append(f"{name}: given by {variable}")
             continue
@@ -94,11 +95,12 @@ class Databases:
         in_thread(upgrade(self._url(self._template)))
 
     @contextlib.contextmanager
-    def clone(self) -> Iterator[str]:
+    def clone(self, *, migrated: bool = True) -> Iterator[str]:
         """A database of one's own, as a SQLAlchemy URL."""
         self._count += 1
         name = f"{self._prefix}_{self._count}"
-        self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"')
+        template = self._template if migrated else "template1"
+        self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         try:
             yield self._url(name)
         finally:
@@ -180,7 +182,7 @@ def valkey() -> Iterator[str]:
         return
     with _folder("fbx-vk-") as folder:
         socket = folder / "valkey.sock"
-        options = ["--port", "0", "--unixsocket", socket, "--unixsocketperm", "700", "--dir", folder, "--save", ""]
+        options: list[str | Path] = ["--port", "0", "--unixsocket", socket, "--unixsocketperm", "700", "--dir", folder, "--save", ""]
         with _process([valkey_server(), *options], folder, signal.SIGKILL, {}) as failed:
             url = f"unix://{socket}?db=0"
             _until(lambda: _accepts_redis(url), failed)
@@ -227,7 +229,7 @@ def _reachable(binaries: Path, folder: Path, user: dict[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def _process(
-    command: list[str | Path], folder: Path, stop: signal.Signals, user: dict[str, Any]
+    command: Sequence[str | Path], folder: Path, stop: signal.Signals, user: dict[str, Any]
 ) -> Iterator[Callable[[], str | None]]:
     """A server that ends when the block does, or with us. Yields a function that says why it has ended, if it has."""
     log = folder / "log"
