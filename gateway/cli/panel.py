@@ -54,7 +54,6 @@ def show(ready: Ready) -> None:
     facts.add_row("runs on", f"{ready.database}, {ready.cache}")
     facts.add_row("models", ", ".join(ready.models[:6]) + (" ..." if len(ready.models) > 6 else "") or "none yet")
     facts.add_row("providers", ", ".join(ready.providers) or "none yet")
-    facts.add_row("dashboard", ready.dashboard)
     title = Text(f"Farebox is ready in {ready.seconds:.1f} s at {ready.base_url}", style="bold green")
     console.print(Panel(facts, title=title, title_align="left", border_style="green"))
     # Plain lines outside any frame: they are there to be copied.
@@ -70,6 +69,8 @@ def instructions(ready: Ready) -> str:
         f"  curl -N {ready.base_url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
         "    -H 'Content-Type: application/json' \\",
         f'    -d \'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello"}}]}}\'',
+        "",
+        f"Dashboard: {ready.dashboard}",
         "",
         "Point a client at it:",
         f"  OpenAI     export OPENAI_BASE_URL={ready.base_url}/v1 OPENAI_API_KEY={key}",

@@ -1,4 +1,8 @@
-"""One run of `farebox up`: what is started in which order, what is said when all is ready, what is ended in reverse."""
+"""One run of `farebox up`: what is started in which order, what is said when all is ready, what is ended in reverse.
+
+Little is imported at the top: the engine takes longest to come up, so its process starts before SQLAlchemy, Litestar
+and the rest of the gateway are loaded, and loads its own weight beside them on another core.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,26 @@ import socket
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import structlog
 from msgspec.structs import replace
 
-from billing.db import create_engine, reading
-from billing.migrate import upgrade
-from billing.pricelist import load_prices
 from gateway.cli import panel
 from gateway.cli.common import Common, encode
-from gateway.cli.progress import pull_with_progress
-from gateway.cli.serving import Server, Workers, on_signal
+from gateway.cli.listening import on_signal
 from gateway.config import Settings, own_environment
 from gateway.discovery import discover
 from gateway.embedded import valkey
-from gateway.embedded.bootstrap import First, bootstrap
 from gateway.embedded.engine import LocalEngine, can_run
 from gateway.embedded.instance import Instance, Running
 from gateway.embedded.secrets import Secrets
+
+if TYPE_CHECKING:
+    from gateway.cli.serving import Server, Workers
+    from gateway.embedded.bootstrap import First
+
+log = structlog.get_logger(__name__)
 
 
 class Ride:
@@ -72,12 +78,24 @@ class Ride:
             loading = asyncio.create_task(self._load(engine, stack), name="start the engine")
             stack.push_async_callback(_end, loading)
             cache = await self._start_cache(stack)
-            await upgrade(self._settings.database_url)
+            self._step("cache")
+            await self._migrate()
+            self._step("database")
             first = await self._first_things(secrets.key_pepper.encode())
             serving = await self._serve(stack)
+            self._step("gateway")
             await _first_of(loading, serving)
+            self._step("engine")
             await self._announce(first, cache)
             await serving
+
+    def _step(self, done: str) -> None:
+        log.debug("started", what=done, after_ms=round((time.monotonic() - self._started) * 1000))
+
+    async def _migrate(self) -> None:
+        from billing.migrate import upgrade
+
+        await upgrade(self._settings.database_url)
 
     def _engine(self, key: str) -> LocalEngine | None:
         """The engine to start, its address already in the settings; None when there is none to start."""
@@ -95,8 +113,11 @@ class Ride:
     async def _load(self, engine: LocalEngine | None, stack: AsyncExitStack) -> None:
         if engine is None:
             return
-        model = self._settings.local.model
-        if not Path(model).exists():
+        model, name = self._settings.local.model, self._settings.local.served_name
+        # The engine would fetch it by itself, but without a bar.
+        if not Path(model).exists() and not (self._settings.data_dir / "models" / name).exists():
+            from gateway.cli.progress import pull_with_progress
+
             await pull_with_progress(model, self._settings.data_dir, quiet=self._common.json)
         stack.push_async_callback(engine.stop)
         await engine.start()
@@ -112,6 +133,9 @@ class Ride:
         return f"{await asyncio.to_thread(server.version)} (embedded)"
 
     async def _first_things(self, pepper: bytes) -> First:
+        from billing.db import create_engine
+        from gateway.embedded.bootstrap import bootstrap
+
         engine = create_engine(self._settings.database_url)
         try:
             return await bootstrap(engine, self._settings, pepper, at_ns=time.time_ns())
@@ -124,7 +148,8 @@ class Ride:
         if settings.server.workers > 1:
             await stack.enter_async_context(self._workers().running())
             return asyncio.create_task(self._stop.wait(), name="serve by workers")
-        from gateway.app import create_app  # Here: the children are on their way by now.
+        from gateway.app import create_app
+        from gateway.cli.serving import Server
 
         server = Server(settings, create_app(settings))
         serving = asyncio.create_task(server.serve(sockets=[self._bound]), name="serve")
@@ -136,6 +161,8 @@ class Ride:
 
     def _workers(self) -> Workers:
         """Worker processes read the settings anew; what this start has found out reaches them by environment."""
+        from gateway.cli.serving import Workers
+
         settings = self._settings
         flags = [f"--data={settings.data_dir}"]
         flags += [f"--config={self._common.config}"] if self._common.config else []
@@ -173,6 +200,8 @@ class Ride:
 
     async def _models(self) -> tuple[str, ...]:
         """Named aliases first, and of the price book's long lists what stands under a bare name."""
+        from billing.db import create_engine, reading
+        from billing.pricelist import load_prices
         from gateway.routing.catalog import from_settings
 
         settings = self._settings

@@ -39,7 +39,7 @@ def serve(
     """
     import uvloop
 
-    from gateway.cli.serving import bind
+    from gateway.cli.listening import bind
     from gateway.observe import logs
 
     settings = common.settings(server__host=host, server__port=port, server__workers=workers)
@@ -66,7 +66,8 @@ async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -
     import asyncio
 
     from gateway.app import create_app
-    from gateway.cli.serving import Server, on_signal
+    from gateway.cli.listening import on_signal
+    from gateway.cli.serving import Server
 
     server = Server(settings, create_app(settings))
 
@@ -87,7 +88,8 @@ async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -
 async def _several(settings: Settings, bound: socket.socket, flags: list[str]) -> None:
     import asyncio
 
-    from gateway.cli.serving import Workers, on_signal
+    from gateway.cli.listening import on_signal
+    from gateway.cli.serving import Workers
 
     stop = asyncio.Event()
     with on_signal(stop.set):

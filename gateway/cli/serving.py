@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from asyncio.subprocess import Process
@@ -14,11 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from gateway.cli.common import AWAY, Problem
 from gateway.config import Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER_READY_S = 60.0
 
 
@@ -71,33 +68,6 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         timeout_keep_alive=75,
         backlog=2048,
     )
-
-
-def bind(settings: Settings) -> socket.socket:
-    """Take the port before anything is started for it. Raises: Problem that says what to do."""
-    host, port = settings.server.host, settings.server.port
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        fix = "stop the program that uses the port, or choose another with --port (or PORT)"
-        raise Problem(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix, code=AWAY) from error
-    return bound
-
-
-@contextlib.contextmanager
-def on_signal(action: Any) -> Generator[None, None, None]:
-    """Call `action` for each SIGTERM and Ctrl-C while inside."""
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, action)
-    try:
-        yield
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 class Workers:

@@ -38,8 +38,8 @@ def up(
     started = time.monotonic()
     import uvloop
 
+    from gateway.cli.listening import bind
     from gateway.cli.ride import Ride
-    from gateway.cli.serving import bind
     from gateway.embedded.instance import Instance
     from gateway.observe import logs
 

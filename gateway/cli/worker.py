@@ -32,7 +32,7 @@ async def _run(once: bool, common: Common) -> int:
     from billing.db import reading
     from billing.pricelist import load_prices
     from billing.worker import Worker
-    from gateway.cli.serving import on_signal
+    from gateway.cli.listening import on_signal
     from gateway.observe import logs
 
     settings = common.settings()

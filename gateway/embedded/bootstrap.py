@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from billing import accounts
 from billing.db import reading, writing
 from gateway.admin.auth import people
-from gateway.admin.auth.routes import sign_in_url
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.minting import hash_of
 from gateway.config import ConfigError, Settings
@@ -55,7 +54,7 @@ async def bootstrap(engine: AsyncEngine, settings: Settings, pepper: bytes, *, a
             raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
     else:
         key = await _first_key(engine, keys, settings, project, at_ns)
-    return First(await good(engine, key, pepper), sign_in_url(settings.base_url, link) if link else None)
+    return First(await good(engine, key, pepper), people.sign_in_url(settings.base_url, link) if link else None)
 
 
 async def good(engine: AsyncEngine, key: str | None, pepper: bytes) -> str | None:

@@ -1,0 +1,41 @@
+"""The port and the signals of a serving process: what is taken before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Generator
+
+from gateway.cli.common import AWAY, Problem
+from gateway.config import Settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is started for it. Raises: Problem that says what to do."""
+    host, port = settings.server.host, settings.server.port
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        fix = "stop the program that uses the port, or choose another with --port (or PORT)"
+        raise Problem(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix, code=AWAY) from error
+    return bound
+
+
+@contextlib.contextmanager
+def on_signal(action: Callable[[], object]) -> Generator[None, None, None]:
+    """Call `action` for each SIGTERM and Ctrl-C while inside."""
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, action)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
