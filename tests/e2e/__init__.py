@@ -1,0 +1,1 @@
+"""Whole gateways: real sockets, real SDKs, real SQL and Valkey, emulated providers."""

@@ -1,0 +1,42 @@
+"""One OpenAI emulator and one gateway in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import House, house, model, provider, settings_for
+from tests.emulators.openai import OpenAIEmulator
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[OpenAIEmulator]:
+    async with OpenAIEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def gateway(
+    upstream: OpenAIEmulator, tmp_path: Path, fresh_database_url: str, redis_url: str
+) -> AsyncIterator[House]:
+    providers = {"up": provider("openai", f"{upstream.url}/v1")}
+    faults = tuple(
+        model(name, f"up/{name}")
+        for name in (
+            "fault-500",
+            "fault-429-retry-after-ms",
+            "fault-401",
+            "fault-400",
+            "fault-context",
+            "fault-cut-mid-frame",
+            "fault-stream-error",
+            "fault-no-usage",
+            "fault-200-error-body",
+            "fault-wrong-content-type",
+        )
+    )
+    models = (model("echo", "up/echo-1"), model("spare", "up/fault-503", "up/echo-1"), *faults)
+    async with house(settings_for(tmp_path / "data", fresh_database_url, redis_url, providers, models)) as built:
+        yield built
