@@ -28,7 +28,7 @@ def decode_count_request(body: bytes, *, model: str) -> ChatRequest:
 def encode_count_request(request: ChatRequest, *, model: str, vertex: bool = False) -> dict[str, Any]:
     """What does not change the count (sampling, safety) is left out."""
     body = encode_request(request, model=model, strict=False).body
-    prompt = {key: body[key] for key in ("contents", "systemInstruction", "tools") if key in body}
+    prompt: dict[str, Any] = {key: body[key] for key in ("contents", "systemInstruction", "tools") if key in body}
     if vertex:
         return prompt
     return {"generateContentRequest": {"model": f"models/{model}", **prompt}}

@@ -34,6 +34,12 @@ class OpenAIResponses:
         return Tap()  # usage is always in the terminal event: nothing to hold back
 
 
+def carries_foreign_seals(body: bytes) -> bool:
+    """Another model's thinking is in the client's bytes under our mark: OpenAI would refuse it, so such a request is
+    encoded anew in place of being forwarded."""
+    return b'"fbx1.' in body
+
+
 DIALECT: Dialect = OpenAIResponses()
 
-__all__ = ["DIALECT", "portable"]
+__all__ = ["DIALECT", "carries_foreign_seals", "portable"]

@@ -1,0 +1,157 @@
+"""Azure: Azure OpenAI and Foundry models on `/openai/v1` or by deployment, Claude on Foundry by Anthropic's path.
+
+A model is the name of a deployment. Without the option `api_version` the v1 surface is used; with it the older
+`/openai/deployments/{name}/...?api-version=` form. Source: learn.microsoft.com api-version-lifecycle and content-filter
+pages, openai-python 3.54 lib/azure, anthropic-python 2.12 lib/foundry, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote
+
+from msgspec.structs import replace
+
+from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
+from providers.base import Call, Endpoint, UpstreamAnswer
+from providers.dialects import load, openai_responses
+from providers.dialects.base import Dialect
+from providers.errors import ProviderError, Throttled, Unsupported
+from providers.neutral import ChatRequest
+from providers.openai_like import PATHS, OpenAILike
+from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
+from providers.wire import jsonio
+
+Surface = Literal["chat", "responses", "claude"]
+
+# Where a 429 comes without headers (seen on the Responses API), its text still tells.
+_WAIT = re.compile(r"(?:retry|try again) (?:after|in) (\d{1,5}) ?(milli)?s", re.IGNORECASE)
+
+
+class AzureAI(OpenAILike):
+    """Options: `resource` (its name, in place of base_url), `api_version`, `output_limit` (the field that bounds a
+    chat's output, for Foundry models that know `max_tokens` alone), `claude` (deployments that hold a Claude under a
+    name that does not begin so).
+
+    Credential: `api_key`, or what `providers.auth.entra` takes."""
+
+    name = "azure_ai"
+    output_limit: ClassVar[str] = "max_completion_tokens"
+    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {"top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:
+        super().__init__(endpoint, transport, timeouts)
+        self._version = str(endpoint.options.get("api_version") or "")
+        self._claudes = frozenset(endpoint.options.get("claude") or ())
+        self._token = self._claude_token = None
+        if "api_key" not in endpoint.credential.fields:
+            self._token = entra_token(endpoint.credential, SCOPE)
+            self._claude_token = entra_token(endpoint.credential, FOUNDRY_SCOPE)
+
+    def base_url_of(self, endpoint: Endpoint) -> str | None:
+        resource = str(endpoint.options.get("resource") or "")
+        if endpoint.base_url or not resource:
+            # Portals show the address with one of these behind it.
+            return re.sub(r"/(?:openai(?:/v1)?|models|anthropic)/?$", "", endpoint.base_url or "")
+        if not re.fullmatch(r"[A-Za-z0-9-]+", resource):
+            raise ValueError(f"azure_ai: {resource!r} is no resource name")
+        return f"https://{resource}.services.ai.azure.com"
+
+    def dialect_for(self, call: Call, model: str) -> Dialect:
+        match self._surface(call, model):
+            case "claude":
+                if call.operation != "chat":
+                    raise Unsupported((call.operation,), self.name)
+                return load("anthropic_messages")
+            case "responses":
+                return openai_responses.DIALECT
+        return super().dialect_for(call, model)
+
+    def path(self, call: Call, model: str) -> str:
+        match self._surface(call, model):
+            case "claude":
+                return "/anthropic/v1/messages"
+            case "responses":
+                return "/openai/v1/responses"
+        path = PATHS[self._operation(call)]
+        if self._version:
+            return f"/openai/deployments/{quote(model, safe='')}{path}?api-version={quote(self._version)}"
+        return f"/openai/v1{path}"
+
+    async def send(self, call: Call, model: str) -> UpstreamAnswer:
+        match self._surface(call, model):
+            case "claude" if call.dialect == "anthropic_messages" and _has_foreign_seals(call.request):
+                call = replace(call, body=b"")
+            case "responses" if openai_responses.carries_foreign_seals(call.body):
+                call = replace(call, body=b"")
+        return await super().send(call, model)
+
+    def forward(self, call: Call, model: str) -> dict[str, Any]:
+        if self._surface(call, model) == "chat":
+            return super().forward(call, model)
+        return jsonio.split_object(call.body) | {"model": model}
+
+    def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        match self._surface(call, model):
+            case "claude":
+                return body if call.output_limit is None else {**body, "max_tokens": call.output_limit}
+            case "responses":
+                return body if call.output_limit is None else {**body, "max_output_tokens": call.output_limit}
+        body = super().adjust(body, call, model)
+        if (field := self.endpoint.options.get("output_limit")) and self.output_limit in body:
+            body[str(field)] = body.pop(self.output_limit)
+        return body
+
+    async def exchange(
+        self, method: str, path: str, body: bytes, call: Call | None, dialect: Dialect | None
+    ) -> HttpResponse:
+        try:
+            return await super().exchange(method, path, body, call, dialect)
+        except Throttled as error:
+            if error.retry_after_s is None:
+                error.retry_after_s = _told_wait_s(error)
+            raise
+
+    async def authorize(self, request: HttpRequest) -> HttpRequest:
+        is_claude = request.url.startswith(f"{self.base_url}/anthropic/")
+        headers = list(request.headers)
+        if is_claude and all(name != "anthropic-version" for name, _ in headers):
+            headers.append(("anthropic-version", "2023-06-01"))
+        token = self._claude_token if is_claude else self._token
+        if token is not None:
+            headers.append(("authorization", f"Bearer {await token.get()}"))
+        else:
+            key = self.endpoint.credential.fields["api_key"]
+            headers.append(("api-key", key))
+            if is_claude:
+                headers.append(("x-api-key", key))
+        return replace(request, headers=tuple(headers))
+
+    async def models(self) -> tuple[str, ...]:
+        """The data plane lists what could be deployed, not what is: that would mislead more than nothing."""
+        return ()
+
+    async def aclose(self) -> None:
+        for token in (self._token, self._claude_token):
+            if token is not None:
+                await token.aclose()
+
+    def _surface(self, call: Call, model: str) -> Surface:
+        if model.startswith("claude") or model in self._claudes:
+            return "claude"
+        # Only the v1 surface has responses; a client of another dialect is served by chat, which every model knows.
+        return "responses" if call.dialect == openai_responses.DIALECT.name and not self._version else "chat"
+
+
+def _told_wait_s(error: ProviderError) -> float | None:
+    found = _WAIT.search(error.message)
+    return None if found is None else int(found[1]) / (1000 if found[2] else 1)
+
+
+def _has_foreign_seals(request: ChatRequest) -> bool:
+    """Imported on use: few resources hold a Claude."""
+    from providers.dialects.anthropic_messages import carries_foreign_seals
+
+    return carries_foreign_seals(request)
