@@ -38,9 +38,9 @@ from billing.usage import (
 
 log = logging.getLogger(__name__)
 
-# Records in one transaction: enough that its fsync is shared by many, few enough that SQLite's other writers wait for
-# some ten milliseconds only.
-BATCH: Final = 500
+# Records in one transaction. Measured 2026-11 in a gateway's own event loop: 100 hold it up for 1.3 ms, 500 for 12 ms,
+# and both ship 6,000 rows a second to SQLite; 50 ship 2,000.
+BATCH: Final = 100
 
 
 class OffsetMoved(Exception):
@@ -158,6 +158,7 @@ class Worker:
                         intents[entry.id] = entry
                     else:
                         settled.add(entry.id)
+                await asyncio.sleep(0)  # A run that was never shipped may be long, and requests are being served.
         records = [settle_orphan(intent, self._orphans) for id_, intent in intents.items() if id_ not in settled]
         written = 0
         for start in range(0, len(records), BATCH):

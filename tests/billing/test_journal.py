@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -72,7 +73,12 @@ async def test_two_owners_of_one_name_do_not_meet(tmp_path: Path) -> None:
 async def test_many_waiters_share_few_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     syncs = []
     real = journal._sync
-    monkeypatch.setattr(journal, "_sync", lambda *args: (syncs.append(1), real(*args)))
+
+    def sync(*arguments: Any) -> None:
+        syncs.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr(journal, "_sync", sync)
     book = Journal.open(tmp_path, "gateway")
     await asyncio.gather(*(book.settle(record(f"r{i}")) for i in range(500)))
     assert len(ids(tmp_path, UsageRecord)) == 500
@@ -218,7 +224,7 @@ class Disk:
                 raise OSError(self.sync_error, os.strerror(self.sync_error))
             real_sync(file)
 
-        monkeypatch.setattr(journal.os, "write", write)
+        monkeypatch.setattr(os, "write", write)
         monkeypatch.setattr(journal, "_to_stable_storage", sync)
 
     def heal(self) -> None:

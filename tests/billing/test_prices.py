@@ -131,7 +131,7 @@ def test_hours_do_not_come_out_even_and_round_up() -> None:
 def priced(price: int, since_ns: int = 0, source: str = "list", **more: object) -> PriceSheet:
     rates = Rates({IN: price}, {IN: price})
     sheet = make_sheet(f"{source}-{price}-{since_ns}", "acme", "m", since_ns, rates, source)
-    return PriceSheet(**{name: getattr(sheet, name) for name in sheet.__struct_fields__} | more)  # type: ignore[arg-type]
+    return PriceSheet(**{name: getattr(sheet, name) for name in sheet.__struct_fields__} | more)
 
 
 def test_the_price_of_a_time_is_the_last_that_had_begun() -> None:

@@ -245,7 +245,7 @@ async def test_a_crash_at_every_single_write(
             break
     assert n > 20, "the fault was injected everywhere"
     found = await rows(fresh_engine)
-    assert sum(row["estimated"] for row in found.values()) == n
+    assert len([row for row in found.values() if row["estimated"]]) == n
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["with the lock", "by the database alone"])
@@ -277,9 +277,11 @@ async def test_several_workers_at_once(
                 last = False  # Somebody else was faster; what was read is shipped by them.
         return shipped
 
-    _, *shipped = await asyncio.gather(write(), *(ship(shipper) for shipper in shippers))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        shipping = [group.create_task(ship(shipper)) for shipper in shippers]
     assert sum(shipper.shipped for shipper in shippers) == 200
-    assert sum(shipped) <= 200
+    assert sum(task.result() for task in shipping) <= 200
     assert len(await rows(engines[0])) == 200
     await assert_sound(engines[0])
     await book.close()

@@ -1,0 +1,135 @@
+"""The schema: what the migrations make is what the code declares, on both databases."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+from sqlalchemy.engine import Connection
+
+from billing import schema
+from billing.db import async_url, create_engine, metadata, reading, writing
+from billing.migrate import configuration, is_current, upgrade
+from billing.pricelist import load_prices
+
+OWN = {table.name for table in vars(schema).values() if getattr(table, "metadata", None) is metadata}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/empty.db"
+        return
+    with request.getfixturevalue("databases").clone(migrated=False) as url:
+        yield url
+
+
+async def tables(url: str) -> set[str]:
+    engine = create_engine(url)
+    async with reading(engine) as db:
+        names = await db.run_sync(lambda connection: inspect(connection).get_table_names())
+    await engine.dispose()
+    return set(names)
+
+
+async def test_several_starts_at_once_migrate_once(empty_database_url: str) -> None:
+    assert not await is_current(empty_database_url)
+    await asyncio.gather(*(upgrade(empty_database_url) for _ in range(4)))
+    assert await is_current(empty_database_url)
+    assert await tables(empty_database_url) >= OWN | {"alembic_version"}
+    engine = create_engine(empty_database_url)
+    async with reading(engine) as db:
+        assert len(await load_prices(db)) > 500
+    await engine.dispose()
+
+
+async def test_migrations_make_what_the_code_declares(fresh_database_url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return [change for change in compare_metadata(context, metadata) if concerns_billing(change)]
+
+    engine = create_engine(fresh_database_url)
+    async with reading(engine) as db:
+        assert await db.run_sync(differences) == []
+    await engine.dispose()
+
+
+def concerns_billing(change: object) -> bool:
+    """Other packages' tables are compared by their own tests."""
+    if isinstance(change, list):
+        return any(concerns_billing(part) for part in change)
+    assert isinstance(change, tuple)
+    names = {getattr(part, "name", part) for part in change if not isinstance(part, dict)}
+    names |= {getattr(getattr(part, "table", None), "name", None) for part in change}
+    return bool(names & OWN)
+
+
+async def test_every_migration_can_be_taken_back(empty_database_url: str) -> None:
+    await upgrade(empty_database_url)
+    engine = create_engine(empty_database_url)
+    async with writing(engine) as db:
+        await db.run_sync(lambda connection: command.downgrade(configuration(connection), "base"))
+    await engine.dispose()
+    assert await tables(empty_database_url) <= {"alembic_version"}
+    await upgrade(empty_database_url)
+    assert await is_current(empty_database_url)
+
+
+async def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("billing.migrate.read_seed", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await upgrade(empty_database_url)
+    assert await tables(empty_database_url) == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "driver"),
+    [
+        ("sqlite:///x.db", "sqlite+aiosqlite"),
+        ("postgres://u:p@h/d", "postgresql+asyncpg"),
+        ("postgresql://u:p@h/d?sslmode=require", "postgresql+asyncpg"),
+        ("postgresql+psycopg://h/d", "postgresql+asyncpg"),
+    ],
+)
+def test_a_database_url_as_hosting_services_write_it(given: str, driver: str) -> None:
+    url = async_url(given)
+    assert url.drivername == driver
+    assert "sslmode" not in url.query
+    assert ("ssl" in url.query) == ("sslmode" in given)
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(ValueError, match="neither SQLite nor PostgreSQL: mysql"):
+        async_url("mysql://h/d")
+
+
+async def test_a_reader_neither_waits_for_a_writer_nor_sees_half_of_it(fresh_database_url: str) -> None:
+    engine = create_engine(fresh_database_url)
+    row = {"id": "org", "name": "One", "created_at_ns": 1}
+    async with writing(engine) as writer:
+        await writer.execute(schema.organisations.insert().values(row))
+        async with reading(engine) as reader:
+            assert (await reader.execute(schema.organisations.select())).all() == []
+    async with reading(engine) as reader:
+        assert len((await reader.execute(schema.organisations.select())).all()) == 1
+    await engine.dispose()
+
+
+async def test_writers_wait_for_each_other_even_after_reading(fresh_database_url: str) -> None:
+    engine = create_engine(fresh_database_url)
+
+    async def add(i: int) -> None:
+        async with writing(engine) as db:
+            await db.execute(schema.organisations.select())
+            await asyncio.sleep(0.001)
+            row = {"id": f"org_{i}", "name": f"{i}", "created_at_ns": 1}
+            await db.execute(schema.organisations.insert().values(row))
+
+    await asyncio.gather(*(add(i) for i in range(20)))
+    async with reading(engine) as db:
+        assert len((await db.execute(schema.organisations.select())).all()) == 20
+    await engine.dispose()
