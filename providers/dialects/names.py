@@ -1,6 +1,5 @@
-"""Names and ids that must cross into a narrower alphabet and come back: each mapping carries its own way home.
-
-No table is kept: the request that sends a tool out and the one that brings its call back may meet different processes.
+"""Tool names and call ids that must cross into a narrower alphabet. A name comes back in the model's call, so its
+mapping carries its own way home; no table is kept. An id only has to be the same on a call and on its result.
 """
 
 from __future__ import annotations
@@ -41,10 +40,6 @@ def narrow_id(ident: str, limit: int, *, dots: bool = True) -> str:
     if len(ident) > limit:
         ident = "h-" + hashlib.sha256(ident.encode()).hexdigest()[: min(limit, 64) - 2]
     return ident
-
-
-def widen_id(ident: str) -> str:
-    return _unescape(ident)
 
 
 def id_with_signature(call: ToolCallPart) -> str:

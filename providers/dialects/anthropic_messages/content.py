@@ -1,7 +1,5 @@
-"""Content blocks and neutral parts, both ways, and the fields of a block that have no neutral meaning.
+"""Content blocks and neutral parts, both ways.
 
-Those are kept by their path in the request (`messages[0].content[1].citations`; a whole unknown block by its own
-place), so that another dialect refuses them by name and this one puts them back.
 Source: anthropic-python 2.12 `types/content_block_param.py` and its members, read 2026-11.
 """
 
@@ -10,14 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from providers.dialects.anthropic_messages import wire
 from providers.dialects.claude import SEALED_FOR_CLAUDE
+from providers.dialects.extras import Extras, leftovers, read
 from providers.dialects.losses import Losses
 from providers.dialects.names import id_with_signature, narrow_id, narrow_name, split_signature, widen_name
 from providers.dialects.sealed import Sealed, seal, unseal
@@ -40,30 +39,7 @@ NAME = "anthropic_messages"
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 128
 
-T = TypeVar("T")
-Extras = dict[str, Any]
-
-_PATH_STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]")
-_PATH = re.compile(r"(?:messages|system|tools|tool_choice|thinking|output_config|metadata)(?:\.|\[).*")
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^,]*)?;base64,(?P<data>.*)", re.DOTALL)
-
-
-def read(value: Any, kind: type[T], path: str) -> T:
-    """Raises: BadRequest naming the very field that is wrong."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$")
-        param = (path + where.rstrip("`")).lstrip(".")
-        raise BadRequest(f"{param}: {text}", param=param or None) from error
-
-
-def leftovers(block: Mapping[str, Any], kind: type[msgspec.Struct], path: str, extras: Extras) -> None:
-    """Keep what `kind` has no field for."""
-    known = kind.__struct_fields__
-    for name, value in block.items():
-        if name not in known and value is not None:
-            extras[f"{path}.{name}" if path else name] = value
 
 
 def parts_in(content: str | Sequence[wire.Block], path: str, extras: Extras) -> tuple[Part, ...]:
@@ -329,35 +305,6 @@ def _text_source(data: str) -> dict[str, Any] | None:
     except (binascii.Error, UnicodeDecodeError):
         return None
     return {"type": "text", "media_type": "text/plain", "data": text}
-
-
-def restore(body: dict[str, Any], extras: Mapping[str, Any], losses: Losses) -> None:
-    """Put back what `leftovers` and `parts_in` kept, in the order found, so that earlier places exist by then."""
-    for key, value in extras.items():
-        if not _PATH.fullmatch(key):
-            body.setdefault(key, value)
-        elif not _place(body, key, value):
-            losses.tell(key)  # the messages were edited since, and its place is gone
-
-
-def _place(body: dict[str, Any], path: str, value: Any) -> bool:
-    steps: list[str | int] = [int(index) if index else name for name, index in _PATH_STEP.findall(path)]
-    at: Any = body
-    for step in steps[:-1]:
-        if isinstance(step, str) and isinstance(at, dict) and (step == "content" or step in at):
-            at = at.setdefault(step, [])
-        elif isinstance(step, int) and isinstance(at, list) and step < len(at):
-            at = at[step]
-        else:
-            return False
-    last = steps[-1]
-    if isinstance(last, str) and isinstance(at, dict):
-        at.setdefault(last, value)
-    elif isinstance(last, int) and isinstance(at, list) and last <= len(at):
-        at.insert(last, value)
-    else:
-        return False
-    return True
 
 
 def response_part_in(block: wire.Block) -> Part | None:

@@ -16,18 +16,15 @@ from providers.dialects.anthropic_messages import wire
 from providers.dialects.anthropic_messages.content import (
     MAX_NAME_CHARS,
     NAME,
-    Extras,
     blocks_out,
     cache_in,
     cache_out,
-    leftovers,
     parts_in,
-    read,
-    restore,
 )
 from providers.dialects.anthropic_messages.thinking import reasoning_in, thinking_out
 from providers.dialects.base import Encoded
 from providers.dialects.claude import SEALED_FOR_CLAUDE, default_max_tokens, takes_temperature_with_top_p
+from providers.dialects.extras import Extras, leftovers, read, restore
 from providers.dialects.losses import Losses
 from providers.dialects.names import narrow_name
 from providers.errors import BadRequest
@@ -48,6 +45,7 @@ from providers.neutral import (
 
 # Of the envelope, not of the question: Bedrock and Vertex bodies carry as members what the API has as headers.
 _ENVELOPE = ("anthropic_version", "anthropic_beta")
+_PATH_ROOTS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "metadata"))
 _TIER_IN = {"standard_only": "default"}
 _TIER_OUT = {"auto": "auto", "priority": "auto", "default": "standard_only", "standard_only": "standard_only"}
 
@@ -203,7 +201,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
             losses.drop("service_tier")
     for dialect, fields in request.extensions.items():
         if dialect == NAME:
-            restore(body, fields, losses)
+            restore(body, fields, _PATH_ROOTS, losses)
         else:
             for name in fields:
                 losses.drop(name)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from providers.dialects.anthropic_messages import wire
-from providers.dialects.anthropic_messages.content import Extras, leftovers
 from providers.dialects.claude import MIN_BUDGET_TOKENS, thinking_for
+from providers.dialects.extras import Extras, leftovers
 from providers.dialects.losses import Losses
 from providers.errors import BadRequest
 from providers.neutral import ChatRequest
