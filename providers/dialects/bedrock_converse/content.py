@@ -57,18 +57,10 @@ _IMAGE_FORMATS = {
     "image/gif": "gif",
     "image/webp": "webp",
 }
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/jpg": "jpeg",
-    "image/gif": "gif",
-    "image/webp": "webp",
-}
 _VIDEO_FORMATS = ("mkv", "mov", "mp4", "webm", "flv", "mpeg", "mpg", "wmv", "three_gp")
 _AUDIO_FORMATS = (
     *("mp3", "opus", "wav", "aac", "flac", "mp4", "ogg", "mkv", "mka"),
     *("x-aac", "m4a", "mpeg", "mpga", "pcm", "webm"),
-)
-    ["mp3", "opus", "wav", "aac", "flac", "mp4", "ogg", "mkv", "mka", "x-aac", "m4a", "mpeg", "mpga", "pcm", "webm"]
 )
 
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^,]*)?;base64,(?P<data>.*)", re.DOTALL)
@@ -185,8 +177,6 @@ def _media_in(kind: str, value: Any, path: str) -> Part | None:
     owned = url is not None and "bucketOwner" in value["source"]["s3Location"]
     if owned or not value.keys() <= set(wire.Media.__struct_fields__):
         return None  # a bucket owner, a citations switch: nothing could keep them but the block itself
-    ):
-        return None  # a citations switch, a bucket owner: nothing to keep them in but the block itself
     if source.bytes is None and url is None and source.text is None:
         return None
     name = media.format or ""
