@@ -253,7 +253,7 @@ async def test_several_workers_at_once(
     fresh_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
 ) -> None:
     if not locked:
-        monkeypatch.setattr(worker, "_ship_lock", lambda _run: contextlib.nullcontext(True))
+        monkeypatch.setattr(worker, "_ship_lock", lambda _run: contextlib.nullcontext(worker.Lock.OURS))
     monkeypatch.setattr(worker, "BATCH", 7)
     book = Journal.open(tmp_path / "journal", "gateway")
     engines = [create_engine(fresh_database_url) for _ in range(3)]
@@ -287,6 +287,21 @@ async def test_several_workers_at_once(
     await book.close()
     for engine in engines:
         await engine.dispose()
+
+
+async def test_recovery_waits_for_a_run_that_another_worker_has(
+    fresh_engine: AsyncEngine, tmp_path: Path, book: Journal
+) -> None:
+    await request(book, "r1")
+    shipper = worker_of(tmp_path, fresh_engine)
+    with worker._ship_lock(book.run) as lock:
+        assert lock is worker.Lock.OURS
+        assert await shipper.ship_once() == 0
+        recovering = asyncio.create_task(shipper.recover())
+        done, _ = await asyncio.wait([recovering], timeout=4 * worker._LOCK_POLL_S)
+        assert not done
+    assert await recovering == 1
+    assert await shipper.recover() == 0
 
 
 async def test_what_lies_behind_damage_is_shipped(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
