@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
@@ -348,6 +348,7 @@ class Http1Response:
         "_connection",
         "_decoder",
         "_error",
+        "_fields",
         "_first_by",
         "_head_bytes",
         "_head_only",
@@ -402,7 +403,8 @@ class Http1Response:
         self._decoder: ContentDecoder | None = None
         self.head: asyncio.Future[None] = loop.create_future()
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self._fields: dict[str, str] = {}
+        self.headers: Mapping[str, str] = self._fields
 
     # For whoever sent the request.
 
@@ -467,6 +469,7 @@ class Http1Response:
         self._touched = self._loop.time()
         self._seen_bytes += len(data)
         self._silent_bytes += len(data)
+        had_head = self.head.done()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -486,7 +489,10 @@ class Http1Response:
         elif self._error is None and self._silent_bytes > MAX_HEAD_BYTES:
             # A head without end, or trailers and chunk extensions that bring no body.
             self._fail(self._bad(f"more than {MAX_HEAD_BYTES} bytes of headers"))
-        elif self._parts:
+            return
+        elif not had_head and self.head.done():
+            self._connection.arm(self.due())  # silence inside a body is allowed for less long than before it
+        if self._parts and not self._complete:
             if self._size > HIGH_WATER_BYTES and not self._paused:
                 self._paused = True
                 self._connection.pause()
@@ -552,7 +558,7 @@ class Http1Response:
         self._header_count += 1
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1").strip()
-        self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+        self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else text
 
     def on_headers_complete(self) -> None:
         if self._complete or self.head.done():
@@ -585,7 +591,7 @@ class Http1Response:
     def on_message_complete(self) -> None:
         if self._informational:
             self._informational = False
-            self.headers = {}
+            self._fields.clear()
             return
         if self._error is None:
             self._complete = True

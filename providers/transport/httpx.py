@@ -6,7 +6,7 @@ It costs about twenty times the CPU a call, so it is chosen per endpoint, never 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import TypeVar
 
 import httpx
@@ -74,7 +74,7 @@ class HttpxResponse:
         self._between_s = timeouts.between_bytes_s
         self._total_by = total_by
         self.status = response.status_code
-        self.headers = {name.lower(): response.headers[name] for name in response.headers}
+        self.headers: Mapping[str, str] = {name.lower(): response.headers[name] for name in response.headers}
 
     async def chunks(self) -> AsyncIterator[bytes]:
         received = self._response.aiter_bytes()

@@ -186,6 +186,10 @@ class Emulator:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    async def until_closed(self) -> None:
+        """Until every connection of now has ended: the client left, or we closed."""
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
     def playing(self, fault: Fault | None) -> str | None:
         """The fault's name while it has times left. Call once per request."""
         if fault is None:

@@ -1,0 +1,460 @@
+"""The Gemini API and Vertex AI as they look on the wire: generateContent in all its verbs, strict about what each knows.
+
+Source: Gemini API v1beta discovery rev. 20260529, Vertex AI v1 discovery rev. 20260509, recorded streams (CRLF lines, no
+end marker), read 2026-11. What flavours differ in:
+- gemini: `x-goog-api-key`; calls have ids; `serviceTier` in the body; a bad key is a 400 with API_KEY_INVALID;
+- vertex: OAuth bearer; no ids, and a field it does not know is an error; `trafficType`; Claude by rawPredict, the models
+  of others by `endpoints/openapi`.
+Both: Gemini 3 refuses a model turn whose first call is not signed, and each call it makes is.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tests.emulators import scripted
+from tests.emulators.openai import OpenAIEmulator, vector
+from tests.emulators.scripted import Prompt, Reply, Tool
+from tests.emulators.server import Emulator, Out, Request, play_transport_fault
+
+Flavour = Literal["gemini", "vertex"]
+
+SSE = "text/event-stream"
+JSON = "application/json; charset=UTF-8"
+MODELS = ("gemini-2.5-flash", "gemini-3-pro-preview", "gemini-embedding-001")
+RESPONSE_ID = "resp-emulated-1"
+
+_PATH = re.compile(
+    r"/(?P<version>v1|v1beta|v1beta1)/(?:projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/)?"
+    r"(?:publishers/(?P<publisher>[^/]+)/)?(?P<kind>models|endpoints|tunedModels)/(?P<model>[^:]+):(?P<verb>\w+)"
+)
+_OPENAPI = re.compile(r"/v1\w*/projects/[^/]+/locations/[^/]+/endpoints/openapi/chat/completions")
+_TOP = frozenset({"contents", "systemInstruction", "tools", "toolConfig", "safetySettings", "generationConfig"})
+FIELDS: Mapping[Flavour, frozenset[str]] = {
+    "gemini": _TOP | {"model", "cachedContent", "serviceTier", "store"},
+    "vertex": _TOP | {"cachedContent", "labels", "modelArmorConfig"},
+}
+_PART_FIELDS = frozenset(
+    {
+        *("text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode"),
+        *("codeExecutionResult", "thought", "thoughtSignature", "videoMetadata", "mediaResolution"),
+    }
+)
+
+# status, google.rpc code word, message, details
+_Error = tuple[int, str, str, list[dict[str, Any]]]
+
+
+def _info(reason: str) -> list[dict[str, Any]]:
+    domain = "googleapis.com"
+    return [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": domain}]
+
+
+STATUS_ERRORS: Mapping[str, _Error] = {
+    "400": (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", []),
+    "401": (
+        401,
+        "UNAUTHENTICATED",
+        "Request had invalid authentication credentials.",
+        _info("ACCESS_TOKEN_TYPE_UNSUPPORTED"),
+    ),
+    "403": (403, "PERMISSION_DENIED", "Permission denied on resource project p.", _info("CONSUMER_INVALID")),
+    "404": (404, "NOT_FOUND", "models/nope is not found for API version v1beta.", []),
+    "408": (408, "CANCELLED", "The request timed out.", []),
+    "413": (413, "INVALID_ARGUMENT", "Request payload size exceeds the limit.", []),
+    "422": (422, "INVALID_ARGUMENT", "Unprocessable.", []),
+    "429": (429, "RESOURCE_EXHAUSTED", "Resource exhausted, please try again later.", []),
+    "429-retry-after": (429, "RESOURCE_EXHAUSTED", "Resource exhausted, please try again later.", []),
+    "429-retry-after-ms": (
+        429,
+        "RESOURCE_EXHAUSTED",
+        "You exceeded your current quota. Please retry in 1.5s.",
+        [
+            {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": "PerMinute"}]},
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.5s"},
+        ],
+    ),
+    "429-retry-after-date": (429, "RESOURCE_EXHAUSTED", "Too many requests.", []),
+    "500": (500, "INTERNAL", "An internal error has occurred.", []),
+    "503": (503, "UNAVAILABLE", "The model is overloaded. Please try again later.", []),
+    "context": (
+        400,
+        "INVALID_ARGUMENT",
+        "The input token count (4096) exceeds the maximum number of tokens allowed (128).",
+        [],
+    ),
+}
+RETRY_HEADERS: Mapping[str, Mapping[str, str]] = {
+    "429-retry-after": {"retry-after": "7"},
+    "429-retry-after-date": {
+        "date": "Mon, 23 Nov 2026 10:00:00 GMT",
+        "retry-after": "Mon, 23 Nov 2026 10:00:07 GMT",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One GenerateContentResponse of a stream and how many tokens it stands for."""
+
+    value: dict[str, Any]
+    output_tokens: int = 0
+
+
+class GeminiEmulator(Emulator):
+    name = "gemini"
+
+    def __init__(self, flavour: Flavour = "gemini", *, key: str = "test-key", **server: Any) -> None:
+        """key: the API key (gemini, or vertex in express mode) or the access token (vertex)."""
+        super().__init__(**server)
+        self.flavour = flavour
+        self.key = key
+        self._others = OpenAIEmulator("vllm", api_key=None)
+
+    async def handle(self, request: Request, out: Out) -> None:
+        if not self._authorised(request):
+            await self._refuse_key(out)
+            return
+        if request.method == "GET" and request.path.endswith("/models"):
+            listed = [{"name": f"models/{name}", "version": "001", "displayName": name} for name in MODELS]
+            await out.json(200, {"models": listed})
+            return
+        if self.flavour == "vertex" and _OPENAPI.fullmatch(request.path):
+            await self._others._chat(request, out)
+            return
+        found = _PATH.fullmatch(request.path)
+        if found is None or (self.flavour == "gemini" and found["project"] is not None):
+            await self._error(out, (404, "NOT_FOUND", f"no such path: {request.path}", []))
+            return
+        if found["publisher"] == "anthropic":
+            await self._claude(request, out, found["verb"] == "streamRawPredict")
+            return
+        match found["verb"]:
+            case "generateContent" | "streamGenerateContent":
+                await self._generate(request, out, found["model"], found["verb"] == "streamGenerateContent")
+            case "countTokens":
+                await self._count_tokens(request, out, found["model"])
+            case "embedContent" | "batchEmbedContents":
+                await self._embed(request, out, found["verb"] == "batchEmbedContents")
+            case verb:
+                await self._error(out, (404, "NOT_FOUND", f"no such verb: {verb}", []))
+
+    def _authorised(self, request: Request) -> bool:
+        sent = request.headers.get("x-goog-api-key") or request.query.get("key")
+        if self.flavour == "vertex" and sent is None:
+            sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return sent == self.key
+
+    async def _refuse_key(self, out: Out) -> None:
+        if self.flavour == "gemini":
+            message = "API key not valid. Please pass a valid API key."
+            await self._error(out, (400, "INVALID_ARGUMENT", message, _info("API_KEY_INVALID")))
+        else:
+            await self._error(out, STATUS_ERRORS["401"])
+
+    async def _generate(self, request: Request, out: Out, model: str, stream: bool) -> None:
+        body = request.json()
+        if problem := self._problem(body, model):
+            await self._error(out, (400, "INVALID_ARGUMENT", problem, []))
+            return
+        prompt = prompt_of(body, model)
+        reply = scripted.answer(prompt)
+        count = int((body.get("generationConfig") or {}).get("candidateCount") or 1)
+        chunks = list(self._chunks(body, model, reply, count))
+        whole = self._whole(body, model, reply, count)
+        fault = self.playing(scripted.fault_of(model, request.headers, prompt))
+        if fault is not None and fault in STATUS_ERRORS:
+            await self._error(out, STATUS_ERRORS[fault], RETRY_HEADERS.get(fault), as_array=stream)
+            return
+        if fault == "content-filter":
+            whole = {**whole, "promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
+            whole["usageMetadata"] = {"promptTokenCount": reply.input_tokens, "totalTokenCount": reply.input_tokens}
+            del whole["candidates"]
+            chunks, fault = [Chunk(whole)], None
+        elif fault == "no-usage":
+            whole = {key: value for key, value in whole.items() if key != "usageMetadata"}
+            chunks = [Chunk({k: v for k, v in c.value.items() if k != "usageMetadata"}) for c in chunks]
+        elif fault == "no-end":
+            chunks = [chunk for chunk in chunks if "finishReason" not in chunk.value["candidates"][0]]
+        elif fault == "huge-chunk":
+            big = self._envelope(model, [_candidate([{"text": "x" * (2 * 1024 * 1024)}])])
+            chunks.insert(1, Chunk(big, 1))
+        elif fault == "stream-error":
+            status, word, message, _ = STATUS_ERRORS["503"]
+            chunks = chunks[: len(chunks) // 2]
+            chunks.append(Chunk({"error": {"code": status, "message": message, "status": word}}))
+        elif fault == "200-error-body":
+            await out.json(200, {"error": {"code": 500, "message": "upstream failed", "status": "INTERNAL"}})
+            return
+        elif fault == "truncated-json":
+            data = json.dumps(whole).encode()
+            await out.whole(200, data[: len(data) // 2])
+            return
+        frames = self._frames(chunks, request.query.get("alt") == "sse")
+        if fault == "bad-frame":
+            frames.insert(len(frames) // 2, b'data: {"candidates": [{"content": {"pa\r\n\r\n')
+        elif fault not in (None, "no-usage", "no-end", "huge-chunk", "stream-error"):
+            assert fault is not None
+            sliced = frames if stream else [json.dumps(whole, ensure_ascii=False).encode()]
+            self._bill(reply, count, model, sum(chunk.output_tokens for chunk in chunks))
+            await play_transport_fault(fault, out, SSE if stream else JSON, sliced)
+            return
+        if not stream:
+            self._bill(reply, count, model, reply.output_tokens * count)
+            await out.whole(200, json.dumps(whole, ensure_ascii=False).encode(), {"content-type": JSON})
+            return
+        self._bill(reply, count, model, 0)
+        await out.start(200, SSE if request.query.get("alt") == "sse" else JSON)
+        tokens = [chunk.output_tokens for chunk in chunks]
+        for number, frame in enumerate(frames):
+            if reply.pace_ms:
+                await out.pause(reply.pace_ms / 1000)
+            self.stats.output_tokens += tokens[number] if number < len(tokens) else 0
+            await out.chunk(frame)
+        await out.end()
+
+    def _frames(self, chunks: list[Chunk], sse: bool) -> list[bytes]:
+        texts = [json.dumps(chunk.value, ensure_ascii=False).encode() for chunk in chunks]
+        if sse:
+            return [b"data: " + text + b"\r\n\r\n" for text in texts]
+        return [(b"[" if n == 0 else b",\r\n") + text for n, text in enumerate(texts)] + [b"]"]
+
+    def _problem(self, body: Mapping[str, Any], model: str) -> str | None:
+        """What this flavour refuses, in Google's words."""
+        for field in body:
+            if _camel(field) not in FIELDS[self.flavour]:
+                return f'Invalid JSON payload received. Unknown name "{field}": Cannot find field.'
+        contents = body.get("contents")
+        if not contents:
+            return "* GenerateContentRequest.contents: contents is not specified"
+        for number, content in enumerate(contents):
+            unsigned = None
+            for part in content.get("parts") or ():
+                for field in part:
+                    if _camel(field) not in _PART_FIELDS:
+                        return f"Invalid JSON payload received. Unknown name \"{field}\" at 'contents[{number}].parts'"
+                call = part.get("functionCall") or part.get("functionResponse") or {}
+                if self.flavour == "vertex" and "id" in call:
+                    return "Invalid JSON payload received. Unknown name \"id\" at 'function_call': Cannot find field."
+                if "functionCall" in part and unsigned is None:
+                    unsigned = "thoughtSignature" not in part
+            if unsigned and "gemini-3" in model:
+                return f"Function call is missing a thought_signature in functionCall parts, position {number}."
+        return None
+
+    async def _count_tokens(self, request: Request, out: Out, model: str) -> None:
+        body = request.json()
+        prompt = prompt_of(body.get("generateContentRequest") or body, model)
+        await out.json(200, {"totalTokens": scripted.answer(prompt).input_tokens})
+
+    async def _embed(self, request: Request, out: Out, batch: bool) -> None:
+        body = request.json()
+        vectors = []
+        tokens = 0
+        for entry in body["requests"] if batch else [body]:
+            text = "".join(part["text"] for part in entry["content"]["parts"])
+            tokens += scripted.count(text)
+            vectors.append({"values": vector(text, int(entry.get("outputDimensionality") or 8))})
+        usage = {"promptTokenCount": tokens}
+        await out.json(
+            200,
+            {"embeddings": vectors, "usageMetadata": usage}
+            if batch
+            else {"embedding": vectors[0], "usageMetadata": usage},
+        )
+
+    async def _claude(self, request: Request, out: Out, stream: bool) -> None:
+        """Anthropic's Messages as Vertex takes it: no model in the body, a version in its place."""
+        body = request.json()
+        if "model" in body or "anthropic_version" not in body:
+            await self._error(out, (400, "INVALID_ARGUMENT", "anthropic_version: Field required", []))
+            return
+        said = body["messages"][-1]["content"]
+        text = said if isinstance(said, str) else " ".join(part.get("text", "") for part in said)
+        reply = scripted.answer(Prompt("claude", text))
+        usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+        message = {"id": "msg_vrtx_1", "type": "message", "role": "assistant", "model": "claude-emulated"}
+        whole = {**message, "content": [{"type": "text", "text": reply.text}], "stop_reason": "end_turn"}
+        if not stream:
+            await out.json(200, {**whole, "stop_sequence": None, "usage": usage})
+            return
+        empty = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
+        events: list[dict[str, Any]] = [
+            {"type": "message_start", "message": {**empty, "usage": {**usage, "output_tokens": 1}}},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        ]
+        for piece in scripted.pieces(reply.text):
+            events.append({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}})
+        stop = {"stop_reason": "end_turn", "stop_sequence": None}
+        events += [
+            {"type": "content_block_stop", "index": 0},
+            {"type": "message_delta", "delta": stop, "usage": {"output_tokens": reply.output_tokens}},
+            {"type": "message_stop"},
+        ]
+        await out.start(200, SSE)
+        for event in events:
+            await out.chunk(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        await out.end()
+
+    async def _error(
+        self, out: Out, error: _Error, headers: Mapping[str, str] | None = None, as_array: bool = False
+    ) -> None:
+        self.stats.errors += 1
+        status, word, message, details = error
+        body: Any = {"error": {"code": status, "message": message, "status": word}}
+        if details:
+            body["error"]["details"] = details
+        # Vertex wraps the error of a stream in an array.
+        await out.json(status, [body] if as_array and self.flavour == "vertex" else body, headers)
+
+    def _bill(self, reply: Reply, count: int, model: str, output_tokens: int) -> None:
+        self.stats.answers += 1
+        self.stats.by_model[model] += 1
+        self.stats.input_tokens += reply.input_tokens
+        self.stats.output_tokens += output_tokens
+        self.stats.reasoning_tokens += reply.reasoning_tokens * count
+        self.stats.cache_read_tokens += reply.cache_read_tokens
+
+    def _envelope(self, model: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"candidates": candidates, "modelVersion": model, "responseId": RESPONSE_ID}
+
+    def _whole(self, body: Mapping[str, Any], model: str, reply: Reply, count: int) -> dict[str, Any]:
+        parts = [{"text": reply.reasoning, "thought": True}] if reply.reasoning and _shows_thoughts(body) else []
+        if reply.text or reply.refusal:
+            parts.append({"text": reply.text or reply.refusal})
+        parts += self._calls(model, reply)
+        candidates = [_candidate(parts, number, _finish(reply)) for number in range(count)]
+        return self._envelope(model, candidates) | {"usageMetadata": self._usage(reply, count)}
+
+    def _chunks(self, body: Mapping[str, Any], model: str, reply: Reply, count: int) -> Iterator[Chunk]:
+        usage = {"promptTokenCount": reply.input_tokens, "totalTokenCount": reply.input_tokens}
+        parts: list[tuple[dict[str, Any], int]] = []
+        if _shows_thoughts(body):
+            parts += [({"text": piece, "thought": True}, 1) for piece in scripted.pieces(reply.reasoning)]
+        parts += [({"text": piece}, 1) for piece in scripted.pieces(reply.text or reply.refusal)]
+        for number in range(count):
+            for part, tokens in parts:
+                yield Chunk(self._envelope(model, [_candidate([part], number)]) | {"usageMetadata": usage}, tokens)
+        calls = self._calls(model, reply)
+        for number in range(count):
+            # Parallel calls come in one chunk; a last chunk of text holds an empty one.
+            last: list[dict[str, Any]] = calls or [{"text": ""}]
+            if not calls and reply.reasoning:
+                last = [{"text": "", "thoughtSignature": _signature("text")}]
+            final = self._envelope(model, [_candidate(last, number, _finish(reply))])
+            if number == count - 1:
+                final["usageMetadata"] = self._usage(reply, count)
+            yield Chunk(final, reply.output_tokens if calls else 0)
+
+    def _calls(self, model: str, reply: Reply) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        for number, call in enumerate(reply.tool_calls):
+            inner: dict[str, Any] = {"name": call.name, "args": json.loads(call.arguments)}
+            if self.flavour == "gemini":
+                inner["id"] = call.id
+            part: dict[str, Any] = {"functionCall": inner}
+            if number == 0 and (reply.reasoning or "gemini-3" in model):
+                part["thoughtSignature"] = _signature(call.name)
+            parts.append(part)
+        return parts
+
+    def _usage(self, reply: Reply, count: int) -> dict[str, Any]:
+        output = reply.output_tokens * count
+        thought = reply.reasoning_tokens * count
+        usage: dict[str, Any] = {
+            "promptTokenCount": reply.input_tokens,
+            "totalTokenCount": reply.input_tokens + output,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": reply.input_tokens}],
+        }
+        if output - thought:  # a zero is left out
+            usage["candidatesTokenCount"] = output - thought
+        if thought:
+            usage["thoughtsTokenCount"] = thought
+        if reply.cache_read_tokens:
+            usage["cachedContentTokenCount"] = reply.cache_read_tokens
+        if self.flavour == "vertex":
+            usage["trafficType"] = "ON_DEMAND"
+        return usage
+
+
+def _candidate(parts: list[dict[str, Any]], index: int = 0, finish: str | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"content": {"parts": parts, "role": "model"}}
+    if finish is not None:
+        found["finishReason"] = finish
+    if index:
+        found["index"] = index  # a zero is left out
+    return found
+
+
+def _finish(reply: Reply) -> str:
+    return {"length": "MAX_TOKENS", "content_filter": "SAFETY"}.get(reply.finish, "STOP")
+
+
+def _shows_thoughts(body: Mapping[str, Any]) -> bool:
+    thinking = (body.get("generationConfig") or {}).get("thinkingConfig") or {}
+    return bool(thinking.get("includeThoughts"))
+
+
+def _signature(name: str) -> str:
+    return base64.b64encode(f"signature of {name}".encode()).decode()
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda m: m[1].upper(), name)
+
+
+def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
+    """What the scripted model is told of a request. Field names in camelCase."""
+    texts: list[str] = []
+    results: list[str] = []
+    last_user, images = "", 0
+    system = body.get("systemInstruction") or {}
+    texts += [part["text"] for part in system.get("parts") or () if "text" in part]
+    for content in body.get("contents") or ():
+        parts = content.get("parts") or []
+        text = " ".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
+        images += sum((part.get("inlineData") or {}).get("mimeType", "").startswith("image/") for part in parts)
+        texts.append(text)
+        answered = [_said(part["functionResponse"]) for part in parts if "functionResponse" in part]
+        if content.get("role") == "model":
+            results = []
+        elif answered:
+            results += answered
+        else:
+            last_user, results = text, []
+    tools = []
+    for tool in body.get("tools") or ():
+        for entry in tool.get("functionDeclarations") or ():
+            schema = entry.get("parametersJsonSchema") or entry.get("parameters") or {}
+            tools.append(Tool(entry["name"], schema))
+    calling = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
+    allowed = calling.get("allowedFunctionNames") or []
+    forced = (allowed[0] if allowed else "*") if calling.get("mode") == "ANY" else None
+    config = body.get("generationConfig") or {}
+    schema = config.get("responseJsonSchema") or config.get("responseSchema")
+    thinking = config.get("thinkingConfig") or {}
+    return Prompt(
+        model=model,
+        last_user=last_user,
+        texts=tuple(texts),
+        tools=tuple(tools),
+        forced_tool=forced,
+        tools_forbidden=calling.get("mode") == "NONE",
+        tool_results=tuple(results),
+        images=images,
+        schema=schema,
+        json_mode=config.get("responseMimeType") == "application/json" and schema is None,
+        reasoning=thinking.get("thinkingBudget", 0) not in (0, None) or bool(thinking.get("thinkingLevel")),
+        max_output_tokens=config.get("maxOutputTokens"),
+        stop=tuple(config.get("stopSequences") or ()),
+    )
+
+
+def _said(response: Mapping[str, Any]) -> str:
+    value = response.get("response") or {}
+    return str(value["output"]) if set(value) == {"output"} else json.dumps(value)
