@@ -182,8 +182,8 @@ def valkey() -> Iterator[str]:
         return
     with _folder("fbx-vk-") as folder:
         socket = folder / "valkey.sock"
-        options: list[str | Path] = ["--port", "0", "--unixsocket", socket, "--unixsocketperm", "700", "--dir", folder, "--save", ""]
-        with _process([valkey_server(), *options], folder, signal.SIGKILL, {}) as failed:
+        command = [valkey_server(), "--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
+        with _process([*command, "--dir", folder, "--save", ""], folder, signal.SIGKILL, {}) as failed:
             url = f"unix://{socket}?db=0"
             _until(lambda: _accepts_redis(url), failed)
             yield url
