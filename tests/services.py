@@ -182,7 +182,7 @@ def valkey() -> Iterator[str]:
         return
     with _folder("fbx-vk-") as folder:
         socket = folder / "valkey.sock"
-        command = [valkey_server(), "--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
+        command: list[str | Path] = [valkey_server(), "--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
         with _process([*command, "--dir", folder, "--save", ""], folder, signal.SIGKILL, {}) as failed:
             url = f"unix://{socket}?db=0"
             _until(lambda: _accepts_redis(url), failed)
