@@ -5,6 +5,7 @@ Standard output belongs to answers: the ready panel, the last JSON line of `up`,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.config
 import sys
@@ -19,9 +20,35 @@ from gateway.observe.redact import redact
 _QUIET = ("alembic", "aiosqlite", "httpx", "httpcore", "asyncio", "sqlalchemy", "uvicorn.access", "litestar")
 
 
+class Lossy:
+    """A text stream whose writes never fail: a log on a full disk or a closed pipe must not fail the request that it
+    tells of. What was lost is counted, and said before the next line that can be written."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lost = 0
+
+    def write(self, text: str) -> int:
+        try:
+            if self._lost:
+                self._out.write(f"{self._lost} log writes before this one were lost\n")
+                self._lost = 0
+            return self._out.write(text)
+        except (OSError, ValueError):
+            self._lost += 1
+            return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._out.flush()
+
+    def isatty(self) -> bool:
+        return self._out.isatty()
+
+
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Set up structlog and route the standard library's loggers (uvicorn, SQLAlchemy, ...) through the same lines."""
-    out = sys.stderr if stream is None else stream
+    out: TextIO = Lossy(sys.stderr if stream is None else stream)  # type: ignore[assignment]
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     as_json = settings.format == "json" or (settings.format == "auto" and not out.isatty())
     shared: list[Any] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -28,6 +28,7 @@ from gateway.cli.serving import Server
 from gateway.config import (
     DeploymentSettings,
     LocalSettings,
+    LogSettings,
     ModelSettings,
     PriceSettings,
     ProviderSettings,
@@ -38,6 +39,7 @@ from gateway.config import (
 )
 from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
+from gateway.observe import logs
 
 PRICE = PriceSettings(input=Decimal("1.5"), output=Decimal("7.25"), cache_read=Decimal("0.15"))
 
@@ -112,7 +114,7 @@ class House:
         return made.plain
 
     async def shipped(self) -> None:
-        """Returns when every record that stands in a journal now stands in SQL. The gateway's own worker may be at it."""
+        """Returns when every record that stands in a journal stands in SQL. The gateway's own worker may be at it."""
         directory = self.settings.data_dir / "journal"
         written = {
             entry.id
@@ -130,15 +132,20 @@ class House:
                 return
             await asyncio.sleep(0.005)
 
-    async def rows(self) -> list[dict[str, Any]]:
-        """Every usage row, once all that stands in the journals has been shipped."""
-        await self.shipped()
-        async with reading(self.engine) as db:
-            found = await db.execute(select(schema.usage_records).order_by(schema.usage_records.c.at_ns))
-            return [dict(row) for row in found.mappings()]
+    async def rows(self, at_least: int = 0) -> list[dict[str, Any]]:
+        """Every usage row, once all that stands in the journals has been shipped and there are so many."""
+        query = select(schema.usage_records).order_by(schema.usage_records.c.at_ns)
+        async with asyncio.timeout(10):
+            while True:
+                await self.shipped()
+                async with reading(self.engine) as db:
+                    found = [dict(row) for row in (await db.execute(query)).mappings()]
+                if len(found) >= at_least:
+                    return found
+                await asyncio.sleep(0.005)
 
     async def charged_pusd(self) -> int:
-        """What the ledger says customers owe, which must be what revenue says was earned. Checks the books on the way."""
+        """What the ledger says was earned. Checks the books on the way."""
         await self.shipped()
         async with reading(self.engine) as db:
             assert (await ledger.trial_balance(db)).sound
@@ -146,9 +153,17 @@ class House:
         return sum(b.normal_pusd for name, b in balances.items() if name == "revenue")
 
 
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Raises: TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens behind a socket
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def house(settings: Settings) -> AsyncIterator[House]:
     """The database is migrated already. Leaving drains and closes everything."""
+    logs.configure(LogSettings(format="json"))
     pepper = Secrets.load(settings).key_pepper.encode()
     engine = create_engine(settings.database_url)
     now_ns = time.time_ns()

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.harness import House
+from tests.e2e.harness import House, until
 from tests.emulators.openai import OpenAIEmulator
 
 QUESTION = [{"role": "user", "content": "count from 1 to 5"}]
@@ -166,14 +166,20 @@ async def test_a_failure_before_the_first_event_is_an_error_and_costs_nothing(
 
 
 @pytest.mark.parametrize("fault", ["cut-mid-frame", "stream-error"])
-async def test_a_stream_that_dies_midway_ends_in_an_error_and_bills_what_was_delivered(gateway: House, fault: str) -> None:
+async def test_a_stream_that_dies_midway_ends_in_an_error_and_bills_what_was_delivered(
+    gateway: House, fault: str
+) -> None:
     async with client(gateway) as sdk:
         stream = await sdk.chat.completions.create(model=f"fault-{fault}", messages=QUESTION, stream=True)  # type: ignore[arg-type]
-        text = ""
-        with pytest.raises(openai.APIError):
+        texts: list[str] = []
+
+        async def read() -> None:
             async for chunk in stream:
-                text += chunk.choices[0].delta.content or ""
-    assert text
+                texts.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 - what came before the end counts
+
+        with pytest.raises(openai.APIError):
+            await read()
+    assert "".join(texts)
     (row,) = await gateway.rows()
     assert row["outcome"] == "upstream_failed"
     assert row["estimated"]
@@ -200,18 +206,8 @@ async def test_a_client_that_leaves_stops_the_upstream_and_pays_for_what_it_got(
             break
         await stream.close()
 
-    async def cut() -> None:
-        while not upstream.stats.cut_by_client:
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(cut(), 5)
-
-    async def settled() -> list[dict[str, object]]:
-        while not (rows := await gateway.rows()):
-            await asyncio.sleep(0.01)
-        return rows
-
-    (row,) = await asyncio.wait_for(settled(), 5)
+    await until(lambda: upstream.stats.cut_by_client == 1)
+    (row,) = await gateway.rows(at_least=1)
     assert row["outcome"] == "client_gone"
     assert row["estimated"]
     assert upstream.stats.output_tokens < 2000

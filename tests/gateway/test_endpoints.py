@@ -21,7 +21,10 @@ from gateway.ingress.endpoints import Route, match
             "/v1beta1/projects/p/locations/us/publishers/google/models/g:generateContent",
             Route("gemini", "chat", "g", False),
         ),
-        ("/model/us.anthropic.claude-x%3A0/converse", Route("bedrock_converse", "chat", "us.anthropic.claude-x:0", False)),
+        (
+            "/model/us.anthropic.claude-x%3A0/converse",
+            Route("bedrock_converse", "chat", "us.anthropic.claude-x:0", False),
+        ),
         ("/model/arn%3Aaws%2Fx/converse-stream", Route("bedrock_converse", "chat", "arn:aws/x", True)),
         ("/openai/deployments/my-gpt/chat/completions", Route("openai_chat", "chat", "my-gpt")),
     ],
@@ -33,7 +36,14 @@ def test_path_names_dialect_and_operation(path: str, route: Route) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/admin/v1/keys", "/v1/chat/completions/", "/v1//chat/completions", "/V1/chat/completions", "/model/a/b/converse"],
+    [
+        "/",
+        "/admin/v1/keys",
+        "/v1/chat/completions/",
+        "/v1//chat/completions",
+        "/V1/chat/completions",
+        "/model/a/b/converse",
+    ],
 )
 def test_other_paths_are_not_for_the_data_plane(path: str) -> None:
     assert match("POST", path) is None

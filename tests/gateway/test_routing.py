@@ -25,7 +25,9 @@ def sheet(deployment: Deployment) -> PriceSheet:
     return make_sheet(f"price-{deployment.id}", deployment.provider, "m", 0, Rates(prices, prices), "operator")
 
 
-def choose(*deployments: Deployment, request: ChatRequest = REQUEST, unpriced: str = "", toolless: str = "") -> RoutePlan:
+def choose(
+    *deployments: Deployment, request: ChatRequest = REQUEST, unpriced: str = "", toolless: str = ""
+) -> RoutePlan:
     def price_of(deployment: Deployment) -> PriceSheet:
         if deployment.provider in unpriced:
             raise UnknownPrice(deployment.id)
