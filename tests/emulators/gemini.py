@@ -1,10 +1,10 @@
-"""The Gemini API and Vertex AI as they look on the wire: generateContent in all its verbs, strict about what each knows.
+"""The Gemini API and Vertex AI as they look on the wire: generateContent in all its verbs, each as strict as it is.
 
-Source: Gemini API v1beta discovery rev. 20260529, Vertex AI v1 discovery rev. 20260509, recorded streams (CRLF lines, no
-end marker), read 2026-11. What flavours differ in:
+Source: Gemini API v1beta discovery rev. 20260529, Vertex AI v1 discovery rev. 20260509, recorded streams (CRLF lines,
+no end marker), read 2026-11. What flavours differ in:
 - gemini: `x-goog-api-key`; calls have ids; `serviceTier` in the body; a bad key is a 400 with API_KEY_INVALID;
-- vertex: OAuth bearer; no ids, and a field it does not know is an error; `trafficType`; Claude by rawPredict, the models
-  of others by `endpoints/openapi`.
+- vertex: OAuth bearer; no ids, and a field it does not know is an error; `trafficType`; Claude by rawPredict, and the
+  models of others by `endpoints/openapi`.
 Both: Gemini 3 refuses a model turn whose first call is not signed, and each call it makes is.
 """
 
@@ -283,13 +283,15 @@ class GeminiEmulator(Emulator):
         if not stream:
             await out.json(200, {**whole, "stop_sequence": None, "usage": usage})
             return
-        empty = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
+        empty: dict[str, Any] = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
         events: list[dict[str, Any]] = [
             {"type": "message_start", "message": {**empty, "usage": {**usage, "output_tokens": 1}}},
             {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         ]
-        for piece in scripted.pieces(reply.text):
-            events.append({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}})
+        events += [
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+            for piece in scripted.pieces(reply.text)
+        ]
         stop = {"stop_reason": "end_turn", "stop_sequence": None}
         events += [
             {"type": "content_block_stop", "index": 0},

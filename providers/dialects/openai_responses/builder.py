@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from providers.dialects.base import ErrorBody
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.items import unwrap_text
 from providers.dialects.openai_responses.request import custom_tools, echo
@@ -85,10 +86,12 @@ class ResponseBuilder:
             case Finish(candidate=0):
                 yield from self._finish(event)
 
-    def fail(self, error: Mapping[str, Any]) -> Iterator[WireEvent]:
+    def fail(self, error: ErrorBody) -> Iterator[WireEvent]:
         """The answer dies under way. Nothing to say when it never began: an error event tells the rest."""
         if self.response and self.response["status"] == "in_progress":
-            self.response |= {"status": "failed", "error": {"code": error["code"], "message": error["message"]}}
+            # The reference closes the list of codes; ours are told by the error event.
+            code = _FAILURE_CODE.get(error.status, "server_error")
+            self.response |= {"status": "failed", "error": {"code": code, "message": error.message}}
             yield {"type": "response.failed", "response": self.response}
 
     # One method for each step in the life of a part.
@@ -301,6 +304,7 @@ class ResponseBuilder:
         return f"{prefix}_{self._suffix}_{len(self.response['output'])}"
 
 
+_FAILURE_CODE: Final[Mapping[int, str]] = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 _STATUS: Final[Mapping[FinishReason, tuple[str, str | None]]] = {
     "stop": ("completed", None),
     "tool_calls": ("completed", None),

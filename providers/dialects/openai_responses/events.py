@@ -216,7 +216,7 @@ class EventEncoder:
     def fail(self, error: ErrorBody) -> bytes:
         """`response.failed` for clients that follow the response (Codex), then `error`, which SDKs raise."""
         inner = error_object(error)
-        out = b"".join(self._bytes(frame) for frame in self._builder.fail(inner))
+        out = b"".join(self._bytes(frame) for frame in self._builder.fail(error))
         flat = {"type": "error", "code": error.code, "message": error.message, "param": error.param, "error": inner}
         return out + self._bytes(flat)
 
