@@ -1,6 +1,6 @@
 """`python -m local_backend MODEL [--port N | --uds PATH] ...`: one model behind HTTP until SIGTERM.
 
-Prints one JSON line {"event": "listening", "url" or "uds"} when it takes connections and {"event": "ready"} when it
+Prints one JSON line {"event": "listening", "model", "url"} when it takes connections and {"event": "ready"} when it
 takes requests.
 """
 
@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
         name, model_dir = resolve(settings.model, Path(settings.data), Speaker(as_json=False).progress)
         served_name = settings.served_name or name
         with bind(settings) as listening:
-            return asyncio.run(serve(settings, served_name, model_dir, listening))
+            return asyncio.run(serve(settings, served_name, model_dir.resolve(), listening))
     except (BadSetting, EngineError, OSError) as error:
-        print(f"local_backend: {error}", file=sys.stderr)
+        sys.stderr.write(f"local_backend: {error}\n")
         return 2
 
 
@@ -68,7 +68,7 @@ def bind(settings: Settings) -> socket.socket:
 
 async def serve(settings: Settings, served_name: str, model_dir: Path, listening: socket.socket) -> int:
     """Serve until SIGTERM or SIGINT; then refuse what is new, let streams end for `drain_s`, and stop the core."""
-    core = CoreClient(settings, str(model_dir.resolve()))
+    core = CoreClient(settings, str(model_dir))
     running = asyncio.create_task(core.run())  # first: importing torch takes longer than all of the rest
     await asyncio.sleep(0)
     server = Server(settings, served_name, model_dir, core)
@@ -92,8 +92,7 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     serving = asyncio.create_task(http.serve(sockets=[listening]))
-    where = {"uds": settings.uds} if settings.uds else {"url": "http://%s:%d" % listening.getsockname()[:2]}
-    say({"event": "listening", "model": served_name} | where)
+    say({"event": "listening", "model": served_name, "url": address(settings, listening)})
     waiting = asyncio.create_task(announce(core))
     orphaned = asyncio.create_task(parent_gone(stop)) if settings.die_with_parent else None
     # Either ends first only when something is wrong with the core, or when we were told to stop.
@@ -110,6 +109,14 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
     return 0
 
 
+def address(settings: Settings, listening: socket.socket) -> str:
+    """Where we are, with the port that the system picked if we were given none."""
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 async def announce(core: CoreClient) -> None:
     """Say when requests are taken."""
     with contextlib.suppress(EngineError):
@@ -119,7 +126,8 @@ async def announce(core: CoreClient) -> None:
 
 def say(event: dict[str, object]) -> None:
     """One line for whoever started us."""
-    print(msgspec.json.encode(event).decode(), flush=True)
+    sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ class BlockManager:
         """Give a sequence without blocks those that already hold its prefix, and count them as computed.
 
         The last token is never matched: its logits are wanted, so it must be computed."""
-        assert not seq.block_table and not seq.computed
+        assert not seq.block_table
+        assert not seq.computed
         if not self.prefix_caching:
             return
         for index in range((len(seq.tokens) - 1) // self.block_size):

@@ -1,14 +1,13 @@
 """Models by name: where each can be fetched from, and what stands in the data folder. No torch, quick to import.
 
-Also a command, for whoever must not import this package: `python -m local_backend.catalogue pull NAME --data DIR --json`
-prints one JSON object a line: {"event": "progress", "done", "total", "note"} ..., then {"event": "done", "path"} or
-{"event": "error", "code", "message"}, with exit status 1.
+Also a command, for whoever must not import this package: `python -m local_backend.catalogue pull NAME --data DIR
+--json` prints one JSON object a line: {"event": "progress", "done", "total", "note"} while it works, then
+{"event": "done", "path"}, or {"event": "error", "code", "message"} with exit status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import sys
@@ -144,13 +143,13 @@ def remove(name: str, data_dir: Path) -> bool:
         return False
     with locked(target.parent / f".{target.name}.lock"):
         doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=target.parent))
-        os.replace(target, doomed / target.name)  # gone at once, whatever the deletion below meets
+        target.replace(doomed / target.name)  # gone at once, whatever the deletion below meets
         shutil.rmtree(doomed)
     return True
 
 
 def resolve(name_or_path: str, data_dir: Path, progress: Progress) -> tuple[str, Path]:
-    """A name to serve under, and a directory to load: given, converted from GGUF, or pulled. Raises ModelUnavailable."""
+    """A name to serve under, and a directory to load: given, converted, or pulled. Raises ModelUnavailable."""
     path = Path(name_or_path)
     if path.is_dir():
         return path.resolve().name.lower(), path
@@ -206,16 +205,19 @@ class Speaker:
         self._next, self._note = now + 0.1, note
         if self.as_json:
             line = msgspec.json.encode({"event": "progress", "done": done, "total": total, "note": note}).decode()
-            print(line, flush=True)
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
         else:
             of = f" of {total / 1e6:.0f}" if total else ""
-            print(f"\r{note}: {done / 1e6:.0f}{of} MB   ", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{note}: {done / 1e6:.0f}{of} MB   ")
+            sys.stderr.flush()
 
     def done(self, result: dict[str, object]) -> None:
         """The last line."""
         if self._note and not self.as_json:
-            print(file=sys.stderr)
-        print(msgspec.json.encode(result).decode(), flush=True)
+            sys.stderr.write("\n")
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class CoreClient:
     async def run(self) -> None:
         """Start the core, and start it again whenever it ends, until `close`. Returns after a fatal error, too."""
         delay = FIRST_RESTART_DELAY_S
-        while not self._closing:
+        while not self._is_over():
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -155,13 +155,16 @@ class CoreClient:
                 status = await self._process.wait()
             self.ready = None
             self._fail_all(CoreDied("the engine's core ended while this request ran; it may be sent again"))
-            if self._closing or self.fatal is not None:
+            if self._is_over():
                 return
             self._became_ready.clear()
             self.restarts += 1
             delay = FIRST_RESTART_DELAY_S if served else min(2 * delay, LAST_RESTART_DELAY_S)
             log.error("core ended with status %s; starting it again in %.1f s", status, delay)
             await asyncio.sleep(delay)
+
+    def _is_over(self) -> bool:
+        return self._closing or self.fatal is not None
 
     async def close(self) -> None:
         """End the core; requests still in it fail. `run` returns soon after."""
@@ -171,7 +174,8 @@ class CoreClient:
 
     async def _read(self) -> bool:
         """Take frames until the core closes its end. Returns: True if it was ready at some time."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         source = self._process.stdout
         served = False
         while True:
@@ -212,7 +216,8 @@ class CoreClient:
 
     def _send(self, message: ToCore) -> None:
         # Not awaited: what may wait here is bounded by max_running + max_waiting, and the core reads in a thread.
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         if not self._process.stdin.is_closing():
             self._process.stdin.write(frame(message))
 

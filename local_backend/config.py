@@ -82,8 +82,8 @@ def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
     env = os.environ if env is None else env
     if given := env.get("FAREBOX_DATA"):
         return Path(given)
-    home = env.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return Path(home) / "farebox"
+    home = env.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "farebox"
 
 
 def hub_endpoint(env: Mapping[str, str] | None = None) -> str:

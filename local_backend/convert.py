@@ -109,7 +109,7 @@ def hf_config(fields: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def hf_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises ModelUnavailable for others' tensors."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises ModelUnavailable for strangers."""
     if name in MODEL_NAMES:
         return MODEL_NAMES[name]
     match name.split("."):

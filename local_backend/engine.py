@@ -1,7 +1,7 @@
 """The core: take what the front sent, plan a step, run it, deliver. A process of its own, without HTTP or text.
 
-Run as `python -m local_backend.engine` by `client.py`: frames come in on stdin and go out on stdout. When stdin ends the
-front is gone, and so are we.
+Run as `python -m local_backend.engine` by `client.py`: frames come in on stdin and go out on stdout. When stdin ends
+the front is gone, and so are we.
 """
 
 from __future__ import annotations

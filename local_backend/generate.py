@@ -6,7 +6,7 @@ Text here is whole characters, without stop strings; how a dialect wraps it is n
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -96,7 +96,7 @@ class Answer:
         return (self._delta(text, None) if text else None), len(tokens)
 
     def _delta(self, text: str, finish: str | None) -> Delta:
-        """Logprobs go out with the text their token begins in: none of a stop string's gets out before or without it."""
+        """Logprobs go out with the text that their token begins in, so none of a stop string's gets out."""
         self._shown += len(text)
         ripe = [t for t in self._pending if finish == "length" or t.text_offset < self._shown]
         self._pending = self._pending[len(ripe) :]
@@ -112,7 +112,7 @@ def check_length(prompt: list[int], max_model_len: int, param: str) -> int:
 
 async def generate(
     generation: Generation, core: CoreClient, tokenizer: Tokenizer, metrics: Metrics, totals: Totals
-) -> AsyncIterator[Delta]:
+) -> AsyncGenerator[Delta, None]:
     """Deltas of all answers as they come, each answer ending in one with a finish. Keeps `totals` up to date.
 
     Closing the iterator stops what still runs. Raises EngineError; before the first delta nothing was generated."""
@@ -122,8 +122,7 @@ async def generate(
     for prompt in generation.prompts:
         room = check_length(prompt, ready.max_model_len, generation.prompt_param)
         totals.prompt_tokens += len(prompt)
-        for n in range(generation.n):
-            sequences.append((prompt, _variant(generation.sampling, n, room)))
+        sequences += [(prompt, _variant(generation.sampling, n, room)) for n in range(generation.n)]
     flight = core.submit(sequences, generation.cache_salt)
     clock = metrics.request_started(totals.prompt_tokens, time.monotonic())
     answers = {id_: Answer(i, tokenizer, generation.stops) for i, id_ in enumerate(flight.ids)}

@@ -24,6 +24,6 @@ async def parent_gone(stop: Callable[[], None]) -> None:
 
     A parent with id 1 is a parent like others: in a container that is who starts us."""
     parent = os.getppid()
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(CHECK_EVERY_S)
     stop()

@@ -11,7 +11,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join(pieces)
 
-    async def until_gone(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+    async def until_gone(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The deltas; when the client leaves, the source is closed and Gone is raised."""
         gone = asyncio.ensure_future(self._disconnected())
         try:
@@ -288,7 +288,7 @@ class Exchange:
                 yield delta
         finally:
             gone.cancel()
-            await deltas.aclose()  # type: ignore[attr-defined]
+            await deltas.aclose()
 
     async def reply(self, value: Any, status: int = 200) -> None:
         """A JSON answer."""

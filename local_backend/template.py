@@ -44,8 +44,8 @@ class ChatTemplate:
             debug=False,
         )
         self._environment.add_filter("tojson", _tojson)
-        self._environment.add_function("raise_exception", _raise)
-        self._environment.add_function("strftime_now", lambda form: datetime.datetime.now().strftime(form))
+        self._environment.add_global("raise_exception", _raise)
+        self._environment.add_global("strftime_now", _strftime_now)
         if self.present:
             try:
                 self._environment.undeclared_variables_in_template("chat")
@@ -80,6 +80,11 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 class TemplateRefusal(Exception):
     """The template itself called raise_exception()."""
+
+
+def _strftime_now(form: str) -> str:
+    """The date that some templates put into their system turn, in local time as transformers has it."""
+    return datetime.datetime.now().astimezone().strftime(form)
 
 
 def _raise(message: str) -> None:

@@ -7,6 +7,7 @@ Source: llama.cpp src/llama-vocab.cpp (pre-tokenizer table), read 2026-11.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "smollm": _digits_then_bytes,
     "gpt-2": _bytes_only,
     "default": _bytes_only,
@@ -73,8 +74,8 @@ def tokenizer_from_gguf(fields: dict[str, Any], target: Path) -> None:
         [AddedToken(t, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
     )
     bos = fields.get("tokenizer.ggml.bos_token_id")
-    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", False)) and bos is not None
-    if add_bos:
+    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", False))
+    if bos is not None and add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", pair=None, special_tokens=[(tokens[bos], bos)]
         )

@@ -6,6 +6,7 @@ Files are mapped, not read: a tensor costs memory when it is touched.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,23 +20,24 @@ class Weights:
 
     def __init__(self, model_dir: Path, device: torch.device) -> None:
         self._device = device
-        self._files: dict[str, safe_open] = {}
-        self._file_of: dict[str, safe_open] = {}
+        self._files: dict[str, Any] = {}  # the binding has no types worth the name
+        self._file_of: dict[str, Any] = {}
         index = model_dir / "model.safetensors.index.json"
         if index.exists():
             wanted: dict[str, str] = read_json(index)["weight_map"]
             for name, file in wanted.items():
                 self._file_of[name] = self._open(model_dir / file)
-            if missing := [name for name, file in self._file_of.items() if name not in file.keys()]:
+            held = {name for file in self._files.values() for name in file.keys()}  # noqa: SIM118 - not a dict
+            if missing := sorted(wanted.keys() - held):
                 raise ModelUnavailable(f"{model_dir.name}: the index promises {missing[0]!r}, but no shard has it")
         else:
             file = self._open(model_dir / "model.safetensors")
             self._file_of = dict.fromkeys(file.keys(), file)
 
-    def _open(self, path: Path) -> safe_open:
+    def _open(self, path: Path) -> Any:
         if str(path) not in self._files:
             try:
-                self._files[str(path)] = safe_open(path, framework="pt", device=str(self._device))
+                self._files[str(path)] = safe_open(str(path), framework="pt", device=str(self._device))
             except (OSError, SafetensorError) as error:
                 raise ModelUnavailable(f"cannot read {path}: {error}") from error
         return self._files[str(path)]

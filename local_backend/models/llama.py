@@ -91,7 +91,7 @@ class Llama:
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: AttentionBatch, wanted: torch.Tensor
     ) -> torch.Tensor:
-        """ids and positions (tokens,), wanted (rows,): indices of tokens to predict from. Returns float32 (rows, vocab)."""
+        """ids, positions: (tokens,); wanted: (rows,), the tokens to predict from. Returns: float32 (rows, vocab)."""
         x = self.embedding[ids].to(self.dtype)
         cos, sin = self.rotary.at(positions)
         for layer in self.layers:
