@@ -19,6 +19,7 @@ _PLACES = {
     "local": "providers.local:Local",
     "openai": "providers.openai:OpenAI",
     "openai_like": "providers.openai_like:OpenAILike",
+    "sagemaker": "providers.sagemaker:SageMaker",
     "vertex": "providers.vertex:Vertex",
 }
 

@@ -1,0 +1,275 @@
+"""AWS Bedrock: Converse for every model, and Claude's own Messages (InvokeModel) for clients that speak it.
+
+Source: Bedrock user guide, botocore 1.44 `bedrock-runtime` and `bedrock` models, anthropic-python 2.12 `lib/bedrock`,
+read 2026-11. Recorded streams: a chunk's payload is `{"bytes": base64(the model's own event)}`, and the last event also
+carries `amazon-bedrock-invocationMetrics`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from msgspec.structs import replace
+
+from providers.auth.aws import BearerMint, KeySource, key_source
+from providers.auth.bearer import bearer
+from providers.auth.sigv4 import sign
+from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation, UpstreamAnswer
+from providers.dialects import anthropic_messages, base, bedrock_converse
+from providers.dialects.anthropic_messages import AnthropicMessages
+from providers.dialects.bedrock_converse import BedrockConverse
+from providers.dialects.bedrock_converse.errors import of_exception
+from providers.dialects.claude import is_claude
+from providers.dialects.peeled import PeeledDecoder, PeeledTap
+from providers.errors import Broken, ProviderError, WireError
+from providers.transport.base import HttpRequest, Timeouts, Transport
+from providers.wire import jsonio, sse
+from providers.wire.eventstream import EventStreamDecoder
+
+T = TypeVar("T")
+
+BEDROCK_VERSION = "bedrock-2023-05-31"
+_METRICS = "amazon-bedrock-invocationMetrics"
+_MAX_LIST_BYTES = 8 * 1024 * 1024
+
+
+class MessagesOverBedrock(AnthropicMessages):
+    """Claude's own dialect in AWS's envelope: event-stream frames round each event, AWS's errors round the rest."""
+
+    stream_media_type = "application/vnd.amazon.eventstream"
+
+    def event_decoder(self) -> base.EventDecoder:
+        return PeeledDecoder(_ChunkPeel(), super().event_decoder())
+
+    def tap(self, request_included_usage: bool) -> base.Tap:
+        return PeeledTap(_ChunkPeel(), super().tap(request_included_usage))
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return bedrock_converse.DIALECT.decode_error(status, headers, body)
+
+
+NATIVE = MessagesOverBedrock()
+
+
+class Bedrock(DialectProvider):
+    """credential: `access_key_id` and `secret_access_key` (and `session_token`), or `api_key` (a Bedrock API key), or
+    nothing: then botocore's own chain finds keys.
+
+    options: `auth` "minted" signs a short-term API key in place of each request; `profile` for botocore's chain;
+    `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint."""
+
+    name = "bedrock"
+    capabilities = Capabilities(logprobs=False, candidates=False)
+    dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": bedrock_converse.DIALECT}
+    model_in_body = False
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        transport: Transport,
+        timeouts: Timeouts | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(endpoint, transport, timeouts)
+        self._clock = clock
+        self.region = region_of(endpoint)
+        self._bearer = bearer(endpoint.credential)
+        self._keys: KeySource = key_source(endpoint, clock)
+        self._mint: BearerMint | None = None
+        if endpoint.options.get("auth") == "minted":
+            self._mint = BearerMint(self._keys, service="bedrock", region=self.region, clock=clock)
+
+    def base_url_of(self, endpoint: Endpoint) -> str | None:
+        return endpoint.base_url or _host("bedrock-runtime", region_of(endpoint))
+
+    def dialect_for(self, call: Call, model: str) -> base.Dialect:
+        if self._is_native(call, model):
+            return NATIVE
+        super().dialect_for(call, model)
+        return BedrockConverse(call.request_id, model)
+
+    def path(self, call: Call, model: str) -> str:
+        stream = call.request.stream
+        if self._is_native(call, model):
+            verb = "invoke-with-response-stream" if stream else "invoke"
+        else:
+            verb = "converse-stream" if stream else "converse"
+        return f"/model/{quote(model, safe='')}/{verb}"
+
+    async def send(self, call: Call, model: str) -> UpstreamAnswer:
+        reasoning = call.request.reasoning
+        shrunk = call.output_limit is not None and reasoning is not None and reasoning.budget_tokens is not None
+        if shrunk or (call.dialect == NATIVE.name and anthropic_messages.carries_foreign_seals(call.request)):
+            call = replace(call, body=b"")  # its bytes cannot go on as they are: the neutral request is encoded
+        answer = await super().send(call, model)
+        if (ident := answer.headers.get("x-amzn-requestid")) and answer.dialect is not NATIVE:
+            answer.dialect = BedrockConverse(ident, model)
+        return answer
+
+    def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        if self._is_native(call, model):
+            return _native_body(body, call)
+        if call.output_limit is not None:
+            config = dict(jsonio.plain(body.get("inferenceConfig")) or {})
+            body["inferenceConfig"] = config | {"maxTokens": call.output_limit}
+        options = self.endpoint.options
+        if guardrail := options.get("guardrail"):
+            # The operator's, so it wins over what a client may have sent.
+            config = {"guardrailIdentifier": guardrail["id"], "guardrailVersion": str(guardrail["version"])}
+            body["guardrailConfig"] = config | ({"trace": guardrail["trace"]} if "trace" in guardrail else {})
+        if tier := options.get("service_tier"):
+            body.setdefault("serviceTier", {"type": tier})
+        if latency := options.get("latency"):
+            body.setdefault("performanceConfig", {"latency": latency})
+        return body
+
+    async def authorize(self, request: HttpRequest) -> HttpRequest:
+        # Content type and x-amz-* are signed, so all of ours go in before.
+        headers = request.headers + self._option_headers(request.url)
+        if self._bearer:
+            return replace(request, headers=headers + self._bearer)
+        if self._mint is not None:
+            return replace(request, headers=(*headers, ("authorization", f"Bearer {await self._mint.token()}")))
+        signed = sign(
+            request.method,
+            request.url,
+            headers,
+            request.body,
+            keys=await self._keys.keys(),
+            region=self.region,
+            service="bedrock",
+            now_s=self._clock(),
+        )
+        return replace(request, headers=headers + signed)
+
+    async def models(self) -> tuple[str, ...]:
+        """Foundation models that answer in text and on demand, and the inference profiles."""
+        found = await self._list("/foundation-models?byOutputModality=TEXT", _FoundationModels)
+        profiles = await self._list("/inference-profiles?maxResults=1000", _InferenceProfiles)
+        return tuple(model.modelId for model in found.modelSummaries) + tuple(
+            profile.inferenceProfileId for profile in profiles.inferenceProfileSummaries
+        )
+
+    async def aclose(self) -> None:
+        await self._keys.aclose()
+
+    def _is_native(self, call: Call, model: str) -> bool:
+        return call.operation == "chat" and call.dialect == NATIVE.name and is_claude(model)
+
+    def _option_headers(self, url: str) -> tuple[tuple[str, str], ...]:
+        """InvokeModel takes as headers what Converse takes in its body."""
+        if "/invoke" not in url:
+            return ()
+        options = self.endpoint.options
+        guardrail = options.get("guardrail") or {}
+        wanted = (
+            ("x-amzn-bedrock-guardrailidentifier", guardrail.get("id")),
+            ("x-amzn-bedrock-guardrailversion", guardrail.get("version")),
+            ("x-amzn-bedrock-trace", str(guardrail["trace"]).upper() if "trace" in guardrail else None),
+            ("x-amzn-bedrock-service-tier", options.get("service_tier")),
+            ("x-amzn-bedrock-performanceconfig-latency", options.get("latency")),
+        )
+        return tuple((name, str(value)) for name, value in wanted if value)
+
+    async def _list(self, path: str, kind: type[T]) -> T:
+        """From the control plane, which is a host of its own unless a base URL was configured."""
+        origin = self.endpoint.base_url or _host("bedrock", self.region) or ""
+        request = await self.authorize(HttpRequest("GET", origin.rstrip("/") + path))
+        response = await self._transport.send(request, self.timeouts)
+        try:
+            body = await response.read(_MAX_LIST_BYTES)
+        finally:
+            await response.aclose()
+        if response.status != 200:
+            raise bedrock_converse.DIALECT.decode_error(response.status, response.headers, body)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise Broken(f"{self.name}: {path} is not a list: {error}") from error
+
+
+def region_of(endpoint: Endpoint) -> str:
+    """Raises: ValueError when none is configured: neither a host nor a signature can be made without one."""
+    region = endpoint.region or endpoint.credential.fields.get("region") or endpoint.options.get("region")
+    if not region and endpoint.base_url and endpoint.credential.fields.get("api_key"):
+        return ""  # the host is given, and a bearer key signs nothing
+    if not region:
+        raise ValueError(f"{endpoint.provider}: region is missing")
+    return str(region)
+
+
+def _host(service: str, region: str) -> str:
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"https://{service}.{region}.{suffix}"
+
+
+def _native_body(body: dict[str, Any], call: Call) -> dict[str, Any]:
+    """Messages as InvokeModel takes them: model and streaming are in the path, version and betas in the body."""
+    for name in ("model", "stream", "service_tier"):
+        body.pop(name, None)
+    body.setdefault("anthropic_version", BEDROCK_VERSION)
+    betas = [b.strip() for n, v in call.forward_headers if n == "anthropic-beta" for b in v.split(",") if b.strip()]
+    if betas:
+        body.setdefault("anthropic_beta", betas)
+    if call.output_limit is not None:
+        body["max_tokens"] = call.output_limit
+    return body
+
+
+class _Chunk(msgspec.Struct):
+    bytes: str
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class _ChunkPeel:
+    """See `providers.dialects.peeled.Peel`: `chunk` frames to the SSE that Anthropic itself would send."""
+
+    def __init__(self) -> None:
+        self._frames = EventStreamDecoder()
+
+    @property
+    def pending(self) -> int:
+        return self._frames.pending
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for frame in self._frames.feed(data):
+            if frame.message_type != "event":
+                raise of_exception(frame.event_type, frame.payload)
+            if frame.event_type == "chunk":
+                yield _as_sse(frame.payload)
+
+
+def _as_sse(payload: bytes) -> bytes:
+    try:
+        data = base64.b64decode(_chunk.decode(payload).bytes, validate=True)
+        members = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        name = msgspec.json.decode(members["type"], type=str)
+    except (msgspec.MsgspecError, binascii.Error, UnicodeDecodeError, KeyError) as error:
+        raise WireError(f"a chunk that holds no Messages event: {error}", body=payload[:4096]) from error
+    if members.pop(_METRICS, None) is not None:
+        data = jsonio.joined(members)  # for AWS's own clients; Anthropic's would not know it
+    return sse.encode(data, name)
+
+
+class _FoundationModel(msgspec.Struct):
+    modelId: str  # noqa: N815 - the wire's own name, as below
+
+
+class _FoundationModels(msgspec.Struct):
+    modelSummaries: list[_FoundationModel]  # noqa: N815
+
+
+class _InferenceProfile(msgspec.Struct):
+    inferenceProfileId: str  # noqa: N815
+
+
+class _InferenceProfiles(msgspec.Struct):
+    inferenceProfileSummaries: list[_InferenceProfile]  # noqa: N815
