@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import httpx
@@ -131,10 +131,17 @@ async def read_settings(services: Services) -> SettingsView:
             server = f"SQLite {(await db.execute(select(func.sqlite_version()))).scalar_one()}"
         else:
             server = str((await db.execute(select(func.version()))).scalar_one()).split(",")[0].split(" on ")[0]
-    return SettingsView(version("farebox"), services.settings.base_url, server, public(services.settings))
+    return SettingsView(_version(), services.settings.base_url, server, public(services.settings))
 
 
 installation_handlers: list[HTTPRouteHandler] = [read_engine, list_audit, verify_audit, read_settings]
+
+
+def _version() -> str:
+    try:
+        return version("farebox")
+    except PackageNotFoundError:
+        return "from a checkout"  # Run in place, without an installation.
 
 
 def _figures(text: str) -> dict[str, float]:

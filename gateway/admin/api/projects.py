@@ -95,27 +95,27 @@ async def list_budgets(services: Services, scope_id: str | None = None) -> list[
         return [await budget_view(db, budget, now_ns) for budget in found]
 
 
-@put("/budgets/{scope:str}/{scope_id:str}/{window:str}", name="budgets.set")
+@put("/budgets/{level:str}/{scope_id:str}/{window:str}", name="budgets.set")
 async def set_budget(
-    scope: Scope, scope_id: str, window: Window, data: BudgetChange, actor: Actor, services: Services
+    level: Scope, scope_id: str, window: Window, data: BudgetChange, actor: Actor, services: Services
 ) -> BudgetView:
     """Set or change the limit of an organisation, a project or a key: in all (`total`), a month or a day of UTC."""
     now_ns = services.clock()
-    budget = Budget(scope, scope_id, window, amount_of(data.limit_usd, "limit_usd"))
+    budget = Budget(level, scope_id, window, amount_of(data.limit_usd, "limit_usd"))
     async with reading(services.engine) as db:
-        await _existing(db, scope, scope_id)
-    await services.keys.set_budget(scope, scope_id, window, budget.limit_pusd, actor=actor.name, now_ns=now_ns)
+        await _existing(db, level, scope_id)
+    await services.keys.set_budget(level, scope_id, window, budget.limit_pusd, actor=actor.name, now_ns=now_ns)
     async with reading(services.engine) as db:
         return await budget_view(db, budget, now_ns)
 
 
-@delete("/budgets/{scope:str}/{scope_id:str}/{window:str}", name="budgets.remove", status_code=204)
-async def remove_budget(scope: Scope, scope_id: str, window: Window, actor: Actor, services: Services) -> None:
+@delete("/budgets/{level:str}/{scope_id:str}/{window:str}", name="budgets.remove", status_code=204)
+async def remove_budget(level: Scope, scope_id: str, window: Window, actor: Actor, services: Services) -> None:
     """Without a budget nothing but the organisation's credit bounds the spending."""
     async with reading(services.engine) as db:
-        if window not in {each.window for each in await accounts.budgets(db, [scope_id]) if each.scope is scope}:
-            raise not_found("budget", f"{scope}/{scope_id}/{window}", "List the budgets.")
-    await services.keys.set_budget(scope, scope_id, window, None, actor=actor.name, now_ns=services.clock())
+        if window not in {each.window for each in await accounts.budgets(db, [scope_id]) if each.scope is level}:
+            raise not_found("budget", f"{level}/{scope_id}/{window}", "List the budgets.")
+    await services.keys.set_budget(level, scope_id, window, None, actor=actor.name, now_ns=services.clock())
 
 
 project_handlers: list[HTTPRouteHandler] = [list_projects, create_project, list_budgets, set_budget, remove_budget]

@@ -1,0 +1,104 @@
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+export type Overview = Schemas["Overview"];
+export type Usage = Schemas["Usage"];
+export type Totals = Schemas["TotalsView"];
+export type Group = Schemas["GroupView"];
+export type SeriesPoint = Schemas["SeriesPoint"];
+export type Budget = Schemas["BudgetView"];
+export type RequestRow = Schemas["RequestView"];
+export type RequestDetail = Schemas["RequestDetail"];
+export type Key = Schemas["KeyView"];
+export type NewKey = Schemas["NewKeyRequest"];
+export type ShownKey = Schemas["ShownKey"];
+export type Project = Schemas["ProjectView"];
+export type Models = Schemas["Models"];
+export type Model = Schemas["ModelView"];
+export type Deployment = Schemas["DeploymentView"];
+export type Provider = Schemas["ProviderView"];
+export type Price = Schemas["PriceView"];
+export type Balances = Schemas["Balances"];
+export type Posting = Schemas["Posting"];
+export type LedgerAudit = Schemas["LedgerAudit"];
+export type Engine = Schemas["EngineView"];
+export type AuditRow = Schemas["AuditView"];
+export type AuditVerdict = Schemas["AuditVerdict"];
+export type User = Schemas["UserView"];
+export type Link = Schemas["LinkView"];
+export type Token = Schemas["TokenView"];
+export type IssuedToken = Schemas["IssuedToken"];
+export type Settings = Schemas["SettingsView"];
+export type Session = Schemas["SessionView"];
+export type Role = Schemas["Role"];
+export interface Page<T> { items: T[]; next: string | null }
+
+/** An RFC 9457 problem. `todo` says what the reader can do about it. */
+export class Problem extends Error {
+  constructor(readonly status: number, readonly kind: string, detail: string, readonly todo: string, readonly field?: string) {
+    super(detail);
+  }
+}
+
+type Query = Record<string, string | number | undefined | null | string[]>;
+interface Options { query?: Query; body?: unknown; headers?: Record<string, string> }
+
+let csrf = "";
+let signedOut: () => void = () => undefined;
+/** Called whenever the server says that nobody is signed in. */
+export const onSignedOut = (then: () => void): void => { signedOut = then; };
+
+export const path = (name: string, query: Query = {}): string => {
+  const search = new URLSearchParams();
+  for (const [key, value] of Object.entries(query)) {
+    for (const each of Array.isArray(value) ? value : [value]) {
+      if (each !== undefined && each !== null && each !== "") search.append(key, String(each));
+    }
+  }
+  const text = search.toString();
+  return `/admin/v1${name}${text ? `?${text}` : ""}`;
+};
+
+async function call<T>(method: string, name: string, { query, body, headers }: Options = {}): Promise<T> {
+  let answer: Response;
+  try {
+    answer = await fetch(path(name, query), {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { "content-type": "application/json" }),
+        ...(method === "GET" ? {} : { "x-csrf-token": csrf }),
+        ...headers,
+      },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    });
+  } catch {
+    throw new Problem(0, "away", "Farebox does not answer.", "Is it still running? This page tries again by itself.");
+  }
+  if (answer.status === 204) return undefined as T;
+  const said = await answer.json().catch(() => ({}));
+  if (answer.ok) return said as T;
+  const kind = String(said.type ?? "").replace("urn:farebox:problem:", "");
+  if (answer.status === 401 && kind === "signed-out") signedOut();
+  throw new Problem(answer.status, kind, said.detail ?? answer.statusText, said.todo ?? "", said.field);
+}
+
+export const get = <T>(name: string, query?: Query): Promise<T> => call<T>("GET", name, query ? { query } : {});
+export const post = <T>(name: string, body: unknown, headers?: Record<string, string>): Promise<T> =>
+  call<T>("POST", name, { body, ...(headers ? { headers } : {}) });
+export const put = <T>(name: string, body: unknown): Promise<T> => call<T>("PUT", name, { body });
+export const patch = <T>(name: string, body: unknown): Promise<T> => call<T>("PATCH", name, { body });
+export const remove = <T>(name: string): Promise<T> => call<T>("DELETE", name);
+
+/** Who is signed in, or null. Keeps the token that changes have to carry. */
+export async function readSession(): Promise<Session | null> {
+  try {
+    return begun(await get<Session>("/auth/session"));
+  } catch (error) {
+    if (error instanceof Problem && error.status === 401) return null;
+    throw error;
+  }
+}
+export const begun = (session: Session): Session => {
+  csrf = session.csrf;
+  return session;
+};

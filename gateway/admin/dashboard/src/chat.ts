@@ -1,0 +1,69 @@
+import { post, type ShownKey } from "./api";
+
+export interface Message { role: "user" | "assistant" | "system"; content: string }
+export interface Ending { requestId: string | null; cost: number | null; input: number | null; output: number | null; firstMs: number | null; totalMs: number; finish: string | null; provider: string | null }
+export class Refused extends Error {
+  constructor(readonly status: number, readonly code: string, message: string) { super(message); }
+}
+
+/** Keys that this page made for itself, by project: in memory only, and gone with it. */
+const own = new Map<string, { secret: string; until: number }>();
+
+export async function ownKey(project: string): Promise<string> {
+  const known = own.get(project);
+  if (known && known.until > Date.now() + 60_000) return known.secret;
+  const made = await post<ShownKey>("/playground/key", { project_id: project });
+  own.set(project, { secret: made.secret, until: made.key.expires_at ? Date.parse(made.key.expires_at) : Date.now() + 3_600_000 });
+  return made.secret;
+}
+
+interface Asked { key: string; model: string; messages: Message[]; maxTokens?: number; temperature?: number; signal: AbortSignal; text: (piece: string) => void }
+
+/** One streamed answer over the same endpoint that every client uses. Throws Refused with the server's own words. */
+export async function ask({ key, model, messages, maxTokens, temperature, signal, text }: Asked): Promise<Ending> {
+  const began = performance.now();
+  const answer = await fetch("/v1/chat/completions", {
+    method: "POST",
+    signal,
+    headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+    body: JSON.stringify({
+      model, messages, stream: true, stream_options: { include_usage: true },
+      ...(maxTokens ? { max_tokens: maxTokens } : {}), ...(temperature === undefined ? {} : { temperature }),
+    }),
+  });
+  const ending: Ending = {
+    requestId: answer.headers.get("x-request-id"), provider: answer.headers.get("x-farebox-provider"),
+    cost: null, input: null, output: null, firstMs: null, totalMs: 0, finish: null,
+  };
+  if (!answer.ok || !answer.body) {
+    const said = await answer.json().catch(() => ({}));
+    throw new Refused(answer.status, said.error?.code ?? "error", said.error?.message ?? answer.statusText);
+  }
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split(/\r?\n/);
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      if (!line.startsWith("data:") || line.includes("[DONE]")) continue;
+      const chunk = JSON.parse(line.slice(5));
+      if (chunk.error) throw new Refused(answer.status, chunk.error.code ?? "error", chunk.error.message ?? "The answer broke off.");
+      const choice = chunk.choices?.[0];
+      const piece: unknown = choice?.delta?.content;
+      if (typeof piece === "string" && piece) {
+        ending.firstMs ??= Math.round(performance.now() - began);
+        text(piece);
+      }
+      ending.finish = choice?.finish_reason ?? ending.finish;
+      if (chunk.usage) {
+        ending.cost = chunk.usage.cost ?? null;
+        ending.input = chunk.usage.prompt_tokens ?? null;
+        ending.output = chunk.usage.completion_tokens ?? null;
+      }
+    }
+  }
+  ending.totalMs = Math.round(performance.now() - began);
+  return ending;
+}

@@ -1,0 +1,83 @@
+import { Alert, Box, Button, Code, Group, Pill, Stack, Text } from "@mantine/core";
+import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+import { CircleCheck, CircleX, ScrollText, ShieldCheck } from "lucide-react";
+import { get, type AuditRow, type AuditVerdict, type Page as Slice } from "../api";
+import { ago, count, dateTime, words } from "../format";
+import { Section } from "../parts/bits";
+import { Page } from "../parts/page";
+import { Empty, Failure, Loading } from "../parts/states";
+
+const route = getRouteApi("/shell/audit");
+
+export default function AuditPage() {
+  const search = route.useSearch() as Record<string, string | undefined>;
+  const navigate = route.useNavigate();
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  const verdict = useQuery({ queryKey: ["audit-verify"], queryFn: () => get<AuditVerdict>("/audit/verify"), enabled: false });
+  const list = useInfiniteQuery({
+    queryKey: ["audit", search],
+    queryFn: ({ pageParam }) => get<Slice<AuditRow>>("/audit", { ...search, cursor: pageParam, limit: 50 }),
+    initialPageParam: "",
+    getNextPageParam: (last) => last.next,
+    staleTime: 0,
+  });
+  const rows = list.data?.pages.flatMap(({ items }) => items) ?? [];
+  return (
+    <Page title="Audit" about="Every change, who made it, and what it was before. Nothing here can be edited unseen: each row's hash covers the one before it."
+      actions={<Button variant="default" leftSection={<ShieldCheck size={16} aria-hidden />} loading={verdict.isFetching} onClick={() => void verdict.refetch()}>Verify the chain</Button>}>
+      {verdict.data && (verdict.data.intact
+        ? <Alert color="teal" icon={<CircleCheck size={18} aria-hidden />} title={`Intact: ${count(verdict.data.rows)} rows`}><Text size="sm">Keep the newest hash elsewhere to notice rows that are cut off at the end:</Text><Code className="fb-wrap">{verdict.data.head}</Code></Alert>
+        : <Alert color="red" icon={<CircleX size={18} aria-hidden />} title={`Broken at row ${verdict.data.broken_at}`}>A row was changed, removed or put in after row {verdict.data.rows}.</Alert>)}
+      {verdict.isError && <Failure error={verdict.error} />}
+      <Group gap="xs">{Object.entries(search).filter(([, value]) => value).map(([name, value]) => (
+        <Pill key={name} size="md" withRemoveButton onRemove={() => change({ [name]: undefined })} removeButtonProps={{ "aria-label": `Remove the filter ${name}`, tabIndex: 0, "aria-hidden": false }}>{words(name)}: {value}</Pill>
+      ))}</Group>
+      {list.isPending && <Loading />}
+      {list.isError && <Failure error={list.error} again={() => void list.refetch()} />}
+      {list.data && rows.length === 0 && <Empty icon={ScrollText} title="Nothing recorded">Changes to keys, budgets, prices, people and money appear here.</Empty>}
+      {rows.length > 0 && (
+        <Section title="Changes">
+          <Stack gap={0} component="ol" m={0} p={0} style={{ listStyle: "none" }}>
+            {rows.map((row) => <Row key={row.id} row={row} change={change} />)}
+          </Stack>
+        </Section>
+      )}
+      {list.hasNextPage && <Box ta="center"><Button variant="default" loading={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>Show older</Button></Box>}
+    </Page>
+  );
+}
+
+function Row({ row, change }: { row: AuditRow; change: (said: Record<string, string | undefined>) => void }) {
+  const link = (name: string, value: string, text = value) => (
+    <Box component="button" type="button" onClick={() => change({ [name]: value })} className="fb-wrap"
+      style={{ all: "unset", cursor: "pointer", textDecoration: "underline", textDecorationColor: "var(--fb-line)", textUnderlineOffset: 3 }}>{text}</Box>
+  );
+  return (
+    <Box component="li" py="sm" style={{ borderTop: "1px solid var(--fb-line)" }}>
+      <Group justify="space-between" gap="xs" wrap="nowrap" align="flex-start">
+        <Text size="sm" component="div"><b>{link("actor", row.actor)}</b> · {link("action", row.action, words(row.action))} · <span className="fb-mono">{link("subject", row.subject)}</span></Text>
+        <Text size="xs" c="dimmed" className="fb-num" title={dateTime(row.at)}>{ago(row.at)}</Text>
+      </Group>
+      {row.note && <Text size="sm" mt={2}>{row.note}</Text>}
+      <Change before={row.before as Values} after={row.after as Values} />
+      <Text size="xs" c="dimmed" className="fb-mono">#{row.id} {row.hash.slice(0, 16)}…</Text>
+    </Box>
+  );
+}
+
+type Values = Record<string, unknown> | null;
+const said = (value: unknown): string => (value === null || value === undefined ? "nothing" : typeof value === "object" ? JSON.stringify(value) : String(value));
+
+function Change({ before, after }: { before: Values; after: Values }) {
+  const names = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])].filter((name) => (after ?? {})[name] !== null || before);
+  if (names.length === 0) return null;
+  return (
+    <Group gap="md" mt={2} mb={2}>
+      {names.map((name) => (
+        <Text key={name} size="xs" className="fb-wrap"><Text span size="xs" c="dimmed">{words(name)} </Text>
+          {before && name in before ? <>{said(before[name])} → <b>{said((after ?? {})[name])}</b></> : <b>{said((after ?? {})[name])}</b>}</Text>
+      ))}
+    </Group>
+  );
+}

@@ -1,0 +1,156 @@
+import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Text, TextInput } from "@mantine/core";
+import { notifications } from "@mantine/notifications";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+import { Ban, Ellipsis, KeyRound, Pencil, Plus, Wallet } from "lucide-react";
+import { useState } from "react";
+import { get, patch, post, put, remove, type Key, type Project } from "../api";
+import { ago, dateTime } from "../format";
+import { Money, Share, State } from "../parts/bits";
+import { KeyForm } from "../parts/key-form";
+import { Page } from "../parts/page";
+import { Empty, Failure, Loaded } from "../parts/states";
+import { useMay } from "../session";
+
+const route = getRouteApi("/shell/keys");
+type Doing = { what: "revoke" | "budget" | "edit"; key: Key } | { what: "project" } | null;
+
+export default function KeysPage() {
+  const search = route.useSearch() as { project?: string; new?: string; all?: string };
+  const navigate = route.useNavigate();
+  const may = useMay();
+  const [doing, setDoing] = useState<Doing>(null);
+  const keys = useQuery({ queryKey: ["keys"], queryFn: () => get<Key[]>("/keys"), refetchInterval: 15_000 });
+  const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  return (
+    <Page title="Keys" about="What your applications sign in with. Each has its own limits, budget and bill."
+      actions={<>
+        {may("projects.create") && <Button variant="default" onClick={() => setDoing({ what: "project" })}>New project</Button>}
+        {may("keys.create") && <Button leftSection={<Plus size={16} aria-hidden />} onClick={() => change({ new: "1" })}>Create key</Button>}
+      </>}>
+      <Group>
+        <Select w={220} aria-label="Project" placeholder="All projects" clearable clearButtonProps={{ "aria-label": "All projects" }} value={search.project ?? null}
+          data={(projects.data ?? []).map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => change({ project: next ?? undefined })} />
+        <Switch label="Show revoked and expired" checked={search.all === "1"} onChange={(event) => change({ all: event.currentTarget.checked ? "1" : undefined })} />
+      </Group>
+      <Loaded query={keys}>{(data) => {
+        const shown = data.filter((key) => (!search.project || key.project_id === search.project) && (search.all === "1" || key.state === "active"));
+        return shown.length === 0
+          ? <Empty icon={KeyRound} title="No keys here" action={may("keys.create") && <Button mt="sm" onClick={() => change({ new: "1" })}>Create the first</Button>}>An application needs a key to ask for anything. Give each its own, so that its spending can be told apart and stopped.</Empty>
+          : <Rows keys={shown} may={may} act={setDoing} />;
+      }}</Loaded>
+      <KeyForm opened={search.new === "1"} close={() => change({ new: undefined })} />
+      <Actions doing={doing} close={() => setDoing(null)} />
+    </Page>
+  );
+}
+
+function Rows({ keys, may, act }: { keys: Key[]; may: (name: string) => boolean; act: (doing: Doing) => void }) {
+  return (
+    <Box style={{ border: "1px solid var(--fb-line)", borderRadius: "var(--mantine-radius-lg)", background: "var(--mantine-color-body)" }}>
+      <Table.ScrollContainer minWidth={860} px="xs">
+        <Table>
+          <Table.Thead><Table.Tr><Table.Th>Key</Table.Th><Table.Th>Project</Table.Th><Table.Th>State</Table.Th><Table.Th ta="right">Spent</Table.Th><Table.Th w={200}>Budget</Table.Th><Table.Th>Limits</Table.Th><Table.Th>Last used</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
+          <Table.Tbody>
+            {keys.map((key) => (
+              <Table.Tr key={key.id}>
+                <Table.Td><Text size="sm" fw={550}>{key.name}</Text><Text size="xs" c="dimmed" className="fb-mono">{key.shown}…</Text></Table.Td>
+                <Table.Td>{key.project}</Table.Td>
+                <Table.Td><State name={key.state} /></Table.Td>
+                <Table.Td ta="right"><Money exact={key.spent_usd} /></Table.Td>
+                <Table.Td>
+                  {key.budgets.length === 0 && <Text size="sm" c="dimmed">none</Text>}
+                  {key.budgets.map((budget) => (
+                    <Box key={budget.window} mb={2}>
+                      <Text size="xs" mb={3}><Money exact={budget.spent_usd} /> of <Money exact={budget.limit_usd} /> <Text span c="dimmed" size="xs">{budget.window === "total" ? "in all" : `this ${budget.window}`}</Text></Text>
+                      <Share value={budget.share} label={`Budget of ${key.name}, ${budget.window}`} />
+                    </Box>
+                  ))}
+                </Table.Td>
+                <Table.Td><Text size="xs">{limits(key) || <Text span c="dimmed" size="xs">none</Text>}</Text></Table.Td>
+                <Table.Td className="fb-num" title={key.last_used_at ? dateTime(key.last_used_at) : "not in the last 30 days"}>{ago(key.last_used_at)}</Table.Td>
+                <Table.Td ta="right">
+                  {key.state !== "revoked" && (may("keys.update") || may("budgets.set")) && (
+                    <Menu position="bottom-end">
+                      <Menu.Target><ActionIcon variant="subtle" color="gray" aria-label={`Actions for ${key.name}`}><Ellipsis size={18} aria-hidden /></ActionIcon></Menu.Target>
+                      <Menu.Dropdown>
+                        {may("budgets.set") && <Menu.Item leftSection={<Wallet size={15} aria-hidden />} onClick={() => act({ what: "budget", key })}>Set budget</Menu.Item>}
+                        {may("keys.update") && <Menu.Item leftSection={<Pencil size={15} aria-hidden />} onClick={() => act({ what: "edit", key })}>Change limits</Menu.Item>}
+                        {may("keys.revoke") && <Menu.Item color="red" leftSection={<Ban size={15} aria-hidden />} onClick={() => act({ what: "revoke", key })}>Revoke</Menu.Item>}
+                      </Menu.Dropdown>
+                    </Menu>
+                  )}
+                </Table.Td>
+              </Table.Tr>
+            ))}
+          </Table.Tbody>
+        </Table>
+      </Table.ScrollContainer>
+    </Box>
+  );
+}
+
+const limits = (key: Key): string => [
+  key.rpm !== null && `${key.rpm} requests/min`, key.tpm !== null && `${key.tpm} tokens/min`, key.parallel !== null && `${key.parallel} at once`,
+  key.models && key.models.join(", "), key.allow_ips && key.allow_ips.join(", "), key.expires_at && `until ${dateTime(key.expires_at)}`,
+].filter(Boolean).join(" · ");
+
+const whole = (value: FormDataEntryValue | null): number | null => (value === null || value === "" ? null : Number(String(value).replaceAll(",", "")));
+
+function Actions({ doing, close }: { doing: Doing; close: () => void }) {
+  const queries = useQueryClient();
+  const act = useMutation({
+    mutationFn: async (work: () => Promise<string>) => notifications.show({ message: await work(), color: "teal" }),
+    onSuccess: () => { void queries.invalidateQueries(); leave(); },
+  });
+  const leave = () => { act.reset(); close(); };
+  const titles = { revoke: "Revoke key", budget: "Set budget", edit: "Change limits", project: "New project" };
+  return (
+    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""}>
+      {doing && (
+        <form onSubmit={(event) => {
+          event.preventDefault();
+          const said = new FormData(event.currentTarget);
+          act.mutate(async () => {
+            if (doing.what === "project") { await post("/projects", { name: String(said.get("name")) }); return "The project is there."; }
+            const { key } = doing;
+            if (doing.what === "revoke") { await remove(`/keys/${key.id}`); return `${key.name} is revoked.`; }
+            if (doing.what === "budget") {
+              await put(`/budgets/key/${key.id}/${String(said.get("window"))}`, { limit_usd: String(said.get("limit")).replaceAll(",", "").replace("$", "") });
+              return `${key.name} has a new budget.`;
+            }
+            await patch(`/keys/${key.id}`, { name: String(said.get("name")), rpm: whole(said.get("rpm")), tpm: whole(said.get("tpm")), parallel: whole(said.get("parallel")) });
+            return `${key.name} is changed.`;
+          });
+        }}>
+          <Stack>
+            {act.isError && <Failure error={act.error} />}
+            {doing.what === "project" && <TextInput name="name" label="Name" required withAsterisk={false} data-autofocus />}
+            {doing.what === "revoke" && <Text size="sm">Every gateway refuses <b>{doing.key.name}</b> within a second, for good. What it has spent stays on the books.</Text>}
+            {doing.what === "budget" && (
+              <Group grow align="flex-start">
+                <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} data-autofocus defaultValue={doing.key.budgets[0]?.limit_usd ?? ""} />
+                <Select name="window" label="For" defaultValue={doing.key.budgets[0]?.window ?? "total"} allowDeselect={false} data={[{ value: "total", label: "ever" }, { value: "month", label: "each month" }, { value: "day", label: "each day" }]} />
+              </Group>
+            )}
+            {doing.what === "edit" && (
+              <>
+                <TextInput name="name" label="Name" defaultValue={doing.key.name} required withAsterisk={false} data-autofocus />
+                <Group grow>
+                  <NumberInput name="rpm" label="Requests a minute" placeholder="no limit" defaultValue={doing.key.rpm ?? ""} min={0} allowDecimal={false} hideControls />
+                  <NumberInput name="tpm" label="Tokens a minute" placeholder="no limit" defaultValue={doing.key.tpm ?? ""} min={0} allowDecimal={false} hideControls />
+                  <NumberInput name="parallel" label="At once" placeholder="no limit" defaultValue={doing.key.parallel ?? ""} min={0} allowDecimal={false} hideControls />
+                </Group>
+              </>
+            )}
+            <Group justify="flex-end">
+              <Button variant="default" onClick={leave}>Cancel</Button>
+              <Button type="submit" loading={act.isPending} {...(doing.what === "revoke" ? { color: "red.8" } : {})}>{doing.what === "revoke" ? "Revoke" : "Save"}</Button>
+            </Group>
+          </Stack>
+        </form>
+      )}
+    </Modal>
+  );
+}

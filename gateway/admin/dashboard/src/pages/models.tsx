@@ -1,0 +1,121 @@
+import { Anchor, Badge, Box, Button, Card, Drawer, Group, NumberInput, SimpleGrid, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useDebouncedValue } from "@mantine/hooks";
+import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { getRouteApi, Link } from "@tanstack/react-router";
+import { Boxes, Plug, Search } from "lucide-react";
+import { useState } from "react";
+import { get, post, type Deployment, type Models, type Price, type Provider } from "../api";
+import { compact, count, dateTime, ms, percent, words } from "../format";
+import { Section, State } from "../parts/bits";
+import { Page } from "../parts/page";
+import { Empty, Failure, Loaded } from "../parts/states";
+import { useMay } from "../session";
+
+const route = getRouteApi("/shell/models");
+
+export default function ModelsPage() {
+  const search = route.useSearch() as { search?: string; price?: string };
+  const navigate = route.useNavigate();
+  const [wanted] = useDebouncedValue(search.search ?? "", 200);
+  const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers"), refetchInterval: 30_000 });
+  const models = useQuery({ queryKey: ["models", wanted], queryFn: () => get<Models>("/models", { search: wanted }), placeholderData: keepPreviousData });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never, replace: true });
+  return (
+    <Page title="Models & prices" about="What clients may ask for, who serves it, and what a million tokens cost.">
+      <Loaded query={providers}>{(data) => data.length === 0
+        ? <Empty icon={Plug} title="No providers yet">Set a provider's key in the environment (OPENAI_API_KEY, GROQ_API_KEY, …) or in farebox.toml and start again.</Empty>
+        : <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>{data.map((provider) => <ProviderCard key={provider.name} provider={provider} />)}</SimpleGrid>}</Loaded>
+      <Section title="Models" actions={<TextInput w={260} aria-label="Find a model" placeholder="Find a model" leftSection={<Search size={15} aria-hidden />} value={search.search ?? ""} onChange={(event) => change({ search: event.currentTarget.value || undefined })} />}>
+        <Loaded query={models}>{(data) => data.total === 0
+          ? <Empty icon={Boxes} title="No model by that name">A model without a price is not run: set its price, and it is listed.</Empty>
+          : <Table.ScrollContainer minWidth={760}>
+            <Table>
+              <Table.Thead><Table.Tr><Table.Th>Model</Table.Th><Table.Th>Served by</Table.Th><Table.Th ta="right">Context</Table.Th><Table.Th ta="right">Input / M</Table.Th><Table.Th ta="right">Cached / M</Table.Th><Table.Th ta="right">Output / M</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
+              <Table.Tbody>{data.models.flatMap(({ alias, deployments }) => deployments.map((each, index) => (
+                <Table.Tr key={alias + each.id}>
+                  <Table.Td className="fb-wrap">{index === 0 && <Text size="sm" fw={550}>{alias}</Text>}</Table.Td>
+                  <Table.Td>{each.provider}{deployments.length > 1 && <Text span size="xs" c="dimmed"> priority {each.priority}, weight {each.weight}</Text>}</Table.Td>
+                  <Table.Td ta="right" className="fb-num">{each.context_window ? compact(each.context_window) : "–"}</Table.Td>
+                  <PriceCells price={each.price} />
+                  <Table.Td ta="right"><Group gap="sm" justify="flex-end" wrap="nowrap">
+                    <Anchor component="button" type="button" size="sm" aria-label={`Prices of ${each.id}`} onClick={() => change({ price: each.id })}>Prices</Anchor>
+                    {index === 0 && <Anchor component={Link} size="sm" to="/playground" search={{ model: alias } as never} aria-label={`Try ${alias}`}>Try</Anchor>}
+                  </Group></Table.Td>
+                </Table.Tr>
+              )))}</Table.Tbody>
+            </Table>
+            {data.total > data.models.length && <Text size="sm" c="dimmed" mt="sm">The first {data.models.length} of {count(data.total)}. Search to narrow it down.</Text>}
+          </Table.ScrollContainer>}</Loaded>
+      </Section>
+      <Drawer opened={Boolean(search.price)} onClose={() => change({ price: undefined })} title={<Text fw={600}>Prices of {search.price}</Text>} size={560}>
+        {search.price && <Prices id={search.price} />}
+      </Drawer>
+    </Page>
+  );
+}
+
+function ProviderCard({ provider }: { provider: Provider }) {
+  return (
+    <Card className="fb-card" p="md">
+      <Group justify="space-between" mb={6}><Text fw={600}>{provider.name}</Text><State name={provider.state} /></Group>
+      <Text size="xs" c="dimmed" className="fb-clip" title={provider.base_url ?? ""}>{provider.kind}{provider.region ? `, ${provider.region}` : ""} · {count(provider.models)} models</Text>
+      <Group gap="lg" mt="sm">
+        <div><Text size="xs" c="dimmed">24 h</Text><Text size="sm" className="fb-num">{compact(provider.requests)} req.</Text></div>
+        <div><Text size="xs" c="dimmed">Errors</Text><Text size="sm" className="fb-num">{percent(provider.requests ? provider.failed / provider.requests : 0)}</Text></div>
+        <div><Text size="xs" c="dimmed">First token p95</Text><Text size="sm" className="fb-num">{ms(provider.first_token.p95_ms)}</Text></div>
+      </Group>
+    </Card>
+  );
+}
+
+function PriceCells({ price }: { price: Deployment["price"] }) {
+  if (!price) return <Table.Td colSpan={3} ta="right"><Badge color="yellow" variant="light" tt="none" styles={{ label: { color: "var(--mantine-color-text)" } }}>no price, so not run</Badge></Table.Td>;
+  return <>{["input_tokens", "cache_read_tokens", "output_tokens"].map((meter) => <Table.Td key={meter} ta="right" className="fb-num">{price[meter] ? `$${price[meter]}` : "–"}</Table.Td>)}</>;
+}
+
+function Prices({ id }: { id: string }) {
+  const [provider = "", ...rest] = id.split("/");
+  const model = rest.join("/");
+  const may = useMay();
+  const queries = useQueryClient();
+  const history = useQuery({ queryKey: ["prices", id], queryFn: () => get<Price[]>("/prices", { provider, model }) });
+  const [values, setValues] = useState<Record<string, string | number>>({});
+  const save = useMutation({
+    mutationFn: () => post<Price[]>("/prices", { provider, model, sale: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== "").map(([meter, value]) => [meter, String(value)])) }),
+    onSuccess: () => { setValues({}); void queries.invalidateQueries(); },
+  });
+  return (
+    <Stack gap="lg">
+      <Loaded query={history}>{(rows) => (
+        <>
+          {rows.length === 0 && <Text size="sm" c="dimmed">This model is priced by its family's list. A price set here takes its place from now on.</Text>}
+          {rows.map((row) => (
+            <Box key={row.id} pl="md" style={{ borderLeft: `3px solid ${row.in_force ? "var(--mantine-primary-color-filled)" : "var(--fb-line)"}` }}>
+              <Group gap="xs"><Text size="sm" fw={600}>Since {dateTime(row.effective_from)}</Text>{row.in_force && <State name="active" />}<Text size="xs" c="dimmed">by {row.source}</Text></Group>
+              {Object.entries(row.sale).map(([meter, amount]) => (
+                <Group key={meter} justify="space-between" maw={360}><Text size="sm" c="dimmed">{words(meter)}</Text><Text size="sm" className="fb-num">${amount}{row.cost[meter] !== undefined && row.cost[meter] !== amount ? ` (costs $${row.cost[meter]})` : ""}</Text></Group>
+              ))}
+              {row.tiers.map((tier) => <Text key={tier.above_input_tokens} size="xs" c="dimmed">Above {count(tier.above_input_tokens)} input tokens: {Object.entries(tier.sale).map(([meter, amount]) => `${words(meter)} $${amount}`).join(", ")}</Text>)}
+            </Box>
+          ))}
+        </>
+      )}</Loaded>
+      {may("prices.set") && (
+        <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>
+          <Stack gap="sm">
+            <Text fw={600} size="sm">Set a price from now on</Text>
+            <Text size="xs" c="dimmed">US dollars per million. What was charged before stays as it was.</Text>
+            {save.isError && <Failure error={save.error} />}
+            <Group grow>
+              {["input_tokens", "cache_read_tokens", "output_tokens"].map((meter) => (
+                <NumberInput key={meter} label={words(meter)} prefix="$" min={0} decimalScale={6} hideControls value={values[meter] ?? ""} required={meter !== "cache_read_tokens"} withAsterisk={false}
+                  onChange={(value) => setValues({ ...values, [meter]: value })} />
+              ))}
+            </Group>
+            <Group justify="flex-end"><Button type="submit" loading={save.isPending}>Set price</Button></Group>
+          </Stack>
+        </form>
+      )}
+    </Stack>
+  );
+}

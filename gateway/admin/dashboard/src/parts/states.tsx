@@ -1,0 +1,41 @@
+import { Alert, Button, Center, Loader, Stack, Text } from "@mantine/core";
+import type { UseQueryResult } from "@tanstack/react-query";
+import { CircleAlert, type LucideIcon } from "lucide-react";
+import type { ReactNode } from "react";
+import { Problem } from "../api";
+
+export function Loading({ label = "Loading" }: { label?: string }) {
+  return <Center mih={220} role="status" aria-label={label}><Loader size="sm" type="dots" /></Center>;
+}
+
+/** What went wrong and what to do about it, from the server's own words. */
+export function Failure({ error, again }: { error: unknown; again?: () => void }) {
+  const problem = error instanceof Problem ? error : new Problem(0, "bug", String(error), "Reload the page.");
+  return (
+    <Alert color={problem.status === 403 ? "gray" : "red"} icon={<CircleAlert size={18} aria-hidden />} title={problem.message} role="alert">
+      <Text size="sm">{problem.todo}</Text>
+      {again && problem.status !== 403 && <Button mt="sm" size="xs" variant="default" onClick={again}>Try again</Button>}
+    </Alert>
+  );
+}
+
+/** Nothing here yet: says why, and offers the next step. */
+export function Empty({ icon: Icon, title, children, action }: { icon: LucideIcon; title: string; children: ReactNode; action?: ReactNode }) {
+  return (
+    <Center className="fb-empty" p="xl" mih={220}>
+      <Stack align="center" gap="xs" maw={440} ta="center">
+        <Icon size={30} strokeWidth={1.4} color="var(--mantine-color-dimmed)" aria-hidden />
+        <Text fw={600}>{title}</Text>
+        <Text size="sm" c="dimmed">{children}</Text>
+        {action}
+      </Stack>
+    </Center>
+  );
+}
+
+/** The three states of a query in one place. */
+export function Loaded<T>({ query, children }: { query: UseQueryResult<T>; children: (data: T) => ReactNode }) {
+  if (query.data !== undefined) return <>{children(query.data)}</>;
+  if (query.isError) return <Failure error={query.error} again={() => void query.refetch()} />;
+  return <Loading />;
+}

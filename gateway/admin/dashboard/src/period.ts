@@ -1,0 +1,12 @@
+/** Periods live in the URL as "24h", "7d", ... and are turned into instants once a minute, so that queries are kept. */
+export const PERIODS = { "1h": "Hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days" } as const;
+export type Period = keyof typeof PERIODS;
+const HOURS: Record<Period, number> = { "1h": 1, "24h": 24, "7d": 168, "30d": 720, "90d": 2160 };
+
+export const asPeriod = (value: unknown, otherwise: Period = "24h"): Period =>
+  typeof value === "string" && value in PERIODS ? (value as Period) : otherwise;
+
+export function bounds(period: Period): { from: string; to: string } {
+  const end = Math.ceil(Date.now() / 60_000) * 60_000;
+  return { from: new Date(end - HOURS[period] * 3_600_000).toISOString(), to: new Date(end).toISOString() };
+}

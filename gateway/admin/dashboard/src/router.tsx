@@ -1,0 +1,95 @@
+import { createRootRoute, createRoute, createRouter, lazyRouteComponent, Outlet, redirect } from "@tanstack/react-router";
+import { asPeriod, type Period } from "./period";
+import { Shell } from "./shell";
+
+const text = (value: unknown): string | undefined => (typeof value === "string" && value !== "" ? value : typeof value === "number" ? String(value) : undefined);
+
+const root = createRootRoute({ component: Outlet });
+const shell = createRoute({ getParentRoute: () => root, id: "shell", component: Shell });
+
+const signIn = createRoute({
+  getParentRoute: () => root,
+  path: "/sign-in",
+  validateSearch: (search): { next?: string } => ({ next: text(search["next"]) }),
+  component: lazyRouteComponent(() => import("./pages/sign-in")),
+});
+const home = createRoute({ getParentRoute: () => shell, path: "/", beforeLoad: () => { throw redirect({ to: "/overview" }); } });
+const start = createRoute({ getParentRoute: () => shell, path: "/start", component: lazyRouteComponent(() => import("./pages/start")) });
+const overview = createRoute({
+  getParentRoute: () => shell,
+  path: "/overview",
+  validateSearch: (search): { period?: Period } => (search["period"] ? { period: asPeriod(search["period"]) } : {}),
+  component: lazyRouteComponent(() => import("./pages/overview")),
+});
+export interface UsageSearch { period?: Period; by?: string; metric?: string; bucket?: string; [filter: string]: string | undefined }
+const strings = (search: Record<string, unknown>): Record<string, string | undefined> =>
+  Object.fromEntries(Object.entries(search).flatMap(([name, value]) => (text(value) ? [[name, text(value)]] : [])));
+const usage = createRoute({
+  getParentRoute: () => shell,
+  path: "/usage",
+  validateSearch: (search): UsageSearch => strings(search) as UsageSearch,
+  component: lazyRouteComponent(() => import("./pages/usage")),
+});
+const requests = createRoute({
+  getParentRoute: () => shell,
+  path: "/requests",
+  validateSearch: (search): UsageSearch => strings(search) as UsageSearch,
+  component: lazyRouteComponent(() => import("./pages/requests")),
+});
+const keys = createRoute({
+  getParentRoute: () => shell,
+  path: "/keys",
+  validateSearch: (search): { project?: string; new?: string; all?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/keys")),
+});
+const models = createRoute({
+  getParentRoute: () => shell,
+  path: "/models",
+  validateSearch: (search): { search?: string; price?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/models")),
+});
+const money = createRoute({
+  getParentRoute: () => shell,
+  path: "/money",
+  validateSearch: (search): { account?: string; kind?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/money")),
+});
+const playground = createRoute({
+  getParentRoute: () => shell,
+  path: "/playground",
+  validateSearch: (search): { model?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/playground")),
+});
+const engine = createRoute({ getParentRoute: () => shell, path: "/engine", component: lazyRouteComponent(() => import("./pages/engine")) });
+const audit = createRoute({
+  getParentRoute: () => shell,
+  path: "/audit",
+  validateSearch: (search): { subject?: string; actor?: string; action?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/audit")),
+});
+const settings = createRoute({
+  getParentRoute: () => shell,
+  path: "/settings",
+  validateSearch: (search): { tab?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/settings")),
+});
+
+export const router = createRouter({
+  routeTree: root.addChildren([
+    signIn,
+    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, audit, settings]),
+  ]),
+  basepath: "/ui",
+  defaultPreload: "intent",
+  defaultNotFoundComponent: lazyRouteComponent(() => import("./pages/nowhere")),
+  // Values are plain words: ?by=key, not ?by=%22key%22.
+  parseSearch: (search) => Object.fromEntries(new URLSearchParams(search)),
+  stringifySearch: (search) => {
+    const said = new URLSearchParams(Object.entries(search).filter(([, value]) => value !== undefined && value !== "") as [string, string][]).toString();
+    return said ? `?${said}` : "";
+  },
+});
+
+declare module "@tanstack/react-router" {
+  interface Register { router: typeof router }
+}

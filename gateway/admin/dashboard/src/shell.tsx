@@ -1,0 +1,146 @@
+import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, Menu, NavLink, ScrollArea, Text, Tooltip, UnstyledButton, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
+import { useDisclosure } from "@mantine/hooks";
+import { useQuery, useQueryClient } from "@tanstack/react-query";
+import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
+import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, LogOut, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type LucideIcon } from "lucide-react";
+import { lazy, Suspense, useEffect } from "react";
+import { remove } from "./api";
+import { Logo } from "./parts/logo";
+import { Failure, Loading } from "./parts/states";
+import { sessionQuery } from "./session";
+
+const Palette = lazy(() => import("./parts/palette"));
+
+interface Place { to: string; label: string; icon: LucideIcon; needs?: string; about: string }
+export const PLACES: { title: string; places: Place[] }[] = [
+  {
+    title: "Traffic",
+    places: [
+      { to: "/overview", label: "Overview", icon: Gauge, about: "Spend, requests, errors and speed at a glance" },
+      { to: "/usage", label: "Usage", icon: ChartColumn, about: "Explore by key, project, model, provider" },
+      { to: "/requests", label: "Requests", icon: Activity, about: "Each request, down to the price of each line" },
+    ],
+  },
+  {
+    title: "Build",
+    places: [
+      { to: "/start", label: "Get started", icon: Rocket, about: "Snippets for your SDK and a test request" },
+      { to: "/playground", label: "Playground", icon: MessageSquare, needs: "playground.key", about: "Talk to any model and see what it costs" },
+      { to: "/keys", label: "Keys", icon: KeyRound, about: "Virtual keys, limits and budgets" },
+      { to: "/models", label: "Models & prices", icon: Boxes, about: "What can be asked for, and what it costs" },
+    ],
+  },
+  {
+    title: "Run",
+    places: [
+      { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, top-ups, every posting" },
+      { to: "/engine", label: "Local engine", icon: Cpu, about: "Batch, cache and speed of our own engine" },
+      { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
+      { to: "/settings", label: "Settings", icon: Settings, about: "People, tokens, your password" },
+    ],
+  },
+];
+
+export function Shell() {
+  const session = useQuery(sessionQuery);
+  const navigate = useNavigate();
+  const location = useLocation();
+  const signedOut = session.data === null;
+  useEffect(() => {
+    if (signedOut) void navigate({ to: "/sign-in", search: location.pathname.endsWith("/sign-in") ? {} : { next: location.href } });
+  }, [signedOut, navigate, location]);
+  if (session.isError) return <Box p="xl"><Failure error={session.error} again={() => void session.refetch()} /></Box>;
+  if (!session.data) return <Loading label="Signing in" />;
+  return <Frame name={session.data.name} role={session.data.role} may={session.data.may} />;
+}
+
+function Frame({ name, role, may }: { name: string; role: string; may: string[] }) {
+  const [open, { toggle, close }] = useDisclosure();
+  const location = useLocation();
+  useEffect(close, [location.pathname, close]);
+  return (
+    <AppShell header={{ height: 56 }} navbar={{ width: 232, breakpoint: "sm", collapsed: { mobile: !open } }} padding="lg">
+      <a className="fb-skip" href="#content">Skip to content</a>
+      <AppShell.Header px="md">
+        <Group h="100%" justify="space-between" wrap="nowrap">
+          <Group gap="sm" wrap="nowrap">
+            <Burger opened={open} onClick={toggle} hiddenFrom="sm" size="sm" aria-label="Navigation" />
+            <UnstyledButton component={Link} to="/overview" aria-label="Farebox: overview"><Logo /></UnstyledButton>
+          </Group>
+          <Group gap="xs" wrap="nowrap">
+            <PaletteButton />
+            <Scheme />
+            <Person name={name} role={role} />
+          </Group>
+        </Group>
+      </AppShell.Header>
+      <AppShell.Navbar p="sm" aria-label="Main">
+        <AppShell.Section grow component={ScrollArea}>
+          {PLACES.map(({ title, places }) => (
+            <Box key={title} mb="md">
+              <Text size="xs" fw={600} c="dimmed" px="sm" pb={4}>{title}</Text>
+              {places.filter((place) => !place.needs || may.includes(place.needs)).map(({ to, label, icon: Icon }) => (
+                <NavLink key={to} component={Link} to={to} label={label} className="fb-nav" active={location.pathname.startsWith(to)}
+                  leftSection={<Icon size={17} strokeWidth={1.8} aria-hidden />} {...(location.pathname.startsWith(to) ? { "aria-current": "page" as const } : {})} />
+              ))}
+            </Box>
+          ))}
+        </AppShell.Section>
+        <AppShell.Section>
+          <NavLink component="a" href="/docs" label="API reference" className="fb-nav" leftSection={<BookOpen size={17} strokeWidth={1.8} aria-hidden />} />
+        </AppShell.Section>
+      </AppShell.Navbar>
+      <AppShell.Main id="content" tabIndex={-1}>
+        <Box maw={1280} mx="auto"><Suspense fallback={<Loading />}><Outlet /></Suspense></Box>
+      </AppShell.Main>
+      <Suspense><Palette may={may} /></Suspense>
+    </AppShell>
+  );
+}
+
+function PaletteButton() {
+  const open = () => void import("./parts/palette").then(({ openPalette }) => openPalette());
+  return (
+    <>
+      <UnstyledButton visibleFrom="xs" onClick={open} px="sm" py={6} aria-label="Search and commands"
+        style={{ border: "1px solid var(--fb-line)", borderRadius: "var(--mantine-radius-md)" }}>
+        <Group gap="xs"><Search size={15} aria-hidden /><Text size="sm" c="dimmed">Go to …</Text><Kbd size="xs">Ctrl K</Kbd></Group>
+      </UnstyledButton>
+      <ActionIcon hiddenFrom="xs" variant="subtle" color="gray" size="lg" onClick={open} aria-label="Search and commands"><Search size={18} aria-hidden /></ActionIcon>
+    </>
+  );
+}
+
+function Scheme() {
+  const { setColorScheme } = useMantineColorScheme();
+  const dark = useComputedColorScheme("light") === "dark";
+  const label = dark ? "Light theme" : "Dark theme";
+  return (
+    <Tooltip label={label}>
+      <ActionIcon variant="subtle" color="gray" size="lg" aria-label={label} onClick={() => setColorScheme(dark ? "light" : "dark")}>
+        {dark ? <Sun size={18} aria-hidden /> : <Moon size={18} aria-hidden />}
+      </ActionIcon>
+    </Tooltip>
+  );
+}
+
+function Person({ name, role }: { name: string; role: string }) {
+  const queries = useQueryClient();
+  const leave = async () => {
+    await remove("/auth/session");
+    queries.clear();
+    queries.setQueryData(["session"], null);
+  };
+  return (
+    <Menu position="bottom-end" width={220}>
+      <Menu.Target>
+        <UnstyledButton aria-label={`Account of ${name}`}><Avatar size={32} radius="xl" color="teal" variant="filled" name={name} alt="" /></UnstyledButton>
+      </Menu.Target>
+      <Menu.Dropdown>
+        <Menu.Label><Text size="sm" fw={600} c="var(--mantine-color-text)">{name}</Text>{role}</Menu.Label>
+        <Menu.Item leftSection={<Settings size={15} aria-hidden />} component={Link} to="/settings">Settings</Menu.Item>
+        <Menu.Item leftSection={<LogOut size={15} aria-hidden />} onClick={() => void leave()}>Sign out</Menu.Item>
+      </Menu.Dropdown>
+    </Menu>
+  );
+}

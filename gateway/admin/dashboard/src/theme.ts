@@ -1,0 +1,48 @@
+import { createTheme, type CSSVariablesResolver, type MantineColorsTuple } from "@mantine/core";
+
+// Two hues carry meaning: teal is ours, amber is attention. Shade 7 on white and 4 on dark keep 4.5:1.
+const teal: MantineColorsTuple = [
+  "#effaf8", "#d5f2ed", "#abe4db", "#79d1c5", "#43b8aa", "#1f9c8f", "#128478", "#0f766e", "#0d5f59", "#0a4743",
+];
+
+export const theme = createTheme({
+  primaryColor: "teal",
+  primaryShade: { light: 7, dark: 6 },
+  colors: { teal },
+  fontFamily: '"Inter Variable", system-ui, sans-serif',
+  fontFamilyMonospace: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, monospace',
+  defaultRadius: "md",
+  headings: { fontWeight: "620", sizes: { h1: { fontSize: "1.5rem", lineHeight: "1.3" }, h2: { fontSize: "1.05rem", lineHeight: "1.4" } } },
+  cursorType: "pointer",
+  components: {
+    Card: { defaultProps: { withBorder: true, padding: "lg", radius: "lg" } },
+    Table: { defaultProps: { verticalSpacing: "sm", highlightOnHover: true } },
+    Tooltip: { defaultProps: { withArrow: true, openDelay: 250 } },
+    Modal: { defaultProps: { centered: true, radius: "lg", closeButtonProps: { "aria-label": "Close" } } },
+    Drawer: { defaultProps: { position: "right", size: "lg", closeButtonProps: { "aria-label": "Close" } } },
+  },
+});
+
+/** Mantine's grey text falls short of 4.5:1; these do not. */
+export const variables: CSSVariablesResolver = () => ({
+  variables: {},
+  light: {
+    "--mantine-color-body": "#ffffff",
+    "--mantine-color-dimmed": "#55606b",
+    "--mantine-color-placeholder": "#66717c",
+    "--fb-page": "#f6f8f8",
+    "--fb-line": "#e3e8e8",
+    "--fb-grid": "#e9eeee",
+  },
+  dark: {
+    "--mantine-color-body": "#171b1c",
+    "--mantine-color-dimmed": "#a4aeb2",
+    "--mantine-color-placeholder": "#98a2a7",
+    "--fb-page": "#0f1314",
+    "--fb-line": "#2a3133",
+    "--fb-grid": "#242b2d",
+  },
+});
+
+/** For series in charts, in this order; apart for colour-blind eyes in lightness too. Both themes' CSS is in app.css. */
+export const series = (index: number): string => `var(--fb-series-${index % 8})`;
