@@ -28,9 +28,9 @@ from providers.dialects.openai_chat.response import (
     logprobs_out,
     read_answer,
     sealed_thought,
-    texts_of,
     usage_of,
 )
+from providers.dialects.openai_common.content import texts_of
 from providers.dialects.openai_common.errors import error_object
 from providers.dialects.openai_common.usage import usage_out
 from providers.errors import Interrupted, WireError

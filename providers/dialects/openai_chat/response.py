@@ -9,6 +9,7 @@ import msgspec
 
 from providers.dialects.openai_chat import wire
 from providers.dialects.openai_chat.request import NAME, image_of, reasoning_parts, thought_signature
+from providers.dialects.openai_common.content import texts_of
 from providers.dialects.openai_common.errors import from_object
 from providers.dialects.openai_common.usage import usage_in, usage_out
 from providers.errors import ProviderError, WireError
@@ -119,21 +120,6 @@ def logprobs_in(found: wire.ChoiceLogprobs | None) -> tuple[Logprob, ...]:
 def logprobs_out(logprobs: Iterable[Logprob]) -> dict[str, Any] | None:
     content = [{**_token(entry.sampled), "top_logprobs": [_token(top) for top in entry.top]} for entry in logprobs]
     return {"content": content, "refusal": None} if content else None
-
-
-def texts_of(content: Any) -> tuple[str, str]:
-    """Text and thinking of a `content`, which is a string but at Mistral, where it may be an array of parts."""
-    if isinstance(content, str):
-        return content, ""
-    text, thinking = [], []
-    for part in content if isinstance(content, list) else ():
-        if not isinstance(part, dict):
-            continue
-        if isinstance(part.get("text"), str):
-            text.append(part["text"])
-        elif isinstance(inner := part.get("thinking"), list):
-            thinking += [p["text"] for p in inner if isinstance(p, dict) and isinstance(p.get("text"), str)]
-    return "".join(text), "".join(thinking)
 
 
 def citations_in(annotations: list[dict[str, Any]] | None) -> tuple[Citation, ...]:

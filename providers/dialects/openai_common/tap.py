@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from providers.dialects.openai_common.content import texts_of
 from providers.dialects.openai_common.errors import from_object
 from providers.dialects.openai_common.usage import UsageObject, usage_in
 from providers.errors import Broken, Interrupted, ProviderError
@@ -187,6 +188,8 @@ def _generated(choice: _Choice) -> int:
 
 
 def _size(text: Any) -> int:
-    if not text or not isinstance(text, str):
+    if not text:
         return 0
+    if not isinstance(text, str):
+        return sum(map(_size, texts_of(text)))
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
