@@ -33,7 +33,7 @@ asyncio.run(main())
 
 async def parent(data: Path) -> tuple[Process, str, int]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, str(data), stdout=PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        sys.executable, "-c", PARENT, str(data), stdout=PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
     )
     assert process.stdout is not None
     said = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
@@ -87,7 +87,7 @@ async def test_a_crashed_server_is_started_again_on_the_same_socket(tmp_path: Pa
         async with Redis.from_url(server.url) as redis:
             await redis.set("a", "kept")
             # What has left the server's own buffer survives its death; the fsync is only for the machine's.
-            await redis.wait_aof() if hasattr(redis, "wait_aof") else await redis.execute_command("WAITAOF", 1, 0, 5000)
+            await redis.execute_command("WAITAOF", 1, 0, 5000)
         pid, url = server.supervisor.pid, server.url
         assert pid is not None
         server.supervisor.healthy.clear()

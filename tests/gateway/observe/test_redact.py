@@ -95,7 +95,8 @@ def test_metrics_count_a_settled_request_and_bound_their_labels() -> None:
 
     def record(alias: str) -> UsageRecord:
         return UsageRecord(
-            id="r", at_ns=0, organisation_id="o", project_id="p", key_id="k", end_user=None, alias=alias, provider="groq",
+            id="r", at_ns=0, organisation_id="o", project_id="p", key_id="k", end_user=None, alias=alias,
+            provider="groq",
             model="m", deployment="d", price_id="x", quantities={Meter.INPUT_TOKENS: 5, Meter.OUTPUT_TOKENS: 7},
             estimated=False, outcome=Outcome.COMPLETED, hold_pusd=0, status=200, dialect="openai_chat",
             first_token_ms=20, duration_ms=300,
