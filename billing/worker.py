@@ -39,8 +39,8 @@ from billing.usage import (
 
 log = logging.getLogger(__name__)
 
-# Records in one transaction. Measured 2026-11 in a gateway's own event loop: 100 hold it up for 1.3 ms, 500 for 12 ms,
-# and both ship 6,000 rows a second to SQLite; 50 ship 2,000.
+# Records in one transaction. Measured 2026-11: 500 ship 10,500 rows a second to SQLite and 8,700 to PostgreSQL, 100 ship
+# 5,000 and 2,600; but in a gateway's own event loop 500 hold up the living for 12 ms at a time, 100 for 1.3 ms.
 BATCH: Final = 100
 
 _LOCK_POLL_S: Final = 0.005  # flock has no waiting that an event loop could await.
