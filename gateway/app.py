@@ -17,7 +17,7 @@ from providers.transport.http1 import Http1Transport
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import create_engine
+from billing.db import create_engine, reading
 from billing.journal import Journal
 from billing.pricelist import load_prices
 from billing.prices import PriceBook
@@ -81,7 +81,7 @@ class Gateway:
             stack.push_async_callback(_finish, stop, shipping)
             keys = KeyStore(engine, redis, own.key_pepper.encode())
             await stack.enter_async_context(keys)
-            gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.ship_once))
+            gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.recover))
             transport = Http1Transport()
             stack.push_async_callback(transport.aclose)
             timeouts = Timeouts(
@@ -109,7 +109,7 @@ class Gateway:
 
     async def _catalogue(self) -> tuple[PriceBook, Catalog]:
         assert self._engine is not None
-        async with self._engine.connect() as db:
+        async with reading(self._engine) as db:
             prices = await load_prices(db)
         return prices, from_settings(self._settings, prices)
 
@@ -126,7 +126,7 @@ class Gateway:
         except Exception as error:
             faults.append(f"Redis is away ({type(error).__name__}); check REDIS_URL or the embedded server's log")
         try:
-            async with self._engine.connect() as db:
+            async with reading(self._engine) as db:
                 await db.exec_driver_sql("SELECT 1")
         except Exception as error:
             faults.append(f"the database is away ({type(error).__name__}); check DATABASE_URL")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 from msgspec import Struct
 
-from billing.errors import JournalUnavailable
+from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
 from billing.rating import charge
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
@@ -71,7 +71,7 @@ class Settlement:
 
     async def _finish(self, ending: Ending) -> int:
         record = self._record(ending)
-        amount_pusd = charge(record.quantities, self.leg.sheet).sale_pusd
+        amount_pusd = self._amount(record)
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
         counted = (0, 0) if record.estimated else (read, written)
@@ -91,6 +91,15 @@ class Settlement:
         if isinstance(settled, BaseException):
             raise settled
         return amount_pusd
+
+    def _amount(self, record: UsageRecord) -> int:
+        """What the client is told. A meter that turns out unpriced (a search nobody foresaw) is written down all the
+        same: the ledger posts it once the operator has set its price."""
+        try:
+            return charge(record.quantities, self.leg.sheet).sale_pusd
+        except UnknownPrice as error:
+            log.error("used something unpriced; set its price, and it will be posted", request_id=self.id, what=str(error))
+            return 0
 
     def _record(self, ending: Ending) -> UsageRecord:
         intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()

@@ -11,6 +11,15 @@ from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.emulators.openai import OpenAIEmulator
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Directory of the real model; fetched once. Imported here, because torch is heavy and most tests need none."""
+    from local_backend.catalogue import pull
+    from tests.local_backend.support import SMOLLM2, cache_dir
+
+    return pull(SMOLLM2, cache_dir(), lambda done, total, note: None)
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[OpenAIEmulator]:
     async with OpenAIEmulator() as emulator:

@@ -156,7 +156,7 @@ class House:
 async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     """Raises: TimeoutError."""
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens behind a socket
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -31,7 +31,7 @@ async def ask(gateway: House, key: str | None = None, name: str = "echo") -> htt
 
 async def served_again(gateway: House, key: str) -> None:
     async with asyncio.timeout(10):
-        while (await ask(gateway, key)).status_code != 200:  # noqa: ASYNC110 - it comes back behind a socket
+        while (await ask(gateway, key)).status_code != 200:
             await asyncio.sleep(0.02)
 
 
