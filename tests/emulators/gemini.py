@@ -158,7 +158,7 @@ class GeminiEmulator(Emulator):
             await self._error(out, STATUS_ERRORS["401"])
 
     async def _generate(self, request: Request, out: Out, model: str, stream: bool) -> None:
-        body = request.json()
+        body = camel_keys(request.json())  # google-genai itself mixes both spellings in one body
         if problem := self._problem(body, model):
             await self._error(out, (400, "INVALID_ARGUMENT", problem, []))
             return
@@ -227,7 +227,7 @@ class GeminiEmulator(Emulator):
     def _problem(self, body: Mapping[str, Any], model: str) -> str | None:
         """What this flavour refuses, in Google's words."""
         for field in body:
-            if _camel(field) not in FIELDS[self.flavour]:
+            if field not in FIELDS[self.flavour]:
                 return f'Invalid JSON payload received. Unknown name "{field}": Cannot find field.'
         contents = body.get("contents")
         if not contents:
@@ -236,7 +236,7 @@ class GeminiEmulator(Emulator):
             unsigned = None
             for part in content.get("parts") or ():
                 for field in part:
-                    if _camel(field) not in _PART_FIELDS:
+                    if field not in _PART_FIELDS:
                         return f"Invalid JSON payload received. Unknown name \"{field}\" at 'contents[{number}].parts'"
                 call = part.get("functionCall") or part.get("functionResponse") or {}
                 if self.flavour == "vertex" and "id" in call:
@@ -248,7 +248,7 @@ class GeminiEmulator(Emulator):
         return None
 
     async def _count_tokens(self, request: Request, out: Out, model: str) -> None:
-        body = request.json()
+        body = camel_keys(request.json())
         prompt = prompt_of(body.get("generateContentRequest") or body, model)
         await out.json(200, {"totalTokens": scripted.answer(prompt).input_tokens})
 
@@ -349,9 +349,11 @@ class GeminiEmulator(Emulator):
             if not calls and reply.reasoning:
                 last = [{"text": "", "thoughtSignature": _signature("text")}]
             final = self._envelope(model, [_candidate(last, number, _finish(reply))])
+            rest = 0
             if number == count - 1:
                 final["usageMetadata"] = self._usage(reply, count)
-            yield Chunk(final, reply.output_tokens if calls else 0)
+                rest = (reply.output_tokens - sum(tokens for _, tokens in parts)) * count  # calls, hidden thoughts
+            yield Chunk(final, rest)
 
     def _calls(self, model: str, reply: Reply) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
@@ -406,8 +408,15 @@ def _signature(name: str) -> str:
     return base64.b64encode(f"signature of {name}".encode()).decode()
 
 
-def _camel(name: str) -> str:
-    return re.sub(r"_([a-z])", lambda m: m[1].upper(), name)
+def camel_keys(value: Any) -> Any:
+    """Field names in camelCase, but inside what a client may name freely."""
+    if isinstance(value, list):
+        return [camel_keys(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    free = {"args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema"}
+    named = {re.sub(r"_([a-z])", lambda m: m[1].upper(), key): inner for key, inner in value.items()}
+    return {key: inner if key in free else camel_keys(inner) for key, inner in named.items()}
 
 
 def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
