@@ -61,6 +61,7 @@ class _Reading:
         self.open: tuple[int, Part] | None = None
         self.text: list[str] = []
         self.signature: str | None = None
+        self.seal: ReasoningPart | None = None  # another dialect's, which came behind the thinking it seals
         self.native: str | None = None
         self.calls = 0
         self.last = wire.Candidate()
@@ -132,6 +133,11 @@ class EventDecoder:
     def _text(
         self, reading: _Reading, part: TextPart | ReasoningPart, number: int, probs: tuple[Logprob, ...]
     ) -> Iterator[Event]:
+        if reading.open is not None and _seals(reading, part):
+            assert isinstance(part, ReasoningPart)
+            reading.seal = part
+            yield from self._end(reading)
+            return
         if reading.open is not None and not _continues(reading, part):
             yield from self._end(reading)
         if not part.text and part.signature is None and not probs:
@@ -159,8 +165,9 @@ class EventDecoder:
             return
         index, part = reading.open
         text, signature = "".join(reading.text), reading.signature
-        reading.open, reading.text, reading.signature = None, [], None
-        whole: Part | None = None
+        seal = reading.seal
+        reading.open, reading.text, reading.signature, reading.seal = None, [], None, None
+        whole: Part | None = replace(seal, text=text) if seal is not None else None
         if isinstance(part, TextPart) and (citations := citations_in(reading.last, text)):
             whole = TextPart(text, citations=citations, signature=signature)
             reading.last = wire.Candidate()
@@ -178,6 +185,18 @@ def _continues(reading: _Reading, part: TextPart | ReasoningPart) -> bool:
     if type(open_part) is not type(part) or (reading.signature is not None and part.text):
         return False
     return not isinstance(part, ReasoningPart) or part.dialect == getattr(open_part, "dialect", None)
+
+
+def _seals(reading: _Reading, part: TextPart | ReasoningPart) -> bool:
+    """Our own way to tell another dialect's seal in a stream: a thought without text, behind its texts."""
+    return (
+        isinstance(part, ReasoningPart)
+        and not part.text
+        and part.dialect != wire.NAME
+        and reading.open is not None
+        and isinstance(reading.open[1], ReasoningPart)
+        and reading.signature is None
+    )
 
 
 class EventEncoder:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from providers.dialects.gemini import wire
 from providers.dialects.gemini.parts import made_id, part_in, result_in
@@ -21,6 +22,7 @@ from providers.neutral import (
     ChatRequest,
     Message,
     Part,
+    ReasoningPart,
     ResponseFormat,
     TextPart,
     Tool,
@@ -164,9 +166,24 @@ class _ContentReader:
                 for name in _PART_FIELDS:
                     if (value := getattr(part, _SNAKE[name])) is not None:
                         self._extension.setdefault(PARTS + name, []).append(PartField(self._count, value))
-                parts.append(found)
                 self._count += 1
+                if isinstance(found, ReasoningPart) and found.dialect != wire.NAME and not found.text:
+                    found = self._with_its_texts(found, parts)
+                parts.append(found)
         return Message(role, tuple(parts))
+
+    def _with_its_texts(self, seal: ReasoningPart, parts: list[Part]) -> ReasoningPart:
+        """A client that kept a stream's chunks returns thinking in pieces, and the seal of it all behind them."""
+        texts: list[str] = []
+        while (
+            parts
+            and isinstance(last := parts[-1], ReasoningPart)
+            and last == ReasoningPart(last.text, dialect=wire.NAME)
+        ):
+            texts.append(last.text)
+            parts.pop()
+            self._count -= 1
+        return replace(seal, text="".join(reversed(texts)))
 
     def _part(self, part: wire.Part) -> Part | None:
         if part.function_response is not None:
