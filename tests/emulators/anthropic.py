@@ -362,13 +362,11 @@ def stream_events(model: str, reply: Reply) -> Iterator[StreamEvent]:
     del start["usage"]["output_tokens_details"]
     yield StreamEvent({"type": "message_start", "message": start})
     yield StreamEvent({"type": "ping"})
-    index = 0
-    for block, deltas in _blocks(reply):
+    for index, (block, deltas) in enumerate(_blocks(reply)):
         yield StreamEvent({"type": "content_block_start", "index": index, "content_block": block})
         for delta, tokens in deltas:
             yield StreamEvent({"type": "content_block_delta", "index": index, "delta": delta}, tokens)
         yield StreamEvent({"type": "content_block_stop", "index": index})
-        index += 1
     usage = {name: count for name, count in usage_of(reply).items() if name.endswith(("tokens", "details"))}
     yield StreamEvent({"type": "message_delta", "delta": _stop_of(reply), "usage": usage})
     yield StreamEvent({"type": "message_stop"})
