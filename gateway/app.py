@@ -8,31 +8,35 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+import httpx
 import structlog
 from litestar import Litestar
-from providers.transport.http1 import Http1Transport
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import create_engine, reading
 from billing.journal import Journal
-from billing.pricelist import load_prices
-from billing.prices import PriceBook
 from billing.worker import Worker
+from gateway.admin.auth.passwords import Passwords
+from gateway.admin.reading import Reader
+from gateway.admin.routes import admin_routes
+from gateway.admin.services import Services
 from gateway.admission import Gate, KeyStore
+from gateway.admission.key_admin import KeyAdmin
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
+from gateway.errors import Unavailable
 from gateway.ingress.asgi import HotPath, Scope, Send
 from gateway.ingress.body import Receive
 from gateway.observe.health import health_routes
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
-from gateway.routing.catalog import Catalog, from_settings
+from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
 from providers.transport.base import Timeouts
+from providers.transport.http1 import Http1Transport
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +50,11 @@ class Gateway:
         self._engine: AsyncEngine | None = None
         self._redis: Redis | None = None
         self._journal: Journal | None = None
+        self._shipping: asyncio.Task[None] | None = None
+        self._services: Services | None = None
         self.draining = False
         self._litestar = Litestar(
-            [*health_routes(self.faults)],
+            [*health_routes(self.faults), *admin_routes(self._office)],
             lifespan=[self._lifespan],
             openapi_config=None,
             # Its own would take the root logger away from observe.logs.
@@ -70,17 +76,20 @@ class Gateway:
             stack.push_async_callback(engine.dispose)
             redis = self._redis = Redis.from_url(settings.redis_url or "", protocol=3)
             stack.push_async_callback(redis.aclose)
-            prices, catalog = await self._catalogue()
+            offer = Offer(engine, settings)
+            await offer.load()
             journal = self._journal = Journal.open(settings.data_dir / "journal", owner())
             stack.push_async_callback(journal.close)
             METRICS.watch_open_intents(lambda: journal.open_intents)
-            worker = Worker(settings.data_dir / "journal", engine, prices)
+            worker = Worker(settings.data_dir / "journal", engine, offer.prices)
             await worker.recover()
             stop = asyncio.Event()
-            shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
-            stack.push_async_callback(_finish, stop, shipping)
-            keys = KeyStore(engine, redis, own.key_pepper.encode())
-            await stack.enter_async_context(keys)
+            self._shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
+            stack.push_async_callback(_finish, stop, self._shipping)
+            watching = asyncio.create_task(offer.watch(), name="watch the price list")
+            stack.push_async_callback(_cancel, watching)
+            pepper = own.key_pepper.encode()
+            keys = await stack.enter_async_context(KeyStore(engine, redis, pepper))
             gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.recover))
             transport = Http1Transport()
             stack.push_async_callback(transport.aclose)
@@ -92,26 +101,39 @@ class Gateway:
             )
             providers = ProviderSet(endpoints_from(settings, own.engine_key), transport, timeouts)
             stack.push_async_callback(providers.aclose)
-            pipeline = Pipeline(
-                keys, gate, journal, providers, lambda: catalog, lambda: prices, time.time_ns, settings.strict
+            reader = Reader(settings.database_url)
+            stack.push_async_callback(reader.aclose)
+            http = await stack.enter_async_context(httpx.AsyncClient(timeout=5.0))
+            self._services = Services(
+                settings,
+                engine,
+                reader,
+                KeyAdmin(engine, redis, pepper),
+                lambda: offer.catalog,
+                lambda: offer.prices,
+                offer.load,
+                Passwords(),
+                http,
+                own.engine_key,
+                time.time_ns,
             )
+            pipeline = Pipeline(keys, gate, journal, providers, offer, time.time_ns, settings.strict)
             self._hot = HotPath(
                 pipeline,
-                lambda: catalog,
+                lambda: offer.catalog,
                 self._litestar,  # type: ignore[arg-type]
                 max_body_bytes=settings.server.max_body_bytes,
                 clock=time.time_ns,
                 request_id=new_request_id,
             )
-            log.info("gateway ready", models=len(catalog.aliases), providers=sorted(catalog.open_providers))
+            log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
 
-    async def _catalogue(self) -> tuple[PriceBook, Catalog]:
-        assert self._engine is not None
-        async with reading(self._engine) as db:
-            prices = await load_prices(db)
-        return prices, from_settings(self._settings, prices)
+    def _office(self) -> Services:
+        if self._services is None:
+            raise Unavailable("the gateway is starting")
+        return self._services
 
     async def faults(self) -> list[str]:
         """What keeps this process from taking requests, each with what to do. Calls no model."""
@@ -132,6 +154,8 @@ class Gateway:
             faults.append(f"the database is away ({type(error).__name__}); check DATABASE_URL")
         if (reason := self._journal.unavailable) is not None:
             faults.append(f"the usage journal takes no records ({reason}); free disk space in the data folder")
+        if self._shipping is None or self._shipping.done():
+            faults.append("usage is not shipped to the database any more; restart the gateway, the journal keeps it")
         return faults
 
 
@@ -149,6 +173,12 @@ def new_request_id() -> str:
     return f"req_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
 
 
-async def _finish(stop: asyncio.Event, task: asyncio.Task[Any]) -> None:
+async def _finish(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
     stop.set()
     await task
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

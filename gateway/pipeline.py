@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from billing.errors import JournalUnavailable
 from billing.journal import Journal
-from billing.prices import PriceBook
 from billing.usage import Intent, Outcome
 from gateway.admission import Admission, Gate, KeyStore, Principal
 from gateway.errors import Forbidden, Unauthenticated
@@ -21,8 +20,9 @@ from gateway.ingress.endpoints import Route
 from gateway.ingress.errors import as_body
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
-from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Catalog, permits
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, permits
 from gateway.routing.fallback import first_arrival
+from gateway.routing.offer import Offer
 from gateway.routing.policy import Leg, RoutePlan, plan
 from gateway.settlement import Ending, Settlement
 from providers.base import Call, Provider
@@ -68,8 +68,7 @@ class Pipeline:
         gate: Gate,
         journal: Journal,
         providers: Providers,
-        catalog: Callable[[], Catalog],
-        prices: Callable[[], PriceBook],
+        offer: Offer,
         clock: Callable[[], int],
         strict: bool,
     ) -> None:
@@ -77,8 +76,7 @@ class Pipeline:
         self._gate = gate
         self._journal = journal
         self._providers = providers
-        self._catalog = catalog
-        self._prices = prices
+        self._offer = offer
         self._clock = clock
         self._strict = strict
 
@@ -128,16 +126,15 @@ class Pipeline:
 
     def _plan(self, call: Call, principal: Principal, now_ns: int) -> RoutePlan:
         alias = call.request.model
-        deployments = self._catalog().deployments(alias)
+        deployments = self._offer.catalog.deployments(alias)
         if not permits(principal.models, alias):
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
-        prices = self._prices()
         return plan(
             call.request,
             call.operation,
             deployments,
             lambda d: self._providers.get(d.provider).capabilities,
-            lambda d: prices.sheet(d.provider, d.model, now_ns),
+            lambda d: self._offer.price_of(d, now_ns),
             random.random,
         )
 

@@ -98,7 +98,7 @@ class Settlement:
         try:
             return charge(record.quantities, self.leg.sheet).sale_pusd
         except UnknownPrice as error:
-            log.error("used something unpriced; set its price, and it will be posted", request_id=self.id, what=str(error))
+            log.error("used something unpriced; `farebox prices set` posts it", request_id=self.id, what=str(error))
             return 0
 
     def _record(self, ending: Ending) -> UsageRecord:

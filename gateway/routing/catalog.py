@@ -79,7 +79,7 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
             deployment = Deployment(name, kind, model)
             aliases[deployment.id] = (deployment,)
             aliases.setdefault(model, (deployment,))
-    if settings.local.enabled:
+    if settings.local.enabled and settings.local.base_url:
         local = _local(settings)
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:

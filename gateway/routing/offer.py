@@ -1,0 +1,63 @@
+"""What is on offer now: the price book and the catalogue made from it, read anew when somebody has set a price."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing import schema
+from billing.db import reading
+from billing.errors import UnknownPrice
+from billing.pricelist import load_prices
+from billing.prices import PriceBook, PriceSheet
+from gateway.config import Settings
+from gateway.routing.catalog import Catalog, Deployment, from_settings
+
+log = structlog.get_logger(__name__)
+
+# A price set by the CLI, or in another process, is charged by after so long at most.
+WATCH_S: Final = 5.0
+
+
+class Offer:
+    """Snapshots that are swapped whole: a request keeps the ones it began with."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._rows = -1
+        self.prices = PriceBook((), ())
+        self.catalog = Catalog({}, {})
+
+    async def load(self) -> None:
+        """Raises: SQLAlchemyError; then what stood before stands."""
+        async with reading(self._engine) as db:
+            rows = (await db.execute(select(func.count()).select_from(schema.prices))).scalar_one()
+            if rows == self._rows:  # Price rows are only ever appended.
+                return
+            prices = await load_prices(db)
+        catalog = from_settings(self._settings, prices)
+        self._rows, self.prices, self.catalog = rows, prices, catalog
+
+    async def watch(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self.load()
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("price list not read, the old one stands", reason=type(error).__name__)
+
+    def price_of(self, deployment: Deployment, at_ns: int) -> PriceSheet:
+        """By the name the operator gave the provider, else by the list of its kind. Raises: UnknownPrice."""
+        try:
+            return self.prices.sheet(deployment.provider, deployment.model, at_ns)
+        except UnknownPrice:
+            if deployment.kind == deployment.provider:
+                raise
+            return self.prices.sheet(deployment.kind, deployment.model, at_ns)
