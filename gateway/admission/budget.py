@@ -27,6 +27,7 @@ OUTPUT_TOKENS_MIN: Final = 16
 # Tokens of a usual answer, before the model has given any.
 FIRST_ANSWER: Final = 512.0
 
+_READ_AS: Final = (Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS, Meter.CACHE_WRITE_1H_TOKENS)
 _SHARE: Final = 0.05  # of the newest observation in the running averages
 _SHORT_BYTES: Final = 256  # below this, the overhead says more than the text
 _MODELS_MAX: Final = 10_000
@@ -139,9 +140,9 @@ def estimate(
 ) -> Estimate:
     """The worst case over every price sheet that the request may end up with.
 
-    Input counts as its dearest kind, since a provider may write a cache unasked; output as text or reasoning,
-    whichever is dearer. extra: what else the caller knows it may use (searches, seconds of sound). answers: whether the
-    model can say anything at all.
+    Input counts as its dearest kind, since any of it may be written to a cache; output as text or reasoning, whichever
+    is dearer. extra: what else the caller knows it may use (searches, seconds of sound). answers: whether the model can
+    say anything at all.
     Raises: UnknownPrice if a sheet prices no output, no input, or nothing of `extra`."""
     input_tokens = min(context_window, ratios.worst_input(alias, input_bytes) + images * image_tokens(alias))
     fixed: dict[Meter, int] = {Meter.INPUT_TOKENS: input_tokens, Meter.REQUESTS: 1}
@@ -152,7 +153,7 @@ def estimate(
         tier = sheet.tier(input_tokens)
         what = f"{sheet.provider}/{sheet.model}"
         worst = dict(fixed)
-        dearest = _dearest(tier.sale, Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS)
+        dearest = _dearest(tier.sale, *_READ_AS)
         tokens = worst.pop(Meter.INPUT_TOKENS)
         worst[dearest] = worst.get(dearest, 0) + tokens
         output = _dearest(tier.sale, Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)

@@ -103,6 +103,7 @@ class Gate:
         self._plans: dict[str, tuple[Principal, int, Scopes]] = {}
         self._open: dict[str, tuple[Admission, float, float]] = {}
         self._pending: dict[str, _Pending] = {}
+        self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Gate:
@@ -298,6 +299,8 @@ class Gate:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
         self._pending[pending.admission.request_id] = pending
+        # A cancelled request's slot goes to the next one at once; if Redis is away, the keeper finds that out.
+        self._wake.set()
 
     def _scopes(self, principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
         if end_user is not None and any(limit.scope == "end_user" for limit in principal.limits):
@@ -322,18 +325,26 @@ class Gate:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(min(RETRY_S, self._lease_ms / 3000))
-            await self._send_pending()
+            if await self._send_pending():
+                # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(RETRY_S, self._lease_ms / 3000)):
+                        await self._wake.wait()
+            else:
+                await asyncio.sleep(RETRY_S)
+            self._wake.clear()
             await self._renew_open()
 
-    async def _send_pending(self) -> None:
+    async def _send_pending(self) -> bool:
+        """Returns: False when Redis is away."""
         for request_id, pending in list(self._pending.items()):
             try:
                 await self._settle(pending)
             except Unavailable:
-                return
+                return False
             if self._pending.get(request_id) is pending:
                 del self._pending[request_id]
+        return True
 
     async def _renew_open(self) -> None:
         now_s = asyncio.get_running_loop().time()

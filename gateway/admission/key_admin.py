@@ -311,7 +311,7 @@ def _check(values: dict[str, Any], now_ns: int) -> None:
         match name, value:
             case "name", str(text) if not 0 < len(text) <= NAME_CHARS_MAX:
                 raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS_MAX} characters", param=name)
-            case ("rpm" | "tpm" | "parallel" | "amount"), int(number) if not 0 <= number <= _LIMIT_MAX:
+            case (("rpm" | "tpm" | "parallel" | "amount"), int(number)) if not 0 <= number <= _LIMIT_MAX:
                 raise InvalidRequest(f"{name} must lie between 0 and {_LIMIT_MAX}, not {number}", param=name)
             case "expires_at_ns", int(at_ns) if at_ns <= now_ns:
                 raise InvalidRequest("the expiry lies in the past", param="expires")

@@ -17,7 +17,6 @@ import hiredis
 import structlog
 from msgspec import Struct
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -71,9 +70,8 @@ class KeyStore:
     """Use as an async context: inside it changes are listened for. now_ms is unix time in ms, on every method."""
 
     def __init__(self, engine: AsyncEngine, redis: Redis, pepper: bytes) -> None:
-        """redis: its settings are used for a connection of our own, and itself to listen."""
+        """redis: only its settings are used."""
         self._engine = engine
-        self._redis = redis
         self._pepper = pepper
         self._link = Link(redis)
         self._entries: dict[bytes, _Entry] = {}
@@ -240,14 +238,8 @@ class KeyStore:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(CHANNEL)
-                    while True:
-                        message = await channel.get_message(timeout=None)
-                        if message is not None and message["type"] == "message":
-                            data = message["data"]
-                            self._heard(data.encode() if isinstance(data, str) else data)
-            except (RedisError, OSError) as error:
+                await self._link.listen(CHANNEL, self._heard, self._drop_all)
+            except (Unavailable, hiredis.ReplyError) as error:
                 # The version tells what is missed meanwhile.
                 log.warning("not listening for changed keys", reason=type(error).__name__)
                 await asyncio.sleep(_RECONNECT_S)

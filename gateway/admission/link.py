@@ -11,6 +11,7 @@ import asyncio
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import hiredis
@@ -54,6 +55,19 @@ class Link:
             raise reply
         return reply
 
+    async def listen(self, channel: str, heard: Callable[[bytes], None], began: Callable[[], None]) -> None:
+        """Hand over every message of a channel, on a connection of its own, until it breaks. began: called when
+        nothing said from then on is missed. Ends only by cancellation or by raising Unavailable."""
+        wire = await self._connect()
+        try:
+            await wire.send(("SUBSCRIBE", channel))
+            wire.heard = heard
+            began()
+            await wire.lost
+        finally:
+            wire.close()
+        raise Unavailable("rate limit store is away")
+
     async def _open(self) -> _Wire:
         # The loop's clock is monotonic and belongs to this connection alone; no decision about money hangs on it.
         loop = asyncio.get_running_loop()
@@ -86,9 +100,11 @@ class Link:
                     )
                 await self._greet(protocol)
                 return protocol
-        except (OSError, TimeoutError, Unavailable, hiredis.ReplyError) as error:
+        except BaseException as error:
             if transport is not None:
                 transport.close()
+            if not isinstance(error, OSError | TimeoutError | Unavailable | hiredis.ReplyError):
+                raise
             self._refuse_until = loop.time() + BACKOFF_S
             raise Unavailable("rate limit store is away") from error
 
@@ -145,6 +161,9 @@ class _Wire(asyncio.Protocol):
         self._transport: _Writer | None = None
         self._watch: asyncio.TimerHandle | None = None
         self.closed = False
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        # Takes what arrives unasked, once the connection listens to a channel.
+        self.heard: Callable[[bytes], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(_Writer, transport)
@@ -171,7 +190,7 @@ class _Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
         reader.feed(data)
-        while waiting:
+        while True:
             try:
                 reply = reader.gets()
             except hiredis.ProtocolError:
@@ -179,6 +198,10 @@ class _Wire(asyncio.Protocol):
                 return
             if reply is False:  # No complete reply left; hiredis has no other use for False in RESP 2.
                 return
+            if not waiting:
+                if self.heard is not None and reply[0] == b"message":
+                    self.heard(reply[2])
+                continue
             future, _ = waiting.popleft()
             if not future.done():
                 future.set_result(reply)
@@ -207,6 +230,8 @@ class _Wire(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if not self.lost.done():
+            self.lost.set_result(None)
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():

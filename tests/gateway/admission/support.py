@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -114,11 +114,11 @@ async def relay_to(redis_url: str, folder: Path) -> AsyncIterator[Relay]:
         await relay.cut()
 
 
-async def until(condition: object, within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
     """Wait for a (possibly awaitable) condition to hold. Fails after `within_s`."""
     async with asyncio.timeout(within_s):
         while True:
-            held = condition()  # type: ignore[operator]
+            held = condition()
             if asyncio.iscoroutine(held):
                 held = await held
             if held:

@@ -12,7 +12,7 @@ from gateway.admission.limits import Limiter, Scopes
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
-from tests.gateway.admission.support import DAY_MS, limiter, relay_to, scopes, total
+from tests.gateway.admission.support import DAY_MS, limiter, relay_to, scopes, total, until
 
 
 def key_limit(unit: str, amount: int, window_ms: int = DAY_MS) -> Limit:
@@ -315,9 +315,7 @@ async def test_redis_away_is_unavailable_and_comes_back(redis_url: str, tmp_path
                 return bool(await limits.reserve("c", where, tokens=0, hold_pusd=10) == ())
             return False
 
-        async with asyncio.timeout(5):
-            while not await back():
-                await asyncio.sleep(0.01)
+        await until(back)
         assert await available(limits, where) == [80]
         await link.aclose()
 
