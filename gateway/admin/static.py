@@ -6,6 +6,7 @@ a page says so and how to mend it; the admin API works without.
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 import secrets
 from pathlib import Path
@@ -39,11 +40,11 @@ def dashboard_routes(dist: Path) -> list[HTTPRouteHandler]:
     files = _listed(dist)
     page = (dist / "index.html").read_bytes() if (dist / "index.html").is_file() else None
 
-    @get(["/ui", "/ui/{path:path}"], name="dashboard", include_in_schema=False, sync_to_thread=True)
-    def dashboard(request: Request[Any, Any, Any], path: str = "") -> Response[bytes]:
+    @get(["/ui", "/ui/{path:path}"], name="dashboard", include_in_schema=False)
+    async def dashboard(request: Request[Any, Any, Any], path: str = "") -> Response[bytes]:
         name = path.lstrip("/")
         if (found := files.get(name)) is not None:
-            return _asset(found, name, request.headers.get("accept-encoding", ""))
+            return await _asset(found, name, request.headers.get("accept-encoding", ""))
         if name.startswith("assets/") or "." in name.rpartition("/")[2]:
             raise NotFoundException
         # Any other path is one of the pages, which the script in index.html tells apart.
@@ -67,7 +68,7 @@ def _listed(dist: Path) -> dict[str, _File]:
     return files
 
 
-def _asset(file: _File, name: str, accepted: str) -> Response[bytes]:
+async def _asset(file: _File, name: str, accepted: str) -> Response[bytes]:
     encoding = next((each for each in file.encodings if each in accepted), None)
     # A file under assets/ has the hash of its content in its name: another content has another name.
     age = "public, max-age=31536000, immutable" if name.startswith("assets/") else "no-cache"
@@ -75,7 +76,7 @@ def _asset(file: _File, name: str, accepted: str) -> Response[bytes]:
     path = file.path
     if encoding is not None:
         path, headers["content-encoding"] = file.encodings[encoding], encoding
-    return Response(path.read_bytes(), media_type=file.media_type, headers=headers)
+    return Response(await asyncio.to_thread(path.read_bytes), media_type=file.media_type, headers=headers)
 
 
 def _page(page: bytes | None) -> Response[bytes]:

@@ -34,7 +34,9 @@ def gate(services: Callable[[], Services]) -> Guard:
             _same_origin(connection)
         if name in OPEN:
             return
-        caller = await _actor(connection, services())
+        caller = await identify(connection, services())
+        if caller is None:
+            raise Problem(401, "signed-out", "nobody is signed in", "Sign in at /ui, or send an API token as Bearer.")
         if change and caller.via == "session":
             _genuine(connection)
         if caller.role not in PERMITTED[name]:
@@ -51,7 +53,8 @@ async def actor(request: Request[Any, Any, Any]) -> Actor:
     return found
 
 
-async def _actor(connection: Connection, services: Services) -> Actor:
+async def identify(connection: Connection, services: Services) -> Actor | None:
+    """Who calls, if anybody. Raises: Problem (401) for a token that is none of ours."""
     now_ns = services.clock()
     scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secret:
@@ -70,7 +73,7 @@ async def _actor(connection: Connection, services: Services) -> Actor:
                 async with writing(services.engine) as db:
                     await people.touch(db, session, at_ns=now_ns)
             return signed_in
-    raise Problem(401, "signed-out", "nobody is signed in", "Sign in at /ui, or send an API token as Bearer.")
+    return None
 
 
 def _genuine(connection: Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from functools import cache
 from typing import Final
 
 from argon2 import PasswordHasher
@@ -12,7 +14,6 @@ from gateway.admin.problems import invalid
 
 # The library's defaults are RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes. Source: argon2-cffi 25.1.
 _HASHER: Final = PasswordHasher()
-_DECOY: Final = _HASHER.hash("nobody has this password")
 MIN_LENGTH: Final = 10
 MAX_LENGTH: Final = 1024
 
@@ -35,12 +36,17 @@ class Passwords:
     async def matches(self, hashed: str | None, password: str) -> bool:
         """Takes as long for a name that does not exist, so that names cannot be found out by the clock."""
         async with self._slots:
-            good = await asyncio.to_thread(_verify, hashed or _DECOY, password[:MAX_LENGTH])
-        return good and hashed is not None
+            return await asyncio.to_thread(_verify, hashed, password[:MAX_LENGTH])
 
 
-def _verify(hashed: str, password: str) -> bool:
+def _verify(hashed: str | None, password: str) -> bool:
     try:
-        return _HASHER.verify(hashed, password)
+        return _HASHER.verify(hashed or _decoy(), password) and hashed is not None
     except (VerificationError, InvalidHashError):
         return False
+
+
+@cache
+def _decoy() -> str:
+    """Nobody's. Made when first needed: hashing takes longer than the rest of the start."""
+    return _HASHER.hash(secrets.token_urlsafe())

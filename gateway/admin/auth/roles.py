@@ -28,7 +28,6 @@ TELLERS: Final = ADMINS | {Role.FINANCE}
 """Who sees and moves money."""
 
 PERMITTED: Final[dict[str, frozenset[Role]]] = {
-    "session.read": ANYONE,
     "session.end": ANYONE,
     "password.set": ANYONE,
     "overview.read": ANYONE,
@@ -67,7 +66,7 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "settings.read": ADMINS,
 }
 
-OPEN: Final = frozenset({"session.by_link", "session.by_password"})
+OPEN: Final = frozenset({"session.by_link", "session.by_password", "session.read"})
 """What works before sign-in."""
 
 _RANK: Final = {Role.VIEWER: 0, Role.DEVELOPER: 1, Role.FINANCE: 1, Role.ADMIN: 2, Role.OWNER: 3}

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from billing.db import reading, writing
 from gateway import audit
 from gateway.admin.auth import people
-from gateway.admin.auth.guard import COOKIE
+from gateway.admin.auth.guard import COOKIE, identify
 from gateway.admin.auth.people import sign_in_url
 from gateway.admin.auth.roles import PERMITTED, Actor, Role, may_hand_out
 from gateway.admin.problems import Problem, invalid, not_found
@@ -131,9 +131,10 @@ async def sign_in_by_password(data: PasswordSignIn, request: AnyRequest, service
 
 
 @get("/auth/session", name="session.read")
-async def read_session(request: AnyRequest, actor: Actor) -> SessionView:
-    """Who is signed in, and what they may do."""
-    return _session(actor, request.cookies.get(COOKIE, ""))
+async def read_session(request: AnyRequest, services: Services) -> SessionView | None:
+    """Who is signed in, and what they may do; null for nobody, which is no error to a page that opens."""
+    actor = await identify(request, services)
+    return None if actor is None else _session(actor, request.cookies.get(COOKIE, ""))
 
 
 @delete("/auth/session", name="session.end", status_code=204)

@@ -91,12 +91,8 @@ export const remove = <T>(name: string): Promise<T> => call<T>("DELETE", name);
 
 /** Who is signed in, or null. Keeps the token that changes have to carry. */
 export async function readSession(): Promise<Session | null> {
-  try {
-    return begun(await get<Session>("/auth/session"));
-  } catch (error) {
-    if (error instanceof Problem && error.status === 401) return null;
-    throw error;
-  }
+  const session = await get<Session | null>("/auth/session");
+  return session && begun(session);
 }
 export const begun = (session: Session): Session => {
   csrf = session.csrf;

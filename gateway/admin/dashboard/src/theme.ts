@@ -5,10 +5,15 @@ const teal: MantineColorsTuple = [
   "#effaf8", "#d5f2ed", "#abe4db", "#79d1c5", "#43b8aa", "#1f9c8f", "#128478", "#0f766e", "#0d5f59", "#0a4743",
 ];
 
+// Greys with a breath of the same hue, so that cards and page belong together.
+const dark: MantineColorsTuple = [
+  "#dfe5e6", "#c3ccce", "#94a0a3", "#6b777a", "#364043", "#2b3436", "#1a2022", "#14191a", "#101415", "#0b0e0f",
+];
+
 export const theme = createTheme({
   primaryColor: "teal",
   primaryShade: { light: 7, dark: 6 },
-  colors: { teal },
+  colors: { teal, dark },
   fontFamily: '"Inter Variable", system-ui, sans-serif',
   fontFamilyMonospace: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, monospace',
   defaultRadius: "md",
@@ -35,10 +40,10 @@ export const variables: CSSVariablesResolver = () => ({
     "--fb-grid": "#e9eeee",
   },
   dark: {
-    "--mantine-color-body": "#171b1c",
+    "--mantine-color-body": "#14191a",
     "--mantine-color-dimmed": "#a4aeb2",
     "--mantine-color-placeholder": "#98a2a7",
-    "--fb-page": "#0f1314",
+    "--fb-page": "#0e1213",
     "--fb-line": "#2a3133",
     "--fb-grid": "#242b2d",
   },

@@ -3,7 +3,7 @@ import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { CircleCheck, CircleX, ScrollText, ShieldCheck } from "lucide-react";
 import { get, type AuditRow, type AuditVerdict, type Page as Slice } from "../api";
-import { ago, count, dateTime, words } from "../format";
+import { ago, count, dateTime, usd, words } from "../format";
 import { Section } from "../parts/bits";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loading } from "../parts/states";
@@ -53,10 +53,11 @@ function Row({ row, change }: { row: AuditRow; change: (said: Record<string, str
     <Box component="button" type="button" onClick={() => change({ [name]: value })} className="fb-wrap"
       style={{ all: "unset", cursor: "pointer", textDecoration: "underline", textDecorationColor: "var(--fb-line)", textUnderlineOffset: 3 }}>{text}</Box>
   );
+  const named = (row.after as Values)?.["name"] as string | undefined;
   return (
     <Box component="li" py="sm" style={{ borderTop: "1px solid var(--fb-line)" }}>
       <Group justify="space-between" gap="xs" wrap="nowrap" align="flex-start">
-        <Text size="sm" component="div"><b>{link("actor", row.actor)}</b> · {link("action", row.action, words(row.action))} · <span className="fb-mono">{link("subject", row.subject)}</span></Text>
+        <Text size="sm" component="div"><b>{link("actor", row.actor)}</b> · {link("action", row.action, words(row.action))}{named ? <> · <b>{named}</b></> : null} · <Text span size="xs" c="dimmed" className="fb-mono">{link("subject", row.subject)}</Text></Text>
         <Text size="xs" c="dimmed" className="fb-num" title={dateTime(row.at)}>{ago(row.at)}</Text>
       </Group>
       {row.note && <Text size="sm" mt={2}>{row.note}</Text>}
@@ -67,16 +68,32 @@ function Row({ row, change }: { row: AuditRow; change: (said: Record<string, str
 }
 
 type Values = Record<string, unknown> | null;
-const said = (value: unknown): string => (value === null || value === undefined ? "nothing" : typeof value === "object" ? JSON.stringify(value) : String(value));
+// Said already by the row itself, or of no use to a reader.
+const SILENT = new Set(["id", "organisation_id", "created_at_ns", "created_by", "name"]);
+const WINDOWS = new Set(["total", "month", "day"]);
+const isEmpty = (value: unknown): boolean => value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
+
+/** Stored as whole numbers of 10^-12 dollars and of nanoseconds; read as dollars and dates. */
+function said(name: string, value: unknown): string {
+  if (isEmpty(value)) return "none";
+  if (typeof value === "number") {
+    if (name.endsWith("_pusd") || WINDOWS.has(name)) return usd(value / 1e12);
+    if (name.endsWith("_ns")) return dateTime(new Date(value / 1e6).toISOString());
+  }
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value === "object") return Object.entries(value as object).map(([key, each]) => `${said(name, each)} ${words(key).toLowerCase()}`).join(", ");
+  return String(value);
+}
 
 function Change({ before, after }: { before: Values; after: Values }) {
-  const names = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])].filter((name) => (after ?? {})[name] !== null || before);
+  const names = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])]
+    .filter((name) => !SILENT.has(name) && !(isEmpty(before?.[name]) && isEmpty(after?.[name])));
   if (names.length === 0) return null;
   return (
-    <Group gap="md" mt={2} mb={2}>
+    <Group gap="4px 16px" mt={2}>
       {names.map((name) => (
-        <Text key={name} size="xs" className="fb-wrap"><Text span size="xs" c="dimmed">{words(name)} </Text>
-          {before && name in before ? <>{said(before[name])} → <b>{said((after ?? {})[name])}</b></> : <b>{said((after ?? {})[name])}</b>}</Text>
+        <Text key={name} size="xs" className="fb-wrap"><Text span size="xs" c="dimmed">{words(name.replace(/_(pusd|ns|id)$/, ""))} </Text>
+          {before && name in before ? <>{said(name, before[name])} → <b>{said(name, after?.[name])}</b></> : <b>{said(name, after?.[name])}</b>}</Text>
       ))}
     </Group>
   );

@@ -47,7 +47,8 @@ function Board({ data, period }: { data: Overview; period: Period }) {
   const navigate = route.useNavigate();
   const { now, before } = data;
   const rate = (totals: Overview["now"]) => (totals.requests ? totals.failed / totals.requests : 0);
-  const line = (of: Metric) => stacks(data.by_model, data.period, of).map(({ values }) => Object.values(values).reduce((sum, value) => sum + value, 0));
+  // Without the step that is still running, which would always look like a fall.
+  const line = (of: Metric) => stacks(data.by_model, data.period, of).slice(0, -1).map(({ values }) => Object.values(values).reduce((sum, value) => sum + value, 0));
   const names = [...data.models.map(({ name }) => name), ...(data.by_model.some(({ name }) => name === "(other)") ? ["(other)"] : [])];
   return (
     <Stack gap="lg">
@@ -67,16 +68,17 @@ function Board({ data, period }: { data: Overview; period: Period }) {
         <Bars data={stacks(data.by_model, data.period, metric)} names={names} bucket={data.period.bucket} format={formats[metric]} label={`${METRICS[metric].label} by model over time`} />
       </Section>
       <Grid gap="md">
-        <Grid.Col span={{ base: 12, md: 4 }}><Top title="Top models" by="alias" lines={data.models} period={period} /></Grid.Col>
-        <Grid.Col span={{ base: 12, md: 4 }}><Top title="Top keys" by="key" lines={data.keys} period={period} /></Grid.Col>
-        <Grid.Col span={{ base: 12, md: 4 }}>
-          <Stack gap="md">
+        <Grid.Col span={{ base: 12, md: 6 }}><Top title="Top models" by="alias" lines={data.models} period={period} /></Grid.Col>
+        <Grid.Col span={{ base: 12, md: 6 }}><Top title="Top keys" by="key" lines={data.keys} period={period} /></Grid.Col>
+        <Grid.Col span={{ base: 12, md: 6 }}>
             <Section title="Outcomes">
               <BarList label="Outcomes" lines={data.outcomes.map(({ name, totals }) => ({
                 name, label: words(name), value: totals.requests, shown: compact(totals.requests),
                 go: () => void navigate({ to: "/requests", search: { outcome: name, period } }),
               }))} />
             </Section>
+        </Grid.Col>
+        <Grid.Col span={{ base: 12, md: 6 }}>
             <Section title="Budgets in use">
               {data.budgets.length === 0 && <Text size="sm" c="dimmed">No budgets are set. A key with one stops at its limit.</Text>}
               <Stack gap="sm">
@@ -89,7 +91,6 @@ function Board({ data, period }: { data: Overview; period: Period }) {
                 ))}
               </Stack>
             </Section>
-          </Stack>
         </Grid.Col>
       </Grid>
     </Stack>

@@ -10,7 +10,7 @@ export function Money({ exact, dim = false, full = false }: { exact: string | nu
 
 export function Section({ title, actions, children, about }: { title: string; about?: string; actions?: ReactNode; children: ReactNode }) {
   return (
-    <Card className="fb-card" component="section" aria-label={title}>
+    <Card className="fb-card" component="section" aria-label={title} h="100%">
       <Group justify="space-between" mb="md" gap="xs">
         <div>
           <Title order={2}>{title}</Title>
