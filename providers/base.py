@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
-from providers.dialects.base import Dialect
+from providers.dialects.base import Dialect, EmbeddingDialect
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
-from providers.neutral import ChatRequest
+from providers.neutral import ChatRequest, EmbeddingRequest
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
 
@@ -75,6 +75,16 @@ class Call(Struct, frozen=True):
     """Refuse by name what the target cannot say; False lists it in `Answer.dropped` instead."""
 
 
+class EmbeddingCall(Struct, frozen=True):
+    """One request for vectors; fields as in `Call`."""
+
+    dialect: str
+    request: EmbeddingRequest
+    body: bytes
+    request_id: str
+    strict: bool = True
+
+
 class Answer(Protocol):
     """A provider's 2xx: bytes in `dialect`, which the relay taps (same dialect) or decodes (another one)."""
 
@@ -106,6 +116,23 @@ class Provider(Protocol):
     async def aclose(self) -> None: ...
 
 
+@runtime_checkable
+class Embedder(Protocol):
+    """A provider that also has "embeddings" among its operations."""
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """Raises: Unsupported before anything is sent; a ProviderError kind else."""
+
+
+class EmbeddingAnswer(Struct, frozen=True):
+    """A 2xx, read whole: `body` is in `dialect`, ready for a client of the same one."""
+
+    dialect: EmbeddingDialect
+    body: bytes
+    headers: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
+
+
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 
@@ -125,11 +152,7 @@ class UpstreamAnswer:
         return self._response.chunks()
 
     async def read(self) -> bytes:
-        try:
-            return await self._response.read(MAX_ANSWER_BYTES)
-        except Interrupted as error:
-            # Nothing of a whole answer has reached the client, so another try is as good as the first.
-            raise Broken(f"the answer was cut short: {error.message}", status=self._response.status) from error
+        return await read_whole(self._response)
 
     async def aclose(self) -> None:
         await self._response.aclose()
@@ -301,6 +324,17 @@ def _is_media_type(actual: str, wanted: str) -> bool:
     wanted_kind = wanted.partition(";")[0].strip().lower()
     # Some engines leave the type of a JSON body out; a stream without a type could be anything.
     return kind == wanted_kind or (not kind and wanted_kind == "application/json")
+
+
+async def read_whole(response: HttpResponse) -> bytes:
+    """Raises: as `UpstreamAnswer.read`. The response is closed in any case."""
+    try:
+        return await response.read(MAX_ANSWER_BYTES)
+    except Interrupted as error:
+        # Nothing of a whole answer has reached the client, so another try is as good as the first.
+        raise Broken(f"the answer was cut short: {error.message}", status=response.status) from error
+    finally:
+        await response.aclose()
 
 
 async def _read_error(response: HttpResponse) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from providers.base import Call
+import msgspec
+
 from providers.openai_like import OpenAILike
+from providers.transport.base import HttpRequest
 
 
 class OpenAI(OpenAILike):
@@ -16,7 +18,10 @@ class OpenAI(OpenAILike):
     # Knobs of the open engines: OpenAI answers 400 to a field it does not know.
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {"top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}
 
-    def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
+    async def authorize(self, request: HttpRequest) -> HttpRequest:
+        """The key, and whose account it is to be counted on where it serves several."""
+        signed = await super().authorize(request)
         options = self.endpoint.options
         named = (("openai-organization", options.get("organization")), ("openai-project", options.get("project")))
-        return tuple((name, str(value)) for name, value in named if value)
+        account = tuple((name, str(value)) for name, value in named if value)
+        return msgspec.structs.replace(signed, headers=signed.headers + account)

@@ -12,10 +12,18 @@ from typing import Any, ClassVar
 import msgspec
 
 from providers.auth.bearer import bearer
-from providers.base import Call, Capabilities, DialectProvider, Operation
-from providers.dialects import openai_chat, openai_completions
+from providers.base import (
+    Call,
+    Capabilities,
+    DialectProvider,
+    EmbeddingAnswer,
+    EmbeddingCall,
+    Operation,
+    read_whole,
+)
+from providers.dialects import openai_chat, openai_completions, openai_embeddings
 from providers.dialects.base import Dialect
-from providers.errors import Broken
+from providers.errors import Broken, Unsupported
 from providers.transport.base import HttpRequest
 from providers.wire import jsonio
 
@@ -65,6 +73,22 @@ class OpenAILike(DialectProvider):
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
         return msgspec.structs.replace(request, headers=request.headers + bearer(self.endpoint.credential))
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """See `providers.base.Embedder`."""
+        if "embeddings" not in self.capabilities.operations:
+            raise Unsupported(("embeddings",), self.name)
+        dialect = openai_embeddings.DIALECT
+        dropped: tuple[str, ...] = ()
+        if call.dialect == dialect.name and call.body:
+            body = jsonio.split_object(call.body)
+            body["model"] = model
+        else:
+            encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
+            body, dropped = encoded.body, encoded.dropped
+        # The family has one error envelope, so the chat dialect reads it.
+        response = await self.exchange("POST", PATHS["embeddings"], jsonio.joined(body), None, openai_chat.DIALECT)
+        return EmbeddingAnswer(dialect, await read_whole(response), response.headers, dropped)
 
     async def models(self) -> tuple[str, ...]:
         response = await self.exchange("GET", "/models", b"", None, openai_chat.DIALECT)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from providers.errors import ProviderError
-from providers.neutral import ChatRequest, ChatResponse, Event, Usage
+from providers.neutral import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Event, Usage
 
 
 class ErrorBody(Struct, frozen=True):
@@ -120,3 +120,24 @@ class Dialect(Protocol):
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """The right kind for a non-2xx answer. Never raises: an unreadable body is kept in the error's `body`."""
+
+
+class EmbeddingDialect(Protocol):
+    """The same contract for embeddings, which do not stream."""
+
+    name: str
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        """Raises: BadRequest."""
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        """Raises: Unsupported."""
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        """Raises: WireError; a ProviderError kind for an error object behind a 200."""
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes: ...
+
+    def encode_error(self, error: ErrorBody) -> bytes: ...
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError: ...
