@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -482,3 +482,17 @@ def _message(fault: str) -> str:
 
 def _sse(value: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _served(flavour: Flavour) -> Callable[..., Emulator]:
+    return lambda **server: OpenAIEmulator(flavour, api_key=None, **server)
+
+
+SERVED: dict[str, Callable[..., Emulator]] = {
+    "openai": _served("openai"),
+    "azure": _served("azure"),
+    "groq": _served("groq"),
+    "cerebras": _served("cerebras"),
+    "vllm": _served("vllm"),
+}
+"""What `python -m tests.emulators` starts of this module; keys are not checked there."""
