@@ -127,8 +127,7 @@ async def test_parallel_calls_may_take_turns() -> None:
     ]
     encoder = DIALECT.event_encoder(REQUEST)
     async with Replayer(encoder.encode(events), media_type=DIALECT.stream_media_type) as server:
-        async with sdk(server.url).messages.stream(model="m", max_tokens=9, messages=[]) as stream:
-            message = await stream.get_final_message()
+        message = await _final(server.url)
     assert [block.input for block in message.content[1:]] == [{"x": 1}, {"y": 2}]  # type: ignore[union-attr]
 
 
