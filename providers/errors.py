@@ -104,7 +104,9 @@ class Unsupported(ProviderError):
 
 
 class WireError(ProviderError):
-    """Bytes that the format's reference rules out. An adapter turns it into Broken or Interrupted."""
+    """Bytes that the format's reference rules out: Broken, found by a dialect, which cannot tell how far we are."""
+
+    retryable = True
 
 
 class BadRequest(ProviderError):

@@ -64,12 +64,11 @@ _KIND_OF_TYPE: Mapping[str, type[ProviderError]] = {
 }
 
 _TYPE_OF_KIND: Mapping[str, str] = {
-    "unauthenticated": "authentication_error",
-    "forbidden": "permission_error",
+    "authentication": "authentication_error",
+    "permission": "permission_error",
     "rate_limited": "rate_limit_error",
     "quota_exceeded": "insufficient_quota",
     "not_found": "not_found_error",
-    "model_not_found": "not_found_error",
 }
 
 

@@ -151,8 +151,8 @@ async def test_streamed_answers(name: str, usage: bool, face: Face) -> None:
     ("status", "kind", "raised"),
     [
         (400, "invalid_request", openai.BadRequestError),
-        (401, "unauthenticated", openai.AuthenticationError),
-        (403, "forbidden", openai.PermissionDeniedError),
+        (401, "authentication", openai.AuthenticationError),
+        (403, "permission", openai.PermissionDeniedError),
         (404, "not_found", openai.NotFoundError),
         (429, "rate_limited", openai.RateLimitError),
         (503, "unavailable", openai.InternalServerError),
