@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Final
 
+import hiredis
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.money import MAX_AMOUNT_PUSD
 from billing.prices import PriceSheet
 from billing.usage import Meter
 from gateway.admission import spending
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 OPEN_MAX_S: Final = 6 * 3600.0
 # How often settlements that found Redis away are sent again.
 RETRY_S: Final = 0.5
+# How often reservations of processes that died are looked for. Each is an organisation's round trip.
+CORRECT_S: Final = 30.0
 # One at a time per request would be a round trip each; all at once, a burst that delays the living.
 RENEW_BATCH: Final = 256
 # Unsettled while Redis is away. Beyond it the oldest are left to `correct_expired`, which asks SQL.
@@ -275,6 +279,8 @@ class Gate:
         self._open.pop(admission.request_id, None)
         if admission.scopes.empty:
             return
+        # Above nine million dollars the worker takes it for a wrong count, and so must a 64-bit counter.
+        charge_pusd = min(charge_pusd, MAX_AMOUNT_PUSD)
         pending = _Pending(admission, tokens, charge_pusd, requests, asyncio.get_running_loop().time())
         try:
             await self._settle(pending)
@@ -320,20 +326,35 @@ class Gate:
             if self._shipped is not None:
                 await self._shipped()
             return await spending.spent_pusd(self._engine, budget, start_ns)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, ExceptionGroup) as error:  # A group: of what the worker could not ship.
             raise Unavailable("the database that knows the budgets is away") from error
 
     async def _keep(self) -> None:
+        """Nothing ends it but cancellation: without it every lease would run out."""
+        loop = asyncio.get_running_loop()
+        correct_at_s = loop.time() + CORRECT_S
         while True:
-            if await self._send_pending():
-                # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(RETRY_S, self._lease_ms / 3000)):
-                        await self._wake.wait()
-            else:
+            try:
+                await self._rest()
+                await self._renew_open()
+                if loop.time() >= correct_at_s:
+                    correct_at_s = loop.time() + CORRECT_S
+                    await self.correct_expired(await spending.organisation_ids(self._engine))
+            except (Unavailable, SQLAlchemyError, OSError) as error:
+                log.warning("reservations of dead processes not corrected", reason=type(error).__name__)
+            except Exception:
+                log.exception("leases not renewed")
                 await asyncio.sleep(RETRY_S)
-            self._wake.clear()
-            await self._renew_open()
+
+    async def _rest(self) -> None:
+        if await self._send_pending():
+            # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(RETRY_S, self._lease_ms / 3000)):
+                    await self._wake.wait()
+        else:
+            await asyncio.sleep(RETRY_S)
+        self._wake.clear()
 
     async def _send_pending(self) -> bool:
         """Returns: False when Redis is away."""
@@ -342,6 +363,9 @@ class Gate:
                 await self._settle(pending)
             except Unavailable:
                 return False
+            except hiredis.ReplyError:
+                # Redis takes anything but this one; the next must not wait behind it, and SQL will correct it.
+                log.exception("reservation not settled", request_id=request_id)
             if self._pending.get(request_id) is pending:
                 del self._pending[request_id]
         return True

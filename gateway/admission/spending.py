@@ -34,6 +34,11 @@ async def credit(db: AsyncConnection, organisation_id: str) -> tuple[int, int]:
     return add_up(dollars, rest), -(debits_over_credits or 0)
 
 
+async def organisation_ids(engine: AsyncEngine) -> list[str]:
+    async with reading(engine) as db:
+        return list((await db.execute(select(schema.organisations.c.id))).scalars())
+
+
 async def charges_of(engine: AsyncEngine, request_ids: Sequence[str]) -> dict[str, int]:
     """What finished requests were charged. Those without a row or without a price yet are not among them."""
     table = schema.usage_records.c

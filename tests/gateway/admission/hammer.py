@@ -15,7 +15,7 @@ from gateway.admission.principal import Limit
 from gateway.errors import QuotaExceeded, RateLimited
 from tests.gateway.admission.support import limiter, scopes, total
 
-AT_ONCE = 40
+AT_ONCE = 12
 RUNNING = "test:running"
 
 

@@ -297,6 +297,25 @@ async def test_sql_tells_what_a_killed_gateway_owes(engine: AsyncEngine, redis: 
         assert await left(gate, who) == 50_000 - 30 - 5 - 1_128
 
 
+async def test_the_dead_are_found_without_being_asked_for(
+    engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission.gate.CORRECT_S", 0.0)
+    who = principal(budgets=(total(50_000),))
+    await admit(Gate(engine, redis, lease_ms=-3_600_000), who, "answered")
+    async with writing(engine) as db:
+        await db.execute(insert(schema.usage_records), [ROW | {"id": "answered", "charge_pusd": 30}])
+    async with Gate(engine, redis) as gate:
+        await until(lambda: is_left(gate, who, 50_000 - 30))
+
+
+async def test_an_absurd_charge_does_not_stop_the_till(gate: Gate) -> None:
+    who = principal(budgets=(total(5_000),))
+    await gate.settle(await admit(gate, who), 1, 2**70)
+    assert gate.pending_count == 0
+    assert await left(gate, who) == 5_000 - (2**63 - 1)
+
+
 class Faulty(Link):
     """Fails the n-th call, before it is sent or after it was done."""
 
