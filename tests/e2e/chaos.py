@@ -1,0 +1,537 @@
+"""Everything is killed while it works; afterwards the books are compared with what the provider served.
+
+`python -m tests.e2e.chaos --seconds 60 --processes 4 --json [--database sqlite|postgresql] [--seed N] [--rate N]`
+starts its own Valkey (append-only file on), SQL database, provider emulator and gateway processes, which share one data
+folder as on one host. Clients ask with keys whose hard budgets are worth about half of what is asked. Meanwhile, at
+random: kill -9 of a gateway or of Valkey (both come back), SQL connections cut (PostgreSQL) or the write lock held
+(SQLite); once FLUSHALL, and once Valkey comes back without its file. At the end the gateways are told to stop, the
+journals are shipped, and one JSON line is printed:
+
+requests            sent by clients, whatever came of them
+kills               kill -9 of gateways and of Valkey
+lost                requests that reached the provider, or whose client saw a 200, without a usage row
+double              usage rows beyond the first of a request, and rows whose transfers do not add up to their charge
+holds_left          reservations still open in Redis after those of dead gateways were settled at what SQL says
+debits_minus_credits  of the trial balance, in pUSD; also not 0 where a kept balance is not the sum of its transfers
+overshoot_pusd      the most that any budget's charges exceed it
+tokens_upstream     input and output that the provider counted for requests that completed: those that have a
+                    `completed` row, and those whose client read the last byte
+tokens_ledger       the same requests' tokens in their usage rows. Requests of killed gateways are rows of an estimate,
+                    so they are in neither
+and, to judge the run by: admitted (usage rows), refused (by budget), unavailable (503, no connection or cut off),
+estimated (rows), voided (reservations of gateways killed before they wrote the intent: no row, nothing owed; counted
+here and given back), drops (of SQL), losses (of Redis' data), counters_off_pusd (the furthest that a budget's counter
+in Redis is from what SQL says), odd (answers that nobody expected), seconds, seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing import accounts, ledger, schema, statements
+from billing.accounts import Scope, Window
+from billing.db import create_engine, reading, writing
+from billing.migrate import upgrade
+from billing.pricelist import load_prices
+from billing.worker import Worker
+from gateway.admission import spending
+from gateway.admission.key_admin import KeyAdmin, KeyTerms
+from gateway.admission.limits import Limiter
+from gateway.admission.link import Link
+from gateway.admission.principal import Budget
+from gateway.config import Settings, load
+from gateway.embedded.prices import declare
+from gateway.embedded.secrets import Secrets
+from tests import services
+from tests.emulators import scripted
+from tests.emulators.openai import OpenAIEmulator, prompt_of
+
+ORGANISATION = "org_chaos"
+LOT = 40  # Requests that one key is used for.
+KEYS_AT_ONCE = 4
+CLIENTS = 48
+WORDS = (8, 32)
+# An average request: 12 tokens in at 1.5, 20 out at 7.25 pUSD x 10**6.
+BUDGET_PUSD = LOT // 2 * (12 * 1_500_000 + 20 * 7_250_000)
+ANSWER_S = 20.0  # A client's patience. Longer than any outage here, so that a request without an end would be seen.
+
+
+@dataclass
+class Seen:
+    """What the clients and the destroyer know. Requests are told apart by their `user`, unique to each."""
+
+    sent: int = 0
+    refused: int = 0
+    unavailable: int = 0
+    kills: int = 0
+    drops: int = 0
+    losses: int = 0
+    answered: set[str] = field(default_factory=set)  # A 200 was seen.
+    finished: set[str] = field(default_factory=set)  # The last byte was read.
+    odd: Counter[str] = field(default_factory=Counter)  # Answers that nobody expected.
+
+
+class Valkey:
+    """A server with an append-only file, killed and started again on the same socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket = folder / "v.sock"
+        self.url = f"unix://{self._socket}?db=0"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            services.valkey_server(), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700",
+            "--dir", str(self._folder), "--save", "", "--appendonly", "yes",
+            stdout=asyncio.subprocess.DEVNULL, preexec_fn=services._die_with_parent,
+        )  # fmt: skip
+        async with asyncio.timeout(services.START_TIMEOUT_S):
+            while not await self._answers():
+                assert self._process.returncode is None, "Valkey did not start"
+                await asyncio.sleep(0.02)
+
+    async def kill(self, *, forget: bool = False) -> None:
+        """forget: it will come back empty."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+        if forget:
+            shutil.rmtree(self._folder / "appendonlydir")
+
+    async def _answers(self) -> bool:
+        redis = Redis.from_url(self.url)
+        try:
+            return bool(await redis.ping())
+        except (RedisError, OSError):
+            return False
+        finally:
+            await redis.aclose()
+
+
+class Replica:
+    """A gateway process that is started again whenever it ends."""
+
+    def __init__(self, config: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._config = config
+        self._port = port
+        self._stopping = False
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def keep(self) -> None:
+        while not self._stopping:
+            with (self._config.parent / f"gateway-{self._port}.log").open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "gateway", "serve", "--config", str(self._config), "--port", str(self._port),
+                    stdout=log, stderr=log, preexec_fn=services._die_with_parent,
+                )  # fmt: skip
+            await self._process.wait()
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+
+    async def ready(self) -> None:
+        async with httpx.AsyncClient() as http, asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await http.get(f"{self.url}/health/readiness")).status_code == 200:
+                        return
+                await asyncio.sleep(0.05)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+
+@dataclass
+class Scene:
+    folder: Path
+    database: str  # A URL.
+    valkey: Valkey
+    replicas: list[Replica]
+    upstream: OpenAIEmulator
+    engine: AsyncEngine
+    settings: Settings
+    keys: list[tuple[str, str]] = field(default_factory=list)  # (plain, id)
+    seen: Seen = field(default_factory=Seen)
+
+
+@contextlib.asynccontextmanager
+async def scene(folder: Path, database_url: str, processes: int) -> AsyncIterator[Scene]:
+    """Everything up. The database is migrated here."""
+    valkey = Valkey(folder)
+    await valkey.start()
+    try:
+        async with OpenAIEmulator() as upstream:
+            config = folder / "farebox.toml"
+            config.write_text(_config(folder, upstream.url, database_url, valkey.url))
+            settings = load(config, {})
+            await upgrade(database_url)
+            engine = create_engine(database_url)
+            async with writing(engine) as db:
+                await declare(db, settings, time.time_ns())
+                await accounts.create_organisation(db, ORGANISATION, ORGANISATION, at_ns=time.time_ns())
+                await accounts.create_project(db, "proj_chaos", ORGANISATION, "chaos", at_ns=time.time_ns())
+            replicas = [Replica(config, port) for port in _free_ports(processes)]
+            keeping = [asyncio.create_task(replica.keep()) for replica in replicas]
+            try:
+                await asyncio.gather(*(replica.ready() for replica in replicas))
+                yield Scene(folder, database_url, valkey, replicas, upstream, engine, settings)
+            finally:
+                for replica in replicas:
+                    replica.stop()
+                _, late = await asyncio.wait(keeping, timeout=30)
+                for replica in replicas:
+                    replica.kill()
+                await asyncio.gather(*late)
+                await engine.dispose()
+    finally:
+        await valkey.kill()
+
+
+async def run(
+    folder: Path, database_url: str, *, seconds: float, processes: int, rate: float, seed: int, lose_redis: bool = True
+) -> dict[str, Any]:
+    """One run. rate: requests a second, all clients together. lose_redis: FLUSHALL and a restart without its file."""
+    started_s = time.monotonic()
+    chance = random.Random(seed)
+    async with scene(folder, database_url, processes) as stage:
+        await _make_keys(stage, lots=int(seconds * rate / LOT) + KEYS_AT_ONCE)
+        until_s = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_destroy(stage, random.Random(chance.random()), until_s, seconds, lose_redis))
+            group.create_task(_ask_all(stage, random.Random(chance.random()), until_s, rate))
+        for replica in stage.replicas:
+            replica.stop()
+        # `keep` has ended where the process has; the scene waits for it, we for the locks that died with it.
+        result = await _audit(stage)
+    return result | {"seconds": round(time.monotonic() - started_s, 1), "seed": seed}
+
+
+async def _make_keys(stage: Scene, lots: int) -> None:
+    redis = Redis.from_url(stage.valkey.url, protocol=3)
+    admin = KeyAdmin(stage.engine, redis, Secrets.load(stage.settings).key_pepper.encode())
+    for number in range(lots):
+        made = await admin.create_key(
+            project_id="proj_chaos", name=f"lot {number}", actor="chaos", now_ns=time.time_ns(), terms=KeyTerms(),
+            budgets=[(Window.TOTAL, BUDGET_PUSD)],
+        )  # fmt: skip
+        assert made.plain is not None
+        stage.keys.append((made.plain, made.key_id))
+    await redis.aclose()
+
+
+async def _destroy(stage: Scene, chance: random.Random, until_s: float, seconds: float, lose_redis: bool) -> None:
+    begun_s = until_s - seconds
+    losses = [begun_s + seconds * part for part in (0.4, 0.7)] if lose_redis else []
+    while (now_s := time.monotonic()) < until_s:
+        if losses and now_s >= losses[0]:
+            losses.pop(0)
+            stage.seen.losses += 1
+            if losses:
+                redis = Redis.from_url(stage.valkey.url)
+                await redis.flushall()
+                await redis.aclose()
+            else:
+                stage.seen.kills += 1
+                await stage.valkey.kill(forget=True)
+                await stage.valkey.start()
+            continue
+        match chance.choices(("gateway", "valkey", "sql"), (6, 2, 2))[0]:
+            case "gateway":
+                chance.choice(stage.replicas).kill()
+                stage.seen.kills += 1
+            case "valkey":
+                await stage.valkey.kill()
+                stage.seen.kills += 1
+                await asyncio.sleep(chance.uniform(0, 0.7))
+                await stage.valkey.start()
+            case "sql":
+                stage.seen.drops += 1
+                await _cut_sql(stage, chance.uniform(0.2, 1.0))
+        await asyncio.sleep(max(0, min(chance.uniform(0.3, 1.7), until_s - time.monotonic())))
+
+
+async def _cut_sql(stage: Scene, hold_s: float) -> None:
+    if stage.engine.dialect.name == "postgresql":
+        async with stage.engine.connect() as db:
+            await db.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        return
+    # SQLite has no connection to cut: nobody else may write for a while. In a thread: it has to wait for others.
+    await asyncio.to_thread(_hold_write_lock, stage.engine.url.database or "", hold_s)
+
+
+def _hold_write_lock(path: str, hold_s: float) -> None:
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as file:
+        file.execute("BEGIN IMMEDIATE")
+        time.sleep(hold_s)
+        file.rollback()
+
+
+async def _ask_all(stage: Scene, chance: random.Random, until_s: float, rate: float) -> None:
+    tickets: asyncio.Queue[str] = asyncio.Queue(CLIENTS)
+
+    async def issue() -> None:
+        """At the given rate, a few keys at a time, so that each is used at many gateways at once."""
+        lots = [stage.keys[i : i + KEYS_AT_ONCE] for i in range(0, len(stage.keys), KEYS_AT_ONCE)]
+        started_s, issued = time.monotonic(), 0
+        for lot in lots:
+            uses = [plain for plain, _ in lot for _ in range(LOT)]
+            chance.shuffle(uses)
+            for plain in uses:
+                if (now_s := time.monotonic()) >= until_s:
+                    return
+                issued += 1
+                await asyncio.sleep(max(0, started_s + issued / rate - now_s))
+                await tickets.put(plain)
+
+    async def ask(http: httpx.AsyncClient) -> None:
+        while (plain := await tickets.get()) != "":
+            await _ask(stage, http, chance, plain)
+
+    limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
+    async with httpx.AsyncClient(timeout=ANSWER_S, limits=limits) as http:
+        clients = [asyncio.create_task(ask(http)) for _ in range(CLIENTS)]
+        await issue()
+        for _ in clients:
+            await tickets.put("")
+        await asyncio.gather(*clients)
+
+
+async def _ask(stage: Scene, http: httpx.AsyncClient, chance: random.Random, plain: str) -> None:
+    seen = stage.seen
+    seen.sent += 1
+    user = f"u{seen.sent}"
+    script = f"x-script: long={chance.randint(*WORDS)} pace_ms={chance.choice((0, 2, 10))}"
+    body: dict[str, Any] = {"model": "echo", "user": user, "max_tokens": WORDS[1], "messages": [
+        {"role": "user", "content": script}
+    ]}  # fmt: skip
+    if streams := chance.random() < 0.6:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    leaves = streams and chance.random() < 0.05
+    headers = {"authorization": f"Bearer {plain}"}
+    try:
+        async with _opened(stage, http, chance, body, headers) as answer:
+            if answer.status_code != 200:
+                problem = json.loads(await answer.aread())["error"]
+                if problem["code"] in ("quota_exceeded", "insufficient_quota", "budget_exceeded"):
+                    seen.refused += 1
+                elif answer.status_code == 503:
+                    seen.unavailable += 1
+                else:
+                    seen.odd[f"{answer.status_code} {problem['code']} {problem['message'][:80]}"] += 1
+                return
+            seen.answered.add(user)
+            said = b""
+            async for piece in answer.aiter_bytes():
+                said += piece
+                if leaves:
+                    return
+            if b"data: [DONE]" in said if streams else said:
+                seen.finished.add(user)
+    except (httpx.ConnectError, httpx.NetworkError, httpx.RemoteProtocolError):
+        seen.unavailable += 1
+    except httpx.TimeoutException:
+        seen.odd["no answer in time"] += 1
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    stage: Scene, http: httpx.AsyncClient, chance: random.Random, body: Any, headers: dict[str, str]
+) -> AsyncIterator[httpx.Response]:
+    """From the first replica that takes the connection, as behind a load balancer. Raises: httpx.ConnectError."""
+    *others, last = chance.sample(stage.replicas, len(stage.replicas))
+    for replica in others:
+        request = http.build_request("POST", f"{replica.url}/v1/chat/completions", json=body, headers=headers)
+        with contextlib.suppress(httpx.ConnectError):
+            answer = await http.send(request, stream=True)
+            break
+    else:
+        request = http.build_request("POST", f"{last.url}/v1/chat/completions", json=body, headers=headers)
+        answer = await http.send(request, stream=True)
+    try:
+        yield answer
+    finally:
+        await answer.aclose()
+
+
+async def _audit(stage: Scene) -> dict[str, Any]:
+    """Ship what the dead left behind and add everything up."""
+    seen, engine = stage.seen, stage.engine
+    async with reading(engine) as db:
+        prices = await load_prices(db)
+    worker = Worker(stage.settings.data_dir / "journal", engine, prices)
+    async with asyncio.timeout(60):
+        # A gateway that drains holds its run's owner lock until its last answer; then it is there to be shipped.
+        while any((stage.settings.data_dir / "journal").iterdir()):
+            await worker.recover()
+            await asyncio.sleep(0.05)
+    table, moves = schema.usage_records.c, schema.transfers.c
+    async with reading(engine) as db:
+        rows = (await db.execute(select(schema.usage_records))).mappings().all()
+        sold = select(moves.record_id, func.sum(moves.amount_pusd)).where(moves.kind.in_(("charge", "overrun")))
+        moved = {row[0]: int(row[1]) for row in await db.execute(sold.group_by(moves.record_id))}
+        trial = await ledger.trial_balance(db)
+        spent = await statements.spent_by(db, Scope.KEY, [key_id for _, key_id in stage.keys])
+    by_user: dict[str, list[Any]] = {}
+    for row in rows:
+        by_user.setdefault(row[table.end_user.name], []).append(row)
+    served = _served(stage.upstream)
+    double = sum(len(found) - 1 for found in by_user.values())
+    double += sum(moved.get(row["id"], 0) != row["charge_pusd"] for row in rows)
+    completed = {user for user, found in by_user.items() if found[0]["outcome"] == "completed"}
+    # An answer that failed on its way here may have been sent again by the gateway; the provider bills the one read.
+    compared = (completed | seen.finished) & served.keys()
+    differing = len(trial.differing)
+    holds_left, voided, counters_off = await _reservations(stage, spent)
+    return {
+        "requests": seen.sent,
+        "kills": seen.kills,
+        "lost": len((served.keys() | seen.answered) - by_user.keys()),
+        "double": double,
+        "holds_left": holds_left,
+        "debits_minus_credits": trial.debits_minus_credits_pusd or differing,
+        "overshoot_pusd": max(0, *(amount - BUDGET_PUSD for amount in spent.values())),
+        "tokens_upstream": sum(served[user] for user in compared),
+        "tokens_ledger": sum(
+            row["input_tokens"] + row["output_tokens"] for user in compared for row in by_user.get(user, ())
+        ),
+        "admitted": len(rows),
+        "refused": seen.refused,
+        "unavailable": seen.unavailable,
+        "estimated": sum(row["estimated"] for row in rows),
+        "voided": voided,
+        "drops": seen.drops,
+        "losses": seen.losses,
+        "counters_off_pusd": counters_off,
+        "odd": dict(seen.odd),
+    }
+
+
+def _served(upstream: OpenAIEmulator) -> dict[str, int]:
+    """Tokens that the provider counted for each request it got."""
+    served = {}
+    for request in upstream.requests:
+        if request.path.endswith("/chat/completions"):
+            body = request.json()
+            reply = scripted.answer(prompt_of(body))
+            served[body["user"]] = reply.input_tokens + reply.output_tokens
+    return served
+
+
+async def _reservations(stage: Scene, spent: dict[str, int]) -> tuple[int, int, int]:
+    """Settle what dead gateways had reserved. Returns: still open, voided for want of an intent, counters' error."""
+    redis = Redis.from_url(stage.valkey.url, decode_responses=True)
+    link = Link(redis)
+    prefix = f"fb:{{{ORGANISATION}}}"
+
+    async def of_sql(budget: Budget, start_ns: int) -> int:
+        return await spending.spent_pusd(stage.engine, budget, start_ns)
+
+    limiter = Limiter(link, of_sql)
+    orphans = [str(member) for member in await redis.zrange(f"{prefix}:leases", 0, -1)]
+    charges = await spending.charges_of(stage.engine, orphans)
+    await limiter.correct(ORGANISATION, charges)
+    # Every journal has been read by now: who is in none of them was never sent anywhere.
+    voided = await limiter.correct(ORGANISATION, dict.fromkeys(set(orphans) - charges.keys(), 0))
+    off = 0
+    for key_id, amount in spent.items():
+        kept = await redis.hget(f"{prefix}:m:key:{key_id}:total:0", "a")
+        if kept is not None:
+            off = max(off, abs(BUDGET_PUSD - amount - int(kept)))
+    left = await redis.zcard(f"{prefix}:leases")
+    await link.aclose()
+    await redis.aclose()
+    return left, voided, off
+
+
+def _config(folder: Path, upstream: str, database_url: str, redis_url: str) -> str:
+    return f"""
+data_dir = "{folder / "data"}"
+database_url = "{database_url}"
+redis_url = "{redis_url}"
+discover_providers = false
+[log]
+level = "warning"
+[local]
+enabled = false
+[providers.up]
+kind = "openai"
+base_url = "{upstream}/v1"
+credential = {{ api_key = "sk-test" }}
+[[models]]
+alias = "echo"
+deployments = [{{ provider = "up", model = "echo-1", price = {{ input = "1.5", output = "7.25" }} }}]
+"""
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.chaos", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--rate", type=float, default=100, help="requests a second")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--keep-redis", action="store_true", help="neither FLUSHALL nor a restart without its file")
+    parser.add_argument("--json", action="store_true", help="one line; without, one value a line")
+    asked = parser.parse_args()
+    seed = int.from_bytes(os.urandom(3), "big") if asked.seed is None else asked.seed
+    with contextlib.ExitStack() as stack:
+        # Not below a long path: a Unix socket's name may have 107 bytes.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fbx-chaos-")))
+        if asked.database == "postgresql":
+            url = stack.enter_context(services.own_postgres())
+        else:
+            url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
+        result = asyncio.run(
+            run(
+                folder, url, seconds=asked.seconds, processes=asked.processes, rate=asked.rate, seed=seed,
+                lose_redis=not asked.keep_redis,
+            )
+        )  # fmt: skip
+    print(json.dumps(result) if asked.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

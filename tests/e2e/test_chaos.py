@@ -1,0 +1,29 @@
+"""The short form of the chaos run on both databases. `python -m tests.e2e.chaos` is the long one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import chaos
+
+
+@pytest.mark.timeout(240)
+async def test_whatever_is_killed_nothing_is_lost_doubled_or_left_held(fresh_database_url: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="fbx-chaos-") as folder:
+        found = await chaos.run(Path(folder), fresh_database_url, seconds=12, processes=3, rate=60, seed=1)
+    print(found)
+    for name in ("lost", "double", "holds_left", "debits_minus_credits"):
+        assert found[name] == 0, found
+    assert found["tokens_upstream"] == found["tokens_ledger"] > 0, found
+    assert not found["odd"], found
+    # It has to have hurt: or else nothing was shown.
+    assert found["kills"] >= 3, found
+    assert found["losses"] == 2, found
+    assert found["admitted"] > 50, found
+    assert found["refused"] > 10, found
+    # Losing Redis' data forgets what running requests hold, at most one budget's worth each time, until they are
+    # renewed. Without such a loss nothing is ever overdrawn: test_overshoot.py.
+    assert found["overshoot_pusd"] <= found["losses"] * chaos.BUDGET_PUSD, found
