@@ -257,7 +257,7 @@ class Pipeline:
                     output_bytes=stream.output_bytes,
                 )
             )
-        yield with_cost(held, amount_pusd)
+        yield with_cost(held, amount_pusd) if dialect in _TELLS_COST else held
 
 
 def with_cost(tail: bytes, amount_pusd: int) -> bytes:
@@ -293,6 +293,9 @@ def _headers(call: Call, settlement: Settlement, admission: Admission, dropped: 
         headers.append(("x-farebox-max-output-tokens", str(call.output_limit)))
     return headers
 
+
+# OpenRouter's users know the place; in the other dialects strict clients would stumble, or the frames have checksums.
+_TELLS_COST = frozenset({"openai_chat", "openai_completions", "openai_responses"})
 
 # What the owner of a dialect wants to see unchanged (Claude Code's gateway contract and its like).
 _FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "x-goog-api-client")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 
 from providers.dialects.base import Dialect, EmbeddingDialect
+from providers.dialects.hints import without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest, EmbeddingRequest
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
@@ -234,8 +235,9 @@ class DialectProvider(ABC):
         if dialect.name == call.dialect and call.body:
             body = self.forward(call, model)
         else:
-            encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
-            body, dropped = encoded.body, encoded.dropped
+            request, hints = without_hints(call.request, dialect.name)
+            encoded = dialect.encode_request(request, model=model, strict=call.strict)
+            body, dropped = encoded.body, (*hints, *encoded.dropped)
         dropped += self._fit(body, call.strict)
         body = self.adjust(body, call, model)
         dropped += self.losses(call)

@@ -11,7 +11,7 @@ import structlog
 
 from gateway.errors import GatewayError
 from gateway.ingress.body import ClientGone, Receive, read_body
-from gateway.ingress.credentials import presented_key
+from gateway.ingress.credentials import check_signature, presented_key
 from gateway.ingress.endpoints import Route, match
 from gateway.ingress.errors import as_body, headers_for
 from gateway.ingress.models import list_models, wants_models
@@ -51,9 +51,7 @@ class HotPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._fallback(scope, receive, send)
-        # The raw path, never one rebuilt from the Host header: what is authorised is what is served.
-        path = scope.get("raw_path", scope["path"].encode()).split(b"?", 1)[0].decode("ascii", "replace")
-        method = scope["method"]
+        path, method = path_of(scope), scope["method"]
         route = match(method, path)
         if route is None and not wants_models(method, path):
             return await self._fallback(scope, receive, send)
@@ -83,6 +81,8 @@ class HotPath:
         started_ns: int,
     ) -> None:
         body = await read_body(receive, headers, self._max_body_bytes)
+        query = scope["query_string"].decode("latin-1")
+        check_signature(scope["method"], path_of(scope), query, headers, body, started_ns)
         inbound = self._inbound(scope, route, headers, body, request_id, started_ns)
         if route.stream or (route.stream is None and _ASKS_FOR_STREAM.search(body)):
             # Only a stream is given up when its client goes: a whole answer is paid for by then, so it is finished.
@@ -138,6 +138,12 @@ class HotPath:
             log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
         headers = [("content-type", "application/json"), ("x-request-id", request_id), *headers_for(error)]
         await respond(send, body.status, headers, load(dialect).encode_error(body))
+
+
+def path_of(scope: Scope) -> str:
+    """The raw path, never one rebuilt from the Host header: what is authorised is what is served."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.split(b"?", 1)[0].decode("ascii", "replace")
 
 
 async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
