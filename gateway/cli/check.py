@@ -114,9 +114,7 @@ def _data_folder(settings: Settings) -> Finding:
             )
         return Finding("data folder", "note", f"{folder} will be made by `farebox up`")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(
-            "data folder", "bad", f"{folder} is not writable", "chown it to the user that runs Farebox"
-        )
+        return Finding("data folder", "bad", f"{folder} is not writable", "chown it to the user that runs Farebox")
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES_MIN:
         fix = "free some: without room for the usage journal, requests are refused"

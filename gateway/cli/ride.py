@@ -233,6 +233,6 @@ async def _end(task: asyncio.Task[Any]) -> None:
 
 
 async def _drained(server: Server, serving: asyncio.Task[Any]) -> None:
-    if not serving.done():
+    if not serving.done() and not server.should_exit:
         server.drain()
     await asyncio.gather(serving, return_exceptions=True)
