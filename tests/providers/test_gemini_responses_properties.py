@@ -137,6 +137,12 @@ def _events(dialect: Any, slices: list[bytes]) -> list[Any]:
     return [*found, *decoder.close()]
 
 
+def test_a_line_end_cut_in_two_loses_no_byte() -> None:
+    frame = b'data: {"candidates":[{"finishReason":"STOP"}]}\r\n\r\n'
+    tap = gemini.DIALECT.tap(True)
+    assert tap.feed(frame[:-1]) + tap.feed(frame[-1:]) + tap.close() == frame
+
+
 @EITHER
 @with_settings(max_examples=40, deadline=None)
 @given(data=st.data())

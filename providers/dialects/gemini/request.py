@@ -138,8 +138,24 @@ def _messages(
     elif system is not None and (texts := tuple(TextPart(p.text) for p in system.parts or () if p.text is not None)):
         messages.append(Message("system", texts))
     reader = _ContentReader(len(messages[0].content) if messages else 0, extension)
-    messages += [reader.message(content, f"contents[{number}]") for number, content in enumerate(contents)]
+    for number, content in enumerate(contents):
+        role = _role(content.role, f"contents[{number}]")
+        if role == "assistant" and messages and messages[-1].role == "assistant":
+            # A client that kept a stream returns the turn chunk by chunk.
+            parts = reader.parts(content, role, messages.pop().content)
+        else:
+            parts = reader.parts(content, role)
+        messages.append(Message(role, parts))
     return tuple(messages)
+
+
+def _role(given: str | None, where: str) -> Literal["user", "assistant"]:
+    match given:
+        case "model":
+            return "assistant"
+        case "user" | "function" | "tool" | None:
+            return "user"
+    raise BadRequest(f"{where}.role must be user or model, not {given!r}", param=f"{where}.role")
 
 
 class _ContentReader:
@@ -151,26 +167,35 @@ class _ContentReader:
         self._waiting: list[tuple[str, str]] = []  # (name, id) of calls not answered yet
         self._extension = extension
 
-    def message(self, content: wire.Content, where: str) -> Message:
-        role: Literal["user", "assistant"]
-        match content.role:
-            case "model":
-                role = "assistant"
-            case "user" | "function" | "tool" | None:
-                role = "user"
-            case other:
-                raise BadRequest(f"{where}.role must be user or model, not {other!r}", param=f"{where}.role")
-        parts: list[Part] = []
+    def parts(
+        self, content: wire.Content, role: Literal["user", "assistant"], before: tuple[Part, ...] = ()
+    ) -> tuple[Part, ...]:
+        """before: the parts of the same turn that came in earlier contents."""
+        parts = list(before)
         for part in content.parts or ():
-            if (found := self._part(part)) is not None:
-                for name in _PART_FIELDS:
-                    if (value := getattr(part, _SNAKE[name])) is not None:
-                        self._extension.setdefault(PARTS + name, []).append(PartField(self._count, value))
-                self._count += 1
-                if isinstance(found, ReasoningPart) and found.dialect != wire.NAME and not found.text:
-                    found = self._with_its_texts(found, parts)
-                parts.append(found)
-        return Message(role, tuple(parts))
+            found = self._part(part)
+            if found is None:
+                continue
+            fields = {name: value for name in _PART_FIELDS if (value := getattr(part, _SNAKE[name])) is not None}
+            if role == "assistant" and not fields and self._joined(found, parts):
+                continue
+            for name, value in fields.items():
+                self._extension.setdefault(PARTS + name, []).append(PartField(self._count, value))
+            self._count += 1
+            if isinstance(found, ReasoningPart) and found.dialect != wire.NAME and not found.text:
+                found = self._with_its_texts(found, parts)
+            parts.append(found)
+        return tuple(parts)
+
+    def _joined(self, found: Part, parts: list[Part]) -> bool:
+        """Pieces of one text become one again; a lone signature seals it."""
+        match found, parts[-1] if parts else None:
+            case TextPart("", signature=None), _:
+                return True  # a stream's last chunk
+            case TextPart(text, signature=signature), TextPart(signature=None) as last if not (text and signature):
+                parts[-1] = replace(last, text=last.text + text, signature=signature)
+                return True
+        return False
 
     def _with_its_texts(self, seal: ReasoningPart, parts: list[Part]) -> ReasoningPart:
         """A client that kept a stream's chunks returns thinking in pieces, and the seal of it all behind them."""

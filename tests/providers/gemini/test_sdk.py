@@ -135,6 +135,19 @@ async def test_tool_loop_keeps_signatures_and_foreign_seals(client: genai.client
     }
 
 
+async def test_streamed_chunks_given_back_keep_a_foreign_seal(
+    client: genai.client.AsyncClient, speaker: Speaker
+) -> None:
+    """The SDK's chat keeps every chunk: a turn comes back in pieces, and Claude checks its thinking to the letter."""
+    chat = client.chats.create(model="m")
+    async for _ in await chat.send_message_stream(with_script("hi", "reasoning=3 long=3")):
+        pass
+    await chat.send_message("again")
+    _, turn, _ = speaker.decoded[-1].messages
+    thought = ReasoningPart("think1 think2 think3", "sealed-by-claude", dialect="anthropic_messages")
+    assert turn.content == (thought, TextPart("word1 word2 word3"))
+
+
 async def test_function_responses_without_ids_find_their_calls(speaker: Speaker) -> None:
     contents = [
         {"role": "user", "parts": [{"text": "x"}]},
