@@ -2,7 +2,7 @@ import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, Menu, NavLink, S
 import { useDisclosure } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, LogOut, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type LucideIcon } from "lucide-react";
+import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, LogOut, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
 import { remove } from "./api";
 import { Logo } from "./parts/logo";
@@ -11,7 +11,7 @@ import { sessionQuery } from "./session";
 
 const Palette = lazy(() => import("./parts/palette"));
 
-interface Place { to: string; label: string; icon: LucideIcon; needs?: string; about: string }
+interface Place { to: string; label: string; icon: Icon; needs?: string; about: string }
 export const PLACES: { title: string; places: Place[] }[] = [
   {
     title: "Traffic",

@@ -1,7 +1,7 @@
 import { Alert, Box, Button, Code, Group, Pill, Stack, Text } from "@mantine/core";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { CircleCheck, CircleX, ScrollText, ShieldCheck } from "lucide-react";
+import { CircleCheck, CircleX, ScrollText, ShieldCheck } from "../parts/icons";
 import { get, type AuditRow, type AuditVerdict, type Page as Slice } from "../api";
 import { ago, count, dateTime, usd, words } from "../format";
 import { Section } from "../parts/bits";

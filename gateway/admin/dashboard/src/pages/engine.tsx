@@ -1,6 +1,6 @@
 import { Card, SimpleGrid, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
-import { Cpu } from "lucide-react";
+import { Cpu } from "../parts/icons";
 import { useRef } from "react";
 import { get, type Engine } from "../api";
 import { Spark } from "../charts/spark";

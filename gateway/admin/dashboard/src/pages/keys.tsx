@@ -2,7 +2,7 @@ import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack
 import { notifications } from "@mantine/notifications";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { Ban, Ellipsis, KeyRound, Pencil, Plus, Wallet } from "lucide-react";
+import { Ban, Ellipsis, KeyRound, Pencil, Plus, Wallet } from "../parts/icons";
 import { useState } from "react";
 import { get, patch, post, put, remove, type Key, type Project } from "../api";
 import { ago, dateTime } from "../format";

@@ -2,7 +2,7 @@ import { Anchor, Badge, Box, Button, Card, Drawer, Group, NumberInput, SimpleGri
 import { useDebouncedValue } from "@mantine/hooks";
 import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { Boxes, Plug, Search } from "lucide-react";
+import { Boxes, Plug, Search } from "../parts/icons";
 import { useState } from "react";
 import { get, post, type Deployment, type Models, type Price, type Provider } from "../api";
 import { compact, count, dateTime, ms, percent, words } from "../format";

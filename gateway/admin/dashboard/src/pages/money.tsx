@@ -2,7 +2,7 @@ import { Alert, Anchor, Box, Button, Grid, Group, Modal, NumberInput, Pill, Sele
 import { notifications } from "@mantine/notifications";
 import { useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { CircleCheck, CircleX, ReceiptText, Scale } from "lucide-react";
+import { CircleCheck, CircleX, ReceiptText, Scale } from "../parts/icons";
 import { useState } from "react";
 import { get, post, type Balances, type LedgerAudit, type Page as Slice, type Posting } from "../api";
 import { dateTime, words } from "../format";

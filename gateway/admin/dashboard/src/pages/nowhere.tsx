@@ -1,6 +1,6 @@
 import { Anchor, Box } from "@mantine/core";
 import { Link } from "@tanstack/react-router";
-import { Compass } from "lucide-react";
+import { Compass } from "../parts/icons";
 import { Empty } from "../parts/states";
 
 export default function Nowhere() {

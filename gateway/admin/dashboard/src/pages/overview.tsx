@@ -1,7 +1,7 @@
 import { Badge, Button, Card, Grid, Group, SimpleGrid, Stack, Text } from "@mantine/core";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { ArrowDownRight, ArrowUpRight, Rocket } from "lucide-react";
+import { ArrowDownRight, ArrowUpRight, Rocket } from "../parts/icons";
 import { useState } from "react";
 import { get, type Group as Totalled, type Overview } from "../api";
 import { Bars } from "../charts/bars";

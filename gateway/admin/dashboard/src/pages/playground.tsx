@@ -1,7 +1,7 @@
 import { Anchor, Box, Button, Card, Grid, Group, NumberInput, PasswordInput, Paper, Select, Slider, Stack, Text, Textarea } from "@mantine/core";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { MessageSquare, Send, Square } from "lucide-react";
+import { MessageSquare, Send, Square } from "../parts/icons";
 import { useEffect, useRef, useState } from "react";
 import { get, type Project } from "../api";
 import { ask, ownKey, Refused, type Ending, type Message } from "../chat";

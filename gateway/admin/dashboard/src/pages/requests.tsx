@@ -1,7 +1,7 @@
 import { Alert, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { Activity, Info } from "lucide-react";
+import { Activity, Info } from "../parts/icons";
 import { get, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
 import { ago, compact, count, dateTime, ms, words } from "../format";
 import { CopyIcon, Facts, Money, State } from "../parts/bits";

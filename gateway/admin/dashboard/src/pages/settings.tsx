@@ -2,7 +2,7 @@ import { Badge, Button, Code, Group, Modal, NumberInput, PasswordInput, Select, 
 import { notifications } from "@mantine/notifications";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { Bot, UserPlus } from "lucide-react";
+import { Bot, UserPlus } from "../parts/icons";
 import { useState } from "react";
 import { get, patch, post, put, remove, type IssuedToken, type Link as SignInLink, type Role, type Settings, type Token, type User } from "../api";
 import { ago, dateTime, words } from "../format";

@@ -1,7 +1,7 @@
 import { Button, Group, Paper, Stack, Tabs, Text, TextInput } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import { KeyRound, Play } from "lucide-react";
+import { KeyRound, Play } from "../parts/icons";
 import { useState } from "react";
 import { get, type Project, type ShownKey } from "../api";
 import { ask, ownKey, type Ending } from "../chat";

@@ -1,7 +1,7 @@
 import { Anchor, Button, Group, Pill, SegmentedControl, Select, Table, Text } from "@mantine/core";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { ChartColumn, Download } from "lucide-react";
+import { ChartColumn, Download } from "../parts/icons";
 import { get, path, type Usage } from "../api";
 import { Bars, Dot } from "../charts/bars";
 import { asMetric, METRICS, stacks, type Metric } from "../charts/points";

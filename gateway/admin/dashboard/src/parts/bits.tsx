@@ -1,5 +1,5 @@
 import { ActionIcon, Badge, Box, Button, Card, Code, CopyButton, Group, Stack, Text, Title, Tooltip } from "@mantine/core";
-import { Check, Copy } from "lucide-react";
+import { Check, Copy } from "./icons";
 import type { ReactNode } from "react";
 import { exactUsd, usd, words } from "../format";
 

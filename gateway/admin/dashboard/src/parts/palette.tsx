@@ -1,6 +1,6 @@
 import { Spotlight, spotlight } from "@mantine/spotlight";
 import { useNavigate } from "@tanstack/react-router";
-import { KeyRound, Search } from "lucide-react";
+import { KeyRound, Search } from "./icons";
 import { PLACES } from "../shell";
 
 export const openPalette = (): void => spotlight.open();

@@ -1,6 +1,6 @@
 import { Alert, Button, Center, Loader, Stack, Text } from "@mantine/core";
 import type { UseQueryResult } from "@tanstack/react-query";
-import { CircleAlert, type LucideIcon } from "lucide-react";
+import { CircleAlert, type Icon } from "./icons";
 import type { ReactNode } from "react";
 import { Problem } from "../api";
 
@@ -20,7 +20,7 @@ export function Failure({ error, again }: { error: unknown; again?: () => void }
 }
 
 /** Nothing here yet: says why, and offers the next step. */
-export function Empty({ icon: Icon, title, children, action }: { icon: LucideIcon; title: string; children: ReactNode; action?: ReactNode }) {
+export function Empty({ icon: Icon, title, children, action }: { icon: Icon; title: string; children: ReactNode; action?: ReactNode }) {
   return (
     <Center className="fb-empty" p="xl" mih={220}>
       <Stack align="center" gap="xs" maw={440} ta="center">
