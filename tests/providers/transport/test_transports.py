@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from providers.errors import BadRequest, Broken, Interrupted, ProviderError, TimedOut, Unreachable
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
-from providers.transport.http1 import MAX_HEAD_BYTES, Http1Transport
+from providers.transport.http1 import Http1Transport
+from providers.transport.http1_connection import MAX_HEAD_BYTES
 from providers.transport.httpx import HttpxTransport
 
 ANY = Timeouts()
