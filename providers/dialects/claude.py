@@ -120,7 +120,9 @@ def thinking_for(
         return Thinking({"type": "adaptive"} | display, EFFORT_WORDS.get(effort) if effort else None)
     # No amount at all means the model's own measure, which a model with a budget does not have.
     budget = wanted.budget_tokens or budget_tokens_for(wanted.effort or "medium")
-    budget = min(max(budget, MIN_BUDGET_TOKENS), max_tokens - 1)
+    # An amount of ours leaves a quarter of the limit for the answer; the client's own is only made to fit.
+    most = max_tokens - 1 if wanted.budget_tokens else max_tokens * 3 // 4
+    budget = min(max(budget, MIN_BUDGET_TOKENS), max(most, min(MIN_BUDGET_TOKENS, max_tokens - 1)))
     if budget < MIN_BUDGET_TOKENS:
         losses.drop(f"reasoning with max_tokens below {MIN_BUDGET_TOKENS + 1}")
         return Thinking()

@@ -39,6 +39,7 @@ NAME = "anthropic_messages"
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 128
 
+_WEB = ("https://", "http://")
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^,]*)?;base64,(?P<data>.*)", re.DOTALL)
 
 
@@ -253,6 +254,9 @@ def _image_out(image: ImagePart, path: str, losses: Losses) -> wire.Block | None
     if url is not None and (inline := _DATA_URL.fullmatch(url)) is not None:
         media_type, data = inline["type"], inline["data"]
     if data is None:
+        if url is None or not url.startswith(_WEB):
+            losses.refuse(f"{path}: image at {(url or '').partition(':')[0] or 'no address'}")
+            return None
         return {"type": "image", "source": {"type": "url", "url": url}} | cache_out(image.cache)
     media_type = (media_type or sniff_image(data) or "").replace("image/jpg", "image/jpeg")
     if media_type not in ("image/jpeg", "image/png", "image/gif", "image/webp"):
@@ -290,7 +294,11 @@ def _file_out(file: FilePart, path: str, losses: Losses) -> wire.Block | None:
         source = {"type": "base64", "media_type": "application/pdf", "data": file.data}
     elif file.data is not None and media_type.startswith("text/"):
         source = _text_source(file.data)
-    elif file.url is not None and (kind == "image" or media_type in ("", "application/pdf")):
+    elif (
+        file.url is not None
+        and file.url.startswith(_WEB)
+        and (kind == "image" or media_type in ("", "application/pdf"))
+    ):
         source = {"type": "url", "url": file.url}
     if source is None:
         losses.refuse(f"{path}: file of type {media_type or 'unknown'}")
@@ -338,6 +346,8 @@ def _server_result_in(block: wire.Block, kind: str) -> Part:
 def response_block_out(part: Part) -> wire.Block | None:
     """A part of an answer for an Anthropic client; None for one that they have no block for (images, sounds)."""
     match part:
+        case TextPart("") | RefusalPart(""):
+            return None  # their clients send an answer back as it came, and an empty text is refused
         case TextPart(text):
             block: wire.Block = {"type": "text", "text": text}
             if cited := [c for c in map(citation_out, part.citations) if c is not None]:

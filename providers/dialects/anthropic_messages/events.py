@@ -234,6 +234,7 @@ class EventEncoder:
     def __init__(self, request: ChatRequest) -> None:
         self._model = request.model
         self._open: dict[int, _Open] = {}
+        self._unsaid: dict[int, Part] = {}
         self._count = 0
 
     def encode(self, events: Iterable[Event]) -> bytes:
@@ -251,8 +252,14 @@ class EventEncoder:
                 case ResponseStart():
                     yield self._message_start(event)
                     yield _PING
+                case PartStart(index, TextPart("") | RefusalPart("") as part, 0):
+                    # A text that stays empty never becomes a block: sent back as it came, it would be refused.
+                    self._unsaid[index] = part
                 case PartStart(index, part, 0):
                     yield from self._start(index, part)
+                case PartDelta(index, text) if text and index in self._unsaid:
+                    yield from self._start(index, self._unsaid.pop(index))
+                    yield from self._delta(self._open[index], event)
                 case PartDelta(index) if index in self._open:
                     yield from self._delta(self._open[index], event)
                 case PartEnd(index, whole) if index in self._open:

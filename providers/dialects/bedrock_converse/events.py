@@ -234,6 +234,7 @@ class EventEncoder:
     def __init__(self, request: ChatRequest, padding: Callable[[], str] = _random_padding) -> None:
         self._padding = padding
         self._open: dict[int, _Open] = {}
+        self._unsaid: dict[int, Part] = {}
         self._count = 0
 
     def encode(self, events: Iterable[Event]) -> bytes:
@@ -250,8 +251,14 @@ class EventEncoder:
             match event:
                 case ResponseStart():
                     yield self._frame("messageStart", {"role": "assistant"})
+                case PartStart(index, TextPart("") | RefusalPart("") as part, 0):
+                    # A text that stays empty never becomes a block: sent back as it came, it would be refused.
+                    self._unsaid[index] = part
                 case PartStart(index, part, 0):
                     yield from self._start(index, part)
+                case PartDelta(index, text) if text and index in self._unsaid:
+                    yield from self._start(index, self._unsaid.pop(index))
+                    yield from self._delta(self._open[index], event)
                 case PartDelta(index) if index in self._open:
                     yield from self._delta(self._open[index], event)
                 case PartEnd(index, whole) if index in self._open:

@@ -202,7 +202,9 @@ def _inference_out(request: ChatRequest, model: str, body: dict[str, Any], losse
     if limit is None and is_claude(model):
         # Quota is reserved for the limit from the start, and without one for the model's maximum.
         limit = default_max_tokens(model)
-    if limit is not None:
+    if limit == 0:
+        losses.refuse("max_tokens of 0")  # Anthropic's way to warm a cache; here the least is 1
+    elif limit is not None:
         config["maxTokens"] = limit
     if request.temperature is not None:
         if request.temperature > 1:

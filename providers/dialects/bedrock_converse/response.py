@@ -134,6 +134,8 @@ def encode_response(response: ChatResponse, request: ChatRequest) -> bytes:
 def block_out(part: Part) -> wire.Block | None:
     """A part of an answer for a Bedrock client; None for one that they have no block for."""
     match part:
+        case TextPart("") | RefusalPart(""):
+            return None  # clients send an answer back as it came, and an empty text is refused
         case TextPart(text):
             if cited := [raw for raw in map(citation_out, part.citations) if raw is not None]:
                 return {"citationsContent": {"content": [{"text": text}], "citations": cited}}

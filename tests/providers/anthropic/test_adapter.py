@@ -276,17 +276,17 @@ async def test_what_claude_cannot_say_is_refused_or_dropped_by_name(transport: H
         frequency_penalty=0.5,
         presence_penalty=0,
         logprobs=False,
-        extensions={"openai_chat": {"prediction": {}}},
+        extensions={"openai_chat": {"modalities": ["audio"]}},
     )
     async with AnthropicEmulator() as emulator:
         provider = adapter(emulator, transport)
         with pytest.raises(Unsupported) as raised:
             await provider.send(Call("chat", "openai_chat", request, b"", "r"), "claude-opus-4-6")
-        assert raised.value.features == ("frequency_penalty", "seed", "prediction")
+        assert raised.value.features == ("frequency_penalty", "seed", "modalities")
         assert emulator.stats.requests == 0
         answer = await provider.send(Call("chat", "openai_chat", request, b"", "r", strict=False), "claude-opus-4-6")
         await answer.aclose()
-        assert answer.dropped == ("frequency_penalty", "seed", "prediction")
+        assert answer.dropped == ("frequency_penalty", "seed", "modalities")
         assert emulator.last.json()["max_tokens"] == 32_000
 
 
