@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from providers.dialects.base import Encoded
 from providers.dialects.gemini import wire
 from providers.dialects.gemini.parts import (
@@ -23,6 +25,7 @@ from providers.dialects.gemini.parts import (
 )
 from providers.dialects.gemini.request import CALLING_MODE, CONFIG, DECLARATIONS, PARTS, TOOL_CONFIG, PartField
 from providers.dialects.losses import Losses
+from providers.dialects.names import narrow_name
 from providers.neutral import (
     ChatRequest,
     ImagePart,
@@ -75,7 +78,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
         body["systemInstruction"] = {"parts": system}
     if tools := _tools(request.tools, ours, losses):
         body["tools"] = tools
-    if tool_config := _tool_config(request.tool_choice, ours):
+    if tool_config := _tool_config(request.tool_choice, ours, losses):
         body["toolConfig"] = tool_config
     config = _config(request, model, losses)
     config |= {key.removeprefix(CONFIG): ours.pop(key) for key in list(ours) if key.startswith(CONFIG)}
@@ -189,8 +192,9 @@ class _ContentWriter:
                     self._losses.tell("server_tool_call")
                 return written
             case ToolCallPart():
-                self._names[part.id] = part.name
-                return call_out(part)
+                name = _sent_name(part.name, self._losses)
+                self._names[part.id] = name
+                return call_out(replace(part, name=name))
             case ToolResultPart() if by_model:
                 written = server_result_out(part)
                 if written is None:
@@ -206,7 +210,10 @@ class _ContentWriter:
         return written
 
     def _response(self, part: ToolResultPart) -> dict[str, Any]:
-        call = ToolCallPart(part.tool_call_id, part.name or self._names.get(part.tool_call_id, "unknown"), "")
+        name = self._names.get(part.tool_call_id)
+        if name is None:
+            name = _sent_name(part.name or "unknown", self._losses)
+        call = ToolCallPart(part.tool_call_id, name, "")
         response: dict[str, Any] = {"name": call.name, "response": response_out(part)}
         if (ident := call_out(call)["functionCall"].get("id")) is not None:
             response["id"] = ident
@@ -251,13 +258,13 @@ def _tools(tools: Sequence[Tool], ours: dict[str, Any], losses: Losses) -> list[
             out.append(dict(tool.raw))
             continue
         if tool.dialect is not None:
-            losses.refuse(f"tool {tool.name}")
+            losses.drop(f"tool {tool.name}")  # the model lacks an ability; what it says is no worse
             continue
         if tool.strict:
             losses.tell("tools.strict")
         if not declared:
             out.append({"functionDeclarations": declared})
-        function: dict[str, Any] = {"name": tool.name}
+        function: dict[str, Any] = {"name": _sent_name(tool.name, losses)}
         if tool.description is not None:
             function["description"] = tool.description
         if tool.parameters is not None:
@@ -267,20 +274,32 @@ def _tools(tools: Sequence[Tool], ours: dict[str, Any], losses: Losses) -> list[
     return out
 
 
-def _tool_config(choice: ToolChoice | None, ours: dict[str, Any]) -> dict[str, Any]:
+def _sent_name(name: str, losses: Losses) -> str:
+    """Letters, digits, underscores and dashes, 64 of them. Source: FunctionDeclaration.name, read 2026-11."""
+    narrow = narrow_name(name, 64)
+    if narrow is None:
+        losses.refuse(f"tool name {name}")
+        return name
+    return narrow
+
+
+def _tool_config(choice: ToolChoice | None, ours: dict[str, Any], losses: Losses) -> dict[str, Any]:
+    def names(wanted: Sequence[str]) -> list[str]:
+        return [_sent_name(name, losses) for name in wanted]
+
     calling: dict[str, Any] = {}
     match choice:
         case None:
             pass
         case ToolChoice("named", name):
-            calling = {"mode": "ANY", "allowedFunctionNames": [name]}
+            calling = {"mode": "ANY", "allowedFunctionNames": names([name or ""])}
         case ToolChoice("required", allowed=allowed):
             calling = {"mode": "ANY"}
             if allowed:
-                calling["allowedFunctionNames"] = list(allowed)
+                calling["allowedFunctionNames"] = names(allowed)
         case ToolChoice("auto", allowed=allowed) if allowed:
             # AUTO takes no list; VALIDATED is AUTO with one.
-            calling = {"mode": "VALIDATED", "allowedFunctionNames": list(allowed)}
+            calling = {"mode": "VALIDATED", "allowedFunctionNames": names(allowed)}
         case ToolChoice(mode):
             calling = {"mode": mode.upper()}
     if (mode := ours.pop(CALLING_MODE, None)) is not None:

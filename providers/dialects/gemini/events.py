@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from providers.dialects.base import ErrorBody
 from providers.dialects.gemini import wire
 from providers.dialects.gemini.errors import error_object
-from providers.dialects.gemini.parts import made_id, part_in
+from providers.dialects.gemini.parts import made_id, paired, part_in
 from providers.dialects.gemini.response import (
     block_reason,
     citations_in,
@@ -64,6 +64,7 @@ class _Reading:
         self.seal: ReasoningPart | None = None  # another dialect's, which came behind the thinking it seals
         self.native: str | None = None
         self.calls = 0
+        self.last_call = ""
         self.last = wire.Candidate()
 
 
@@ -123,9 +124,10 @@ class EventDecoder:
                     probs = ()
                 case _:
                     yield from self._end(reading)
-                    if isinstance(read, ToolCallPart) and read.kind != "server":
-                        reading.calls += 1
-                    yield from self._whole(read, found.index)
+                    if isinstance(read, ToolCallPart):
+                        reading.last_call = read.id
+                        reading.calls += read.kind != "server"
+                    yield from self._whole(paired(read, reading.last_call), found.index)
         if found.finish_reason is not None:
             reading.native = found.finish_reason
             yield from self._end(reading)

@@ -10,8 +10,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from providers.dialects.gemini import wire
+from providers.dialects.names import widen_name
 from providers.dialects.sealed import Sealed, seal, unseal
 from providers.neutral import (
     AudioPart,
@@ -58,7 +60,7 @@ def part_in(part: wire.Part, make_id: str) -> Part | None:
         if not call.name:
             return None  # the tail of streamed arguments, which nobody asked for
         arguments = msgspec.json.encode(call.args if call.args is not None else {}).decode()
-        return ToolCallPart(call.id or make_id, call.name, arguments, signature=signature)
+        return ToolCallPart(call.id or make_id, widen_name(call.name), arguments, signature=signature)
     if part.inline_data is not None:
         return media_in(part.inline_data.mime_type, part.inline_data.data)
     if part.file_data is not None:
@@ -80,6 +82,13 @@ def part_in(part: wire.Part, make_id: str) -> Part | None:
     if part.thought or signature is not None:
         return thought_in("", signature) if part.thought else TextPart("", signature=signature)
     return None
+
+
+def paired(part: Part, last_call: str) -> Part:
+    """A result of what ran at Google, under the id of the call it follows: the wire pairs them by order alone."""
+    if isinstance(part, ToolResultPart) and not part.tool_call_id:
+        return replace(part, tool_call_id=last_call)
+    return part
 
 
 def thought_in(text: str, signature: str | None) -> ReasoningPart:
@@ -200,7 +209,9 @@ def server_result_out(part: ToolResultPart) -> dict[str, Any] | None:
     text = "".join(inner.text for inner in part.content if isinstance(inner, TextPart))
     if part.name == "codeExecutionResult":
         out: dict[str, Any] = {"outcome": "OUTCOME_FAILED" if part.is_error else "OUTCOME_OK", "output": text}
-        return {"codeExecutionResult": {**out, "id": part.tool_call_id} if part.tool_call_id else out}
+        if part.tool_call_id and not part.tool_call_id.startswith(MADE_ID):
+            out["id"] = part.tool_call_id
+        return {"codeExecutionResult": out}
     if part.name == "toolResponse":
         try:
             return {"toolResponse": msgspec.json.decode(text, type=dict[str, Any])}

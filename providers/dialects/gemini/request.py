@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from providers.dialects.gemini import wire
-from providers.dialects.gemini.parts import made_id, part_in, result_in
+from providers.dialects.gemini.parts import made_id, paired, part_in, result_in
 from providers.dialects.gemini.schema import json_schema
 from providers.dialects.openai_common.validation import invalid
 from providers.errors import BadRequest
@@ -176,6 +176,8 @@ class _ContentReader:
             found = self._part(part)
             if found is None:
                 continue
+            if role == "assistant":
+                found = paired(found, last_call(parts))
             fields = {name: value for name in _PART_FIELDS if (value := getattr(part, _SNAKE[name])) is not None}
             if role == "assistant" and not fields and self._joined(found, parts):
                 continue
@@ -233,6 +235,10 @@ _SNAKE: Final = {
     "mediaResolution": "media_resolution",
     "partMetadata": "part_metadata",
 }
+
+
+def last_call(parts: Sequence[Part]) -> str:
+    return next((part.id for part in reversed(parts) if isinstance(part, ToolCallPart)), "")
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from providers.dialects.gemini.parts import (
     call_out,
     made_id,
     media_out,
+    paired,
     part_in,
     server_call_out,
     server_result_out,
     text_out,
     thought_out,
 )
+from providers.dialects.gemini.request import last_call
 from providers.errors import WireError
 from providers.neutral import (
     Candidate,
@@ -127,7 +129,7 @@ def _candidate_in(found: wire.Candidate, ident: str) -> Candidate:
     for given in (found.content.parts if found.content is not None else None) or ():
         read = part_in(given, made_id(f"{ident}-{found.index}" if found.index else ident, len(parts)))
         if read is not None:
-            add_part(parts, read)
+            add_part(parts, paired(read, last_call(parts)))
     citations = citations_in(found, "".join(part.text for part in parts if isinstance(part, TextPart)))
     if citations:
         for at in range(len(parts) - 1, -1, -1):

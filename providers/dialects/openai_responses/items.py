@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from providers.dialects.losses import Losses
+from providers.dialects.names import narrow_id, narrow_name
 from providers.dialects.openai_responses import wire
 from providers.dialects.sealed import unseal
 from providers.errors import BadRequest
@@ -237,7 +238,7 @@ def items_out(
                 case ToolCallPart():
                     if part.kind == "custom" or part.name in custom_tools:
                         custom_calls.add(part.id)
-                    items.append(_call_out(part, part.id in custom_calls))
+                    items.append(_call_out(part, part.id in custom_calls, losses))
                 case ReasoningPart():
                     if part.dialect != wire.NAME or not (part.redacted or (stored and part.id)):
                         losses.tell("reasoning")
@@ -257,11 +258,25 @@ def items_out(
     return items
 
 
-def _call_out(part: ToolCallPart, is_custom: bool) -> dict[str, Any]:
+# OpenAI's own bounds on names and ids. Source: API reference and its 400 answers, read 2026-11.
+_NAME_CHARS: Final = 64
+_ID_CHARS: Final = 64
+
+
+def sent_name(name: str, losses: Losses) -> str:
+    narrow = narrow_name(name, _NAME_CHARS)
+    if narrow is None:
+        losses.refuse(f"tool name {name}")
+        return name
+    return narrow
+
+
+def _call_out(part: ToolCallPart, is_custom: bool, losses: Losses) -> dict[str, Any]:
+    known = {"call_id": narrow_id(part.id, _ID_CHARS), "name": sent_name(part.name, losses)}
     if is_custom:
         text = part.arguments if part.kind == "custom" else unwrap_text(part.arguments)
-        return {"type": "custom_tool_call", "call_id": part.id, "name": part.name, "input": text}
-    return {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": part.arguments}
+        return {"type": "custom_tool_call", **known, "input": text}
+    return {"type": "function_call", **known, "arguments": part.arguments}
 
 
 def _output_out(part: ToolResultPart, is_custom: bool, losses: Losses) -> dict[str, Any]:
@@ -275,7 +290,7 @@ def _output_out(part: ToolResultPart, is_custom: bool, losses: Losses) -> dict[s
     else:
         output = [_part_out(inner, False, losses) for inner in part.content]
     kind = "custom_tool_call_output" if is_custom else "function_call_output"
-    return {"type": kind, "call_id": part.tool_call_id, "output": output}
+    return {"type": kind, "call_id": narrow_id(part.tool_call_id, _ID_CHARS), "output": output}
 
 
 def _reasoning_out(part: ReasoningPart) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from providers.dialects.base import Encoded
 from providers.dialects.losses import Losses
 from providers.dialects.openai_responses import wire
-from providers.dialects.openai_responses.items import CUSTOM_PARAMETERS, RawItem, items_out, messages_in
+from providers.dialects.openai_responses.items import CUSTOM_PARAMETERS, RawItem, items_out, messages_in, sent_name
 from providers.errors import BadRequest
 from providers.neutral import ChatRequest, Message, ResponseFormat, TextPart, Tool, ToolChoice
 from providers.neutral.request import Reasoning
@@ -304,6 +304,9 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
     ours = dict(request.extensions.get(wire.NAME, {}))
     custom = custom_tools(request)
     tools = [encoded for tool in request.tools if (encoded := _tool_out(tool, ours, losses)) is not None]
+    for tool in tools:
+        if tool["type"] in ("function", "custom"):
+            tool["name"] = sent_name(tool["name"], losses)
     body: dict[str, Any] = {"model": model}
     instructions, messages, shift = _split_instructions(request.messages)
     if instructions is not None:
@@ -330,7 +333,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
     known: dict[str, Any] = {
         "stream": True if request.stream else None,
         "tools": tools or None,
-        "tool_choice": _tool_choice_out(request.tool_choice, custom),
+        "tool_choice": _tool_choice_out(request.tool_choice, custom, losses),
         "parallel_tool_calls": request.parallel_tool_calls,
         "text": text or None,
         "reasoning": reasoning or None,
@@ -363,7 +366,7 @@ def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any
     if tool.dialect == wire.NAME:
         return dict(tool.raw)
     if tool.dialect is not None:
-        losses.refuse(f"tool {tool.name}")
+        losses.drop(f"tool {tool.name}")  # the model lacks an ability; what it says is no worse
         return None
     if (own := _custom_of(tool)) is not None:
         return dict(own)
@@ -380,14 +383,19 @@ def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any
     return out
 
 
-def _tool_choice_out(choice: ToolChoice | None, custom: frozenset[str]) -> Any:
+def _tool_choice_out(choice: ToolChoice | None, custom: frozenset[str], losses: Losses | None = None) -> Any:
+    """losses: given on the way to OpenAI, whose names are narrower than ours."""
     if choice is None:
         return None
+
+    def tool(name: str) -> dict[str, str]:
+        sent = name if losses is None else sent_name(name, losses)
+        return {"type": "custom" if name in custom else "function", "name": sent}
+
     if choice.mode == "named":
-        return {"type": "custom" if choice.name in custom else "function", "name": choice.name}
+        return tool(choice.name or "")
     if choice.allowed and choice.mode != "none":
-        tools = [{"type": "custom" if name in custom else "function", "name": name} for name in choice.allowed]
-        return {"type": "allowed_tools", "mode": choice.mode, "tools": tools}
+        return {"type": "allowed_tools", "mode": choice.mode, "tools": [tool(name) for name in choice.allowed]}
     return choice.mode
 
 

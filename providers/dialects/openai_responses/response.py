@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from providers.dialects.names import widen_name
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.builder import ResponseBuilder
 from providers.dialects.openai_responses.errors import error_in_answer
@@ -108,9 +109,10 @@ def call_in(item: wire.Item) -> ToolCallPart:
     ident = item.call_id or item.id
     if not ident or not item.name:
         raise WireError("a tool call without id or name")
+    name = widen_name(item.name)
     if item.type == "custom_tool_call":
-        return ToolCallPart(ident, item.name, item.input or "", kind="custom")
-    return ToolCallPart(ident, item.name, item.arguments or "")
+        return ToolCallPart(ident, name, item.input or "", kind="custom")
+    return ToolCallPart(ident, name, item.arguments or "")
 
 
 def server_call_in(item: Mapping[str, Any]) -> ToolCallPart:
