@@ -1,18 +1,33 @@
 """The price book in SQL: loading it, appending to it, and the prices that are shipped with us."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
-from billing.prices import OPERATOR, ModelMatch, PriceBook, PriceSheet, Rates, Tier, make_sheet
+from billing.accounts import upsert
+from billing.prices import (
+    OPERATOR,
+    STANDARD,
+    ModelMatch,
+    PriceBook,
+    PriceSheet,
+    Rates,
+    Tier,
+    check_margin,
+    make_sheet,
+    split_price_id,
+)
 from billing.usage import Meter
 
+# Before the name of a list that the operator imported.
+IMPORTED: Final = "import:"
+_IDS_PER_QUERY: Final = 500  # Below the lowest limit on bound parameters of both databases.
 SEED_PATH: Final = Path(__file__).with_name("prices_seed.json")
 
 
@@ -45,19 +60,55 @@ class Seed(msgspec.Struct, frozen=True):
 
 
 async def load_prices(db: AsyncConnection) -> PriceBook:
-    """Everything in the tables, as of now."""
+    """Everything in the tables, as of now, margins included."""
     models = await db.execute(select(schema.price_models).order_by(schema.price_models.c.position))
     rows = await db.execute(select(schema.prices))
     return PriceBook(
         [_sheet(row) for row in rows.mappings()],
         [ModelMatch(row["provider"], row["model"], row["match"]) for row in models.mappings()],
+        await load_margins(db),
     )
 
 
 async def load_sheet(db: AsyncConnection, price_id: str) -> PriceSheet | None:
     """One sheet, for a record that was priced after our snapshot was taken."""
-    row = (await db.execute(select(schema.prices).where(schema.prices.c.id == price_id))).mappings().first()
-    return None if row is None else _sheet(row)
+    listed, margin_bps = split_price_id(price_id)
+    row = (await db.execute(select(schema.prices).where(schema.prices.c.id == listed))).mappings().first()
+    if row is None:
+        return None
+    return _sheet(row) if margin_bps is None else _sheet(row).with_margin(margin_bps)
+
+
+async def load_margins(db: AsyncConnection) -> dict[str, int]:
+    """Basis points by organisation: its own margin, else that of its plan."""
+    rows = (await db.execute(select(schema.margins))).all()
+    said = {(row.scope, row.scope_id): row.margin_bps for row in rows}
+    members = await db.execute(select(schema.plan_members))
+    plans = {row.organisation_id: said[("plan", row.plan)] for row in members if ("plan", row.plan) in said}
+    return plans | {scope_id: bps for (scope, scope_id), bps in said.items() if scope == "organisation"}
+
+
+async def set_margin(
+    db: AsyncConnection, scope: Literal["organisation", "plan"], scope_id: str, margin_bps: int | None, *, at_ns: int
+) -> None:
+    """Sell at cost x margin from the next load of the prices on; None takes it back. Raises: ValueError."""
+    key = ["scope", "scope_id"]
+    if margin_bps is None:
+        table = schema.margins
+        await db.execute(delete(table).where(table.c.scope == scope, table.c.scope_id == scope_id))
+        return
+    check_margin(margin_bps)
+    row = {"scope": scope, "scope_id": scope_id, "margin_bps": margin_bps, "changed_at_ns": at_ns}
+    changed = {"margin_bps": margin_bps, "changed_at_ns": at_ns}
+    await db.execute(upsert(db, schema.margins).values(row).on_conflict_do_update(index_elements=key, set_=changed))
+
+
+async def set_plan(db: AsyncConnection, organisation_id: str, plan: str | None) -> None:
+    """Put an organisation on a plan, or on none."""
+    table = schema.plan_members
+    await db.execute(delete(table).where(table.c.organisation_id == organisation_id))
+    if plan is not None:
+        await db.execute(insert(table).values(organisation_id=organisation_id, plan=plan))
 
 
 async def set_price(
@@ -69,6 +120,7 @@ async def set_price(
     *,
     at_ns: int,
     tiers: Sequence[Tier] = (),
+    variant: str = STANDARD,
 ) -> PriceSheet:
     """The operator's word on a price, from `at_ns` on: a new row; older ones stay as they were charged.
 
@@ -80,17 +132,36 @@ async def set_price(
             await db.execute(
                 select(schema.prices)
                 .where(schema.prices.c.provider == provider, schema.prices.c.model == model)
-                .where(schema.prices.c.source == OPERATOR)
+                .where(schema.prices.c.source == OPERATOR, schema.prices.c.variant == variant)
                 .order_by(schema.prices.c.effective_from_ns, schema.prices.c.position)
             )
         ).mappings()
         if (sheet := _sheet(row)).in_force(at_ns)
     ]
-    sheet = _new_sheet(provider, model, at_ns, rates, OPERATOR, position=len(said))
+    sheet = _new_sheet(provider, model, at_ns, rates, OPERATOR, position=len(said), variant=variant)
     if said and (said[-1].sale, said[-1].cost, said[-1].tiers) == (sheet.sale, sheet.cost, sheet.tiers):
         return said[-1]
     await _append(db, [(sheet, rates)], at_ns)
     return sheet
+
+
+async def import_prices(
+    db: AsyncConnection, listed: Iterable[tuple[str, str, str, Rates]], list_name: str, *, at_ns: int
+) -> int:
+    """Append prices (provider, model, variant, rates) of a list, in force from `at_ns` on. They outrank what is shipped
+    until a release says something newer, and never what the operator has set. Returns: how many rows were new."""
+    source = f"{IMPORTED}{list_name}"[:64]
+    sheets = {}
+    for provider, model, variant, rates in listed:
+        sheet = _new_sheet(provider, model, at_ns, rates, source, 0, variant)
+        sheets[sheet.id] = (sheet, rates)
+    ids = list(sheets)
+    for start in range(0, len(ids), _IDS_PER_QUERY):
+        part = ids[start : start + _IDS_PER_QUERY]
+        for (known,) in await db.execute(select(schema.prices.c.id).where(schema.prices.c.id.in_(part))):
+            del sheets[known]
+    await _append(db, list(sheets.values()), at_ns)
+    return len(sheets)
 
 
 def read_seed(path: Path = SEED_PATH) -> Seed:
@@ -102,7 +173,11 @@ async def seed_prices(db: AsyncConnection, seed: Seed, *, at_ns: int) -> int:
 
     A model that is not there yet comes with its history. For one that is, the seed is heard from `at_ns` on if it says
     something new: a release that corrects a price does not rewrite what has been charged."""
-    listed = select(schema.prices).where(schema.prices.c.source != OPERATOR)
+    listed = select(schema.prices).where(
+        schema.prices.c.source != OPERATOR,
+        schema.prices.c.source.not_like(f"{IMPORTED}%"),
+        schema.prices.c.variant == STANDARD,
+    )
     known: dict[tuple[str, str], list[PriceSheet]] = {}
     for row in (await db.execute(listed)).mappings():
         known.setdefault((row["provider"], row["model"]), []).append(_sheet(row))
@@ -155,14 +230,17 @@ def _from_now_on(sheets: Sequence[PriceSheet], at_ns: int) -> list[tuple[object,
 def _sheet(row: Any) -> PriceSheet:
     rates = msgspec.convert(row["rates"], Rates)
     name = (row["id"], row["provider"], row["model"], row["effective_from_ns"])
-    return make_sheet(*name, rates, row["source"], row["position"])
+    return make_sheet(*name, rates, row["source"], row["position"], row["variant"])
 
 
-def _new_sheet(provider: str, model: str, at_ns: int, rates: Rates, source: str, position: int) -> PriceSheet:
+def _new_sheet(
+    provider: str, model: str, at_ns: int, rates: Rates, source: str, position: int, variant: str = STANDARD
+) -> PriceSheet:
     # From its content: two processes that apply the same configuration make the same row, not two.
-    said = msgspec.json.encode((provider, model, at_ns, rates, source, position), order="sorted")
+    content = (provider, model, at_ns, rates, source, position, *([variant] if variant else []))
+    said = msgspec.json.encode(content, order="sorted")
     price_id = "price_" + hashlib.sha256(said).hexdigest()[:24]
-    return make_sheet(price_id, provider, model, at_ns, rates, source, position)
+    return make_sheet(price_id, provider, model, at_ns, rates, source, position, variant)
 
 
 async def _append(db: AsyncConnection, sheets: Sequence[tuple[PriceSheet, Rates]], at_ns: int) -> None:
@@ -179,6 +257,7 @@ async def _append(db: AsyncConnection, sheets: Sequence[tuple[PriceSheet, Rates]
                 "position": sheet.position,
                 "rates": msgspec.to_builtins(rates),
                 "source": sheet.source,
+                "variant": sheet.variant,
                 "created_at_ns": at_ns,
             }
             for sheet, rates in sheets

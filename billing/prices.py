@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -47,6 +48,34 @@ OPERATOR: Final = "operator"
 
 _REMEMBERED: Final = 10_000
 
+# A sheet made for a margin carries it behind its id, so that a charge says which margin it was made with.
+_MARGIN_MARK: Final = "*"
+BPS: Final = 10_000  # Basis points of a whole: a margin of 12_500 sells at a quarter above cost.
+_MARGIN_MAX_BPS: Final = 100 * BPS
+
+# What providers call the tier that has no name of its own in a price list, asked for or answered.
+# Source: service tier guides of OpenAI, Anthropic, Groq and Bedrock, read 2026-11. What a provider answers to "auto" is
+# in its response; a request for it may end up dearer than standard, see `variants_asked`.
+_STANDARD: Final = frozenset({"", "default", "standard", "standard_only", "on_demand", "auto"})
+STANDARD: Final = ""
+FLEX: Final = "flex"
+PRIORITY: Final = "priority"
+BATCH: Final = "batch"
+
+
+def variant_of(service_tier: str | None) -> str:
+    """The price variant of a service tier, as asked for or as answered. A tier that nobody knows is a variant of its
+    own: without a price it is refused, not taken for the standard one."""
+    name = (service_tier or "").strip().lower()
+    return STANDARD if name in _STANDARD else name[:32]
+
+
+def variants_asked(service_tier: str | None) -> tuple[str, ...]:
+    """What a request for this tier may be answered and billed as: providers fall back to the standard tier when the
+    asked one is full, so a hold has to cover both."""
+    asked = variant_of(service_tier)
+    return (STANDARD,) if asked == STANDARD else (asked, STANDARD)
+
 
 class Tier(msgspec.Struct, frozen=True):
     """Prices in pUSD per unit for requests with more than this many input tokens. They hold for every token of it."""
@@ -79,6 +108,24 @@ class PriceSheet(msgspec.Struct, frozen=True, kw_only=True):
     daily: tuple[int, int] | None = None
     source: str = OPERATOR
     position: int = 0
+    variant: str = STANDARD
+
+    def with_margin(self, margin_bps: int) -> "PriceSheet":
+        """The same costs, sold at cost x margin: each price rounds up to a whole pUSD per unit, so a sale is never
+        below it and at most 1 pUSD a unit above. What costs nothing (a model of our own) keeps its listed price.
+
+        Raises: ValueError for a margin that is not 0 .. 100 times the cost."""
+        check_margin(margin_bps)
+
+        def sold(sale: Mapping[Meter, int], cost: Mapping[Meter, int]) -> dict[Meter, int]:
+            return {**sale, **{meter: -(-price * margin_bps // BPS) for meter, price in cost.items() if price}}
+
+        return msgspec.structs.replace(
+            self,
+            id=f"{self.id}{_MARGIN_MARK}{margin_bps}",
+            sale=sold(self.sale, self.cost),
+            tiers=tuple(Tier(t.above_input_tokens, sold(t.sale, t.cost), t.cost) for t in self.tiers),
+        )
 
     def tier(self, input_tokens: int) -> Tier:
         """The prices of a request with so many input tokens in all."""
@@ -97,8 +144,27 @@ class PriceSheet(msgspec.Struct, frozen=True, kw_only=True):
         return start <= second < end if start <= end else second >= start or second < end
 
 
+def check_margin(margin_bps: int) -> None:
+    """Raises: ValueError."""
+    if not 0 <= margin_bps <= _MARGIN_MAX_BPS:
+        raise ValueError(f"a margin of {margin_bps} basis points is not between 0 and {_MARGIN_MAX_BPS}")
+
+
+def split_price_id(price_id: str) -> tuple[str, int | None]:
+    """The id of the price in the book, and the margin in basis points that it was sold with, if any."""
+    listed, mark, margin = price_id.partition(_MARGIN_MARK)
+    return listed, int(margin) if mark and margin.isdecimal() else None
+
+
 def make_sheet(
-    price_id: str, provider: str, model: str, effective_from_ns: int, rates: Rates, source: str, position: int = 0
+    price_id: str,
+    provider: str,
+    model: str,
+    effective_from_ns: int,
+    rates: Rates,
+    source: str,
+    position: int = 0,
+    variant: str = STANDARD,
 ) -> PriceSheet:
     """A sheet from listed prices. Tiers come out in ascending order, each complete: what it does not name is as below.
 
@@ -124,6 +190,7 @@ def make_sheet(
         daily=rates.daily,
         source=source,
         position=position,
+        variant=variant,
     )
 
 
@@ -147,12 +214,20 @@ class ModelMatch(msgspec.Struct, frozen=True):
 class PriceBook:
     """An immutable snapshot of every price. Look-ups are remembered, so they cost two dictionary reads."""
 
-    def __init__(self, sheets: Iterable[PriceSheet], models: Iterable[ModelMatch]) -> None:
+    def __init__(
+        self,
+        sheets: Iterable[PriceSheet],
+        models: Iterable[ModelMatch],
+        margins: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """margins: basis points by organisation; who is not there pays the listed sale price."""
+        self._margins = dict(margins)
+        self._sold: dict[str, PriceSheet] = {}
         self._by_id: dict[str, PriceSheet] = {}
-        self._rows: dict[tuple[str, str], list[PriceSheet]] = {}
+        self._rows: dict[tuple[str, str, str], list[PriceSheet]] = {}
         for sheet in sheets:
             self._by_id[sheet.id] = sheet
-            self._rows.setdefault((sheet.provider, sheet.model), []).append(sheet)
+            self._rows.setdefault((sheet.provider, sheet.model, sheet.variant), []).append(sheet)
         for rows in self._rows.values():
             # The one in force is the last that is: what the operator set stands until the operator sets it anew.
             rows.sort(key=lambda s: (s.source == OPERATOR, s.effective_from_ns, s.position))
@@ -160,18 +235,28 @@ class PriceBook:
         for model in models:
             self._models.setdefault(model.provider, []).append(model)
         self._listed: dict[str, set[str]] = {}
-        for listed, model_name in self._rows:
+        for listed, model_name, _ in self._rows:
             self._listed.setdefault(listed, set()).add(model_name)
-        self._found: dict[tuple[str, str], list[PriceSheet]] = {}
+        self._found: dict[tuple[str, str, str], list[PriceSheet]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def sheet(self, provider: str, model: str, at_ns: int) -> PriceSheet:
-        """The prices in force at that time. Raises: UnknownPrice if there are none."""
-        name = (provider, model)
+    def sheet(
+        self,
+        provider: str,
+        model: str,
+        at_ns: int,
+        *,
+        variant: str = STANDARD,
+        organisation_id: str | None = None,
+    ) -> PriceSheet:
+        """The prices in force at that time, with the organisation's margin if it has one.
+
+        Raises: UnknownPrice if there are none; a variant without prices is not sold at the standard ones."""
+        name = (provider, model, variant)
         found = self._found.get(name)
-        if found is None and (found := self._find(provider, model)):
+        if found is None and (found := self._find(provider, model, variant)):
             # Clients may name any model of an open provider, and dated names match a pattern: what is remembered is
             # bounded, and what is not found never is.
             if len(self._found) >= _REMEMBERED:
@@ -179,8 +264,9 @@ class PriceBook:
             self._found[name] = found
         for sheet in reversed(found or ()):
             if sheet.in_force(at_ns):
-                return sheet
-        raise UnknownPrice(f"{provider}/{model}")
+                margin_bps = self._margins.get(organisation_id) if organisation_id is not None else None
+                return sheet if margin_bps is None else self._with_margin(sheet, margin_bps)
+        raise UnknownPrice(f"{provider}/{model}" + (f" as {variant}" if variant else ""))
 
     def models(self, provider: str) -> list[str]:
         """The names that the provider's own list prices, sorted."""
@@ -188,15 +274,35 @@ class PriceBook:
         return sorted(self._listed.get(listing, ()))
 
     def by_id(self, price_id: str) -> PriceSheet | None:
-        return self._by_id.get(price_id)
+        """Also of a sheet that was made for a margin, whoever has that margin today."""
+        if (sheet := self._by_id.get(price_id)) is not None:
+            return sheet
+        listed, margin_bps = split_price_id(price_id)
+        sheet = self._by_id.get(listed)
+        return None if sheet is None or margin_bps is None else self._with_margin(sheet, margin_bps)
 
-    def _find(self, provider: str, model: str) -> list[PriceSheet] | None:
+    def sheets(self) -> Iterable[PriceSheet]:
+        """Every listed one, in force or not."""
+        return self._by_id.values()
+
+    def _with_margin(self, sheet: PriceSheet, margin_bps: int) -> PriceSheet:
+        price_id = f"{sheet.id}{_MARGIN_MARK}{margin_bps}"
+        sold = self._sold.get(price_id)
+        if sold is None:
+            if len(self._sold) >= _REMEMBERED:
+                self._sold.clear()
+            sold = self._sold[price_id] = sheet.with_margin(margin_bps)
+        return sold
+
+    def _find(self, provider: str, model: str, variant: str) -> list[PriceSheet] | None:
         for listing in _LISTS.get(provider, (provider,)):
-            if rows := self._rows.get((listing, model)):
+            if rows := self._rows.get((listing, model, variant)):
                 return rows
+            if variant != STANDARD and (listing, model, STANDARD) in self._rows:
+                return None  # This list knows the model, and not this variant of it: another house's price is not it.
             for entry in self._models.get(listing, ()):
                 if entry.match is not None and matches(entry.match, model.lower()):
-                    return self._rows.get((listing, entry.model))
+                    return self._rows.get((listing, entry.model, variant))
         return None
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -113,6 +114,8 @@ usage_records: Final = Table(
     Column("tags", _Json, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("upstream_id", Text),
+    # The price variant that was answered: "" (standard), flex, priority, batch, or a tier that we have no price for.
+    Column("variant", Text, nullable=False, server_default=text("''")),
     # What has been spent in a budget's window, on the way up from the key.
     Index(None, "key_id", "at_ns"),
     Index(None, "project_id", "at_ns"),
@@ -154,4 +157,23 @@ prices: Final = Table(
     Column("rates", _Json, nullable=False),  # billing.prices.Rates
     Column("source", String(64), nullable=False),
     Column("created_at_ns", BigInteger, nullable=False),
+    Column("variant", String(32), nullable=False, server_default=text("''")),  # billing.prices.variant_of
+)
+
+# Sale = cost x margin / 10,000, for one organisation or for all that are on a plan.
+margins: Final = Table(
+    "margins",
+    metadata,
+    Column("scope", String(16), primary_key=True),  # organisation, plan
+    Column("scope_id", String(64), primary_key=True),
+    Column("margin_bps", Integer, nullable=False),
+    Column("changed_at_ns", BigInteger, nullable=False),
+    CheckConstraint("margin_bps >= 0", name="margin_not_negative"),
+)
+
+plan_members: Final = Table(
+    "plan_members",
+    metadata,
+    Column("organisation_id", String(64), primary_key=True),
+    Column("plan", String(64), nullable=False),
 )

@@ -104,6 +104,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="in
     hold_pusd: int
     dialect: str = ""
     tags: tuple[str, ...] = ()
+    variant: str = ""  # Of the price that was reserved.
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="usage"):
@@ -132,6 +133,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
     tags: tuple[str, ...] = ()
     attempts: int = 1
     upstream_id: str | None = None  # The provider's own id, by which its bill can be matched.
+    # billing.prices.variant_of what the provider answered. A record whose price is of another variant waits for one.
+    variant: str = ""
 
 
 class OrphanPolicy(StrEnum):
@@ -167,4 +170,5 @@ def settle_orphan(intent: Intent, policy: OrphanPolicy) -> UsageRecord:
         hold_pusd=intent.hold_pusd,
         dialect=intent.dialect,
         tags=intent.tags,
+        variant=intent.variant,
     )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table
+
+if TYPE_CHECKING:
+    from billing.litellm import Difference, Listed
 
 app = App(name="prices")
 
@@ -68,6 +72,7 @@ async def set_(
     reasoning: Usd = None,
     cost_input: Usd = None,
     cost_output: Usd = None,
+    variant: str = "",
     common: Common = DEFAULTS,
 ) -> int:
     """Set what clients are charged from now on, in US dollars per million tokens. Older usage keeps its prices.
@@ -82,9 +87,12 @@ async def set_(
         What the provider charges you, if it is not the same.
     cost_output:
         Likewise, for output.
+    variant:
+        The service tier that this is the price of: flex, priority, batch; the standard one unless told.
     """
     from billing.db import writing
     from billing.pricelist import set_price
+    from billing.prices import variant_of
     from gateway.config import PriceSettings
     from gateway.embedded.prices import pusd_per_token
 
@@ -101,8 +109,8 @@ async def set_(
     if cost_input is not None or cost_output is not None:
         cost = pusd_per_token(PriceSettings(input=cost_input or input, output=cost_output or output))
     async with database(common.settings()) as engine, writing(engine) as db:
-        sheet = await set_price(db, provider, model, sale, cost, at_ns=time.time_ns())
-    value_out = {"provider": provider, "model": model, "price_id": sheet.id}
+        sheet = await set_price(db, provider, model, sale, cost, at_ns=time.time_ns(), variant=variant_of(variant))
+    value_out = {"provider": provider, "model": model, "variant": sheet.variant, "price_id": sheet.id}
     emit(
         common,
         value_out,
@@ -112,6 +120,144 @@ async def set_(
         ),
     )
     return OK
+
+
+@app.command(name="diff")
+async def diff(file: Path, /, *, provider: str = "", common: Common = DEFAULTS) -> int:
+    """Compare a price list in LiteLLM's format with the price book. Exit code 1 if they disagree.
+
+    Parameters
+    ----------
+    file:
+        model_prices_and_context_window.json, or a part of it.
+    provider:
+        Only this provider's.
+    """
+    listed = [entry for entry in _read(file) if provider in ("", entry.provider)]
+    differences = await _differences(common, listed)
+    missing = {(d.provider, d.model, d.variant) for d in differences if d.ours is None}
+    value = {"listed": len(listed), "differences": [_shown(d) for d in differences]}
+    columns = ["provider", "model", "variant", "meter", "above_input_tokens", "ours", "theirs"]
+
+    def table() -> object:
+        rows = [[_shown(d)[c] for c in columns] for d in differences if d.ours is not None]
+        return make_table(columns, rows, right=["ours", "theirs"])
+
+    emit(common, value, table)
+    if not common.json:
+        print(f"{len(listed)} listed, {len(missing)} of them without a price of ours (USD per million units)")
+    return NOT_WELL if differences else OK
+
+
+@app.command(name="import")
+async def import_(file: Path, /, *, provider: str = "", replace: bool = False, common: Common = DEFAULTS) -> int:
+    """Bring a price list in LiteLLM's format into the price book: what it has and the book has not.
+
+    Parameters
+    ----------
+    file:
+        model_prices_and_context_window.json, or a part of it.
+    provider:
+        Only this provider's.
+    replace:
+        Also where the book says otherwise, but for prices that you have set yourself. `prices diff` lists them.
+    """
+    from billing.db import writing
+    from billing.pricelist import import_prices
+
+    listed = [entry for entry in _read(file) if provider in ("", entry.provider)]
+    differences = await _differences(common, listed)
+    said = {(d.provider, d.model, d.variant) for d in differences if replace or d.ours is None}
+    kept = {(d.provider, d.model, d.variant) for d in differences} - said
+    chosen = [(e.provider, e.model, e.variant, e.rates) for e in listed if (e.provider, e.model, e.variant) in said]
+    async with database(common.settings()) as engine, writing(engine) as db:
+        count = await import_prices(db, chosen, file.name, at_ns=time.time_ns())
+    value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": len(kept)}
+    emit(
+        common,
+        value,
+        lambda: (
+            f"{count} of {len(listed)} prices imported; {len(kept)} disagree and were kept as they are "
+            "(`farebox prices diff` lists them, --replace takes the list's)"
+        ),
+    )
+    return OK
+
+
+@app.command(name="margin")
+async def margin(
+    scope: Literal["organisation", "plan"],
+    scope_id: str,
+    percent: Decimal | None = None,
+    /,
+    *,
+    common: Common = DEFAULTS,
+) -> int:
+    """Sell to an organisation, or to all on a plan, at so many percent of cost; without a number, at the list again.
+
+    Parameters
+    ----------
+    percent:
+        125 sells at a quarter above what the provider charges; at most two decimals.
+    """
+    from billing.db import writing
+    from billing.pricelist import set_margin
+
+    bps = None if percent is None else int(percent * 100)
+    if percent is not None and (bps != percent * 100 or percent < 0 or percent > 10_000):
+        raise Problem(f"{percent} is no margin", fix="0 to 10000, at most two decimals", code=WRONG_USAGE)
+    async with database(common.settings()) as engine, writing(engine) as db:
+        await set_margin(db, scope, scope_id, bps, at_ns=time.time_ns())
+    value = {"scope": scope, "scope_id": scope_id, "margin_bps": bps}
+    text = "pays the listed prices" if bps is None else f"pays {percent} % of cost"
+    emit(common, value, lambda: f"{scope} {scope_id} {text}; running gateways charge it after their next start")
+    return OK
+
+
+@app.command(name="plan")
+async def plan(organisation_id: str, plan: str | None = None, /, *, common: Common = DEFAULTS) -> int:
+    """Put an organisation on a plan, whose margin it pays unless it has its own; without a name, on none."""
+    from billing.db import writing
+    from billing.pricelist import set_plan
+
+    async with database(common.settings()) as engine, writing(engine) as db:
+        await set_plan(db, organisation_id, plan)
+    emit(
+        common, {"organisation": organisation_id, "plan": plan}, lambda: f"{organisation_id} is on {plan or 'no plan'}"
+    )
+    return OK
+
+
+def _read(file: Path) -> list[Listed]:
+    from billing.litellm import read_list
+
+    try:
+        return read_list(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Problem(str(error), fix="a file in the format of LiteLLM's price list", code=WRONG_USAGE) from error
+
+
+async def _differences(common: Common, listed: list[Listed]) -> list[Difference]:
+    from billing.db import reading
+    from billing.litellm import compare
+    from billing.pricelist import load_prices
+
+    async with database(common.settings()) as engine, reading(engine) as db:
+        book = await load_prices(db)
+    return compare(book, listed, time.time_ns())
+
+
+def _shown(difference: Difference) -> dict[str, object]:
+    """Prices in USD per million units."""
+    return {
+        "provider": difference.provider,
+        "model": difference.model,
+        "variant": difference.variant,
+        "meter": difference.meter.value,
+        "above_input_tokens": difference.above_input_tokens,
+        "ours": None if difference.ours is None else _usd_per_million(difference.ours),
+        "theirs": _usd_per_million(difference.theirs),
+    }
 
 
 def _usd_per_million(pusd_per_token: int) -> str:
