@@ -117,6 +117,11 @@ class ServerSettings(_Section, frozen=True):
     public_url: str | None = None
     """What clients call us, for the links we print. None: http://host:port."""
 
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can ask."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
 
 class PriceSettings(_Section, frozen=True):
     """What a deployment's tokens cost. A kind that is left out is sold as the one it is a part of: cache reads and
@@ -160,8 +165,8 @@ class DeploymentSettings(_Section, frozen=True):
 
 
 class ModelSettings(_Section, frozen=True):
-    alias: Name
-    """What clients ask for."""
+    alias: Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*)$", max_length=200)]
+    """What clients ask for. `*` is every name that nothing else answers to; a deployment's model `*` is that name."""
     deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
 
 

@@ -19,7 +19,7 @@ from billing.db import reading, writing
 from billing.schema import projects
 from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
-from gateway.admission.minting import MintedKey, accept, mint
+from gateway.admission.minting import GIVEN_CHARS_MIN, MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.errors import InvalidRequest, NotFound
 from gateway.schema import rate_limits, virtual_keys
@@ -101,6 +101,7 @@ class KeyAdmin:
         terms: KeyTerms | None = None,
         budgets: Sequence[tuple[Window, int]] = (),
         plain: str | None = None,
+        plain_chars_min: int = GIVEN_CHARS_MIN,
     ) -> NewKey:
         """A key of a project. budgets: (window, limit in pUSD). plain: a key of the operator's own; given again it is
         left as it is.
@@ -112,7 +113,7 @@ class KeyAdmin:
             minted = mint(self._pepper)
         else:
             try:
-                minted = accept(plain, self._pepper)
+                minted = accept(plain, self._pepper, plain_chars_min)
             except ValueError as error:
                 raise InvalidRequest(str(error), param="key") from None
         key_id = f"key_{secrets.token_hex(10)}"

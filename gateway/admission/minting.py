@@ -26,12 +26,14 @@ CHECK_CHARS: Final = 6
 KEY_CHARS: Final = len(PREFIX) + PUBLIC_CHARS + 1 + SECRET_CHARS + CHECK_CHARS
 ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
-# A key that the operator brings along (infrastructure as code) is taken as it is, if nobody could guess it.
+# A key that the operator brings along (infrastructure as code) is taken as it is, if nobody could guess it: so long,
+# or, where only this machine can ask, so short.
 GIVEN_CHARS_MIN: Final = 24
+LOOPBACK_CHARS_MIN: Final = 8
 GIVEN_CHARS_MAX: Final = 512
 
 _KEY: Final = re.compile(rf"{PREFIX}[{ALPHABET}]{{{PUBLIC_CHARS}}}_[{ALPHABET}]{{{SECRET_CHARS + CHECK_CHARS}}}")
-_GIVEN: Final = re.compile(rf"[!-~]{{{GIVEN_CHARS_MIN},{GIVEN_CHARS_MAX}}}")
+_GIVEN: Final = re.compile(rf"[!-~]{{{LOOPBACK_CHARS_MIN},{GIVEN_CHARS_MAX}}}")
 
 
 class MintedKey(Struct, frozen=True):
@@ -53,22 +55,22 @@ def mint(pepper: bytes) -> MintedKey:
     return MintedKey(plain, public_id, hash_of(plain, pepper))
 
 
-def accept(plain: str, pepper: bytes) -> MintedKey:
-    """A key that somebody else made: of our format, or 24 to 512 printable characters without spaces.
+def accept(plain: str, pepper: bytes, chars_min: int = GIVEN_CHARS_MIN) -> MintedKey:
+    """A key that somebody else made: of our format, or `chars_min` to 512 printable characters without spaces.
 
     Raises: ValueError, without the key in its message."""
     public_id = public_id_of(plain, pepper)
-    if public_id is None:
+    if public_id is None or len(plain) < chars_min:
         raise ValueError(
             f"not usable as a key: either {KEY_CHARS} characters of the form {PREFIX}..., checksum included, or any "
-            f"{GIVEN_CHARS_MIN} to {GIVEN_CHARS_MAX} printable characters without spaces that begin otherwise"
+            f"other {chars_min} to {GIVEN_CHARS_MAX} printable characters without spaces"
         )
     return MintedKey(plain, public_id, hash_of(plain, pepper))
 
 
 def public_id_of(presented: str, pepper: bytes) -> str | None:
     """Under which public id a presented key would be found; None if it can be no key at all."""
-    if presented.startswith(PREFIX):
+    if presented.startswith(PREFIX) and len(presented) == KEY_CHARS:
         well_formed = _KEY.fullmatch(presented) and _checksum(presented[:-CHECK_CHARS]) == presented[-CHECK_CHARS:]
         return presented[len(PREFIX) : len(PREFIX) + PUBLIC_CHARS] if well_formed else None
     if _GIVEN.fullmatch(presented) is None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",
     "prices": "The price book.",
+    "bench": "Measure a gateway from outside; `bench serve` is one to measure.",
 }
 
 

@@ -14,7 +14,7 @@ from billing import accounts
 from billing.db import reading, writing
 from gateway.admin.auth import people
 from gateway.admission.key_admin import KeyAdmin
-from gateway.admission.minting import hash_of
+from gateway.admission.minting import GIVEN_CHARS_MIN, LOOPBACK_CHARS_MIN, hash_of
 from gateway.config import ConfigError, Settings
 from gateway.embedded import prices
 from gateway.errors import InvalidRequest
@@ -48,8 +48,16 @@ async def bootstrap(engine: AsyncEngine, settings: Settings, pepper: bytes, *, a
     keys = KeyAdmin(engine, None, pepper)
     if settings.bootstrap_key is not None:
         key: str | None = settings.bootstrap_key.reveal()
+        chars_min = LOOPBACK_CHARS_MIN if settings.server.on_loopback else GIVEN_CHARS_MIN
         try:
-            await keys.create_key(project_id=project.id, name="bootstrap", actor=ACTOR, now_ns=at_ns, plain=key)
+            await keys.create_key(
+                project_id=project.id,
+                name="bootstrap",
+                actor=ACTOR,
+                now_ns=at_ns,
+                plain=key,
+                plain_chars_min=chars_min,
+            )
         except InvalidRequest as error:
             raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
     else:

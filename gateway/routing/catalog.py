@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings
 from gateway.errors import ModelNotFound
 
 LOCAL = "local"
+ANY = "*"
 # What is assumed of a model whose limits nobody told: no prompt is cut short by it, and an answer of unstated length is
 # held at what most hosted models write at most.
 UNKNOWN_CONTEXT_WINDOW = 10_000_000
@@ -48,10 +50,11 @@ class Deployment(Struct, frozen=True):
 
 class Catalog(Struct, frozen=True):
     """aliases: what clients may ask for by name. open_providers: provider name -> kind, whose every priced model can be
-    asked for as `provider/model`."""
+    asked for as `provider/model`. others: what answers to every other name; a model `*` is that name."""
 
     aliases: Mapping[str, tuple[Deployment, ...]]
     open_providers: Mapping[str, str]
+    others: tuple[Deployment, ...] = ()
 
     def deployments(self, alias: str) -> tuple[Deployment, ...]:
         """Raises: ModelNotFound, telling what could have been asked for."""
@@ -60,6 +63,8 @@ class Catalog(Struct, frozen=True):
         provider, slash, model = alias.partition("/")
         if slash and model and (kind := self.open_providers.get(provider)) is not None:
             return (Deployment(provider, kind, model),)
+        if self.others:
+            return tuple(replace(d, model=alias) if d.model == ANY else d for d in self.others)
         known = ", ".join(sorted(self.aliases)[:8]) or "none yet"
         raise ModelNotFound(f"no model {alias!r} here; GET /v1/models lists them (some: {known})", param="model")
 
@@ -84,7 +89,7 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:
         aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
-    return Catalog(aliases, enabled)
+    return Catalog(aliases, enabled, aliases.pop(ANY, ()))
 
 
 def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deployment:
@@ -104,7 +109,7 @@ def _local(settings: Settings) -> Deployment:
     return Deployment(
         LOCAL,
         LOCAL,
-        local.model,
+        local.served_name,
         context_window=local.context_window,
         max_output_tokens=local.context_window,
         unstated_output_tokens=local.max_output_tokens,

@@ -16,7 +16,7 @@ from billing.errors import UnknownPrice
 from billing.pricelist import load_prices
 from billing.prices import PriceBook, PriceSheet
 from gateway.config import Settings
-from gateway.routing.catalog import Catalog, Deployment, from_settings
+from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +54,12 @@ class Offer:
                 log.warning("price list not read, the old one stands", reason=type(error).__name__)
 
     def price_of(self, deployment: Deployment, at_ns: int) -> PriceSheet:
-        """By the name the operator gave the provider, else by the list of its kind. Raises: UnknownPrice."""
-        try:
-            return self.prices.sheet(deployment.provider, deployment.model, at_ns)
-        except UnknownPrice:
-            if deployment.kind == deployment.provider:
-                raise
-            return self.prices.sheet(deployment.kind, deployment.model, at_ns)
+        """By the name the operator gave the provider, else by the list of its kind, else what the operator set for
+        any model of it. Raises: UnknownPrice."""
+        model = deployment.model
+        for provider, name in ((deployment.provider, model), (deployment.kind, model)):
+            try:
+                return self.prices.sheet(provider, name, at_ns)
+            except UnknownPrice:
+                continue
+        return self.prices.sheet(deployment.provider, ANY, at_ns)

@@ -31,8 +31,8 @@ class RoutePlan(Struct, frozen=True):
 
 
 def plan(
-    request: ChatRequest,
-    operation: str,
+    alias: str,
+    needs: frozenset[str],
     deployments: Sequence[Deployment],
     capabilities_of: CapabilitiesOf,
     price_of: PriceOf,
@@ -40,9 +40,9 @@ def plan(
 ) -> RoutePlan:
     """Constraints first, then priority (lowest first), then a weighted draw among equals.
 
+    needs: the operation and the features that the request uses.
     Raises: Unsupported when no deployment can do what is asked; UnpricedModel when those that could have no price.
     """
-    needs = needed_features(request, operation)
     missing: set[str] = set()
     able: list[Deployment] = []
     for deployment in deployments:
@@ -52,7 +52,7 @@ def plan(
             able.append(deployment)
     if not able:
         names = sorted(missing)
-        raise Unsupported(f"no deployment of {request.model!r} supports {', '.join(names)}", names)
+        raise Unsupported(f"no deployment of {alias!r} supports {', '.join(names)}", names)
     legs: list[Leg] = []
     for deployment in able:
         try:
@@ -61,7 +61,7 @@ def plan(
             continue
     if not legs:
         raise UnpricedModel(
-            f"{request.model!r} has no price, so it is not run; the operator sets one with `farebox prices set`",
+            f"{alias!r} has no price, so it is not run; the operator sets one with `farebox prices set`",
             param="model",
         )
     return RoutePlan(tuple(sorted(legs, key=lambda leg: _rank(leg.deployment, chance()))))

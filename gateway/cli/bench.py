@@ -1,0 +1,113 @@
+"""`farebox bench`: how fast is this gateway, measured from outside; `bench serve` is the gateway to measure."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from gateway.cli.common import DEFAULTS, OK, Common, emit, make_table
+
+if TYPE_CHECKING:
+    from gateway.cli.load import Outcome
+    from gateway.config import Settings
+
+app = App(name="bench")
+
+
+@app.default
+def run(
+    *,
+    url: str = "http://127.0.0.1:4000",
+    key: Annotated[str, Parameter(env_var="OPENAI_API_KEY")],
+    model: str = "smollm2-135m-instruct",
+    concurrency: int = 16,
+    seconds: float = 10.0,
+    stream: bool = False,
+    max_tokens: int = 16,
+    common: Common = DEFAULTS,
+) -> int:
+    """Ask the same small question over and over, so many at once, and say what came of it.
+
+    Parameters
+    ----------
+    url:
+        The gateway, without /v1.
+    key:
+        A virtual key; what it asks is paid for.
+    model:
+        What to ask for.
+    concurrency:
+        Requests at once; each connection sends the next when its answer is whole.
+    seconds:
+        How long.
+    stream:
+        Ask for streams, and time the first token.
+    max_tokens:
+        Longest answer.
+    """
+    import uvloop
+
+    from gateway.cli.load import measure
+
+    outcome = uvloop.run(
+        measure(url.rstrip("/"), key, model, concurrency, seconds, stream, max_tokens, quiet=common.json)
+    )
+    emit(common, outcome.as_dict(), lambda: _table(outcome))
+    return OK if outcome.errors == 0 and outcome.answers else 1
+
+
+@app.command
+def serve(*, port: int, upstream: str, common: Common = DEFAULTS) -> int:
+    """Run one gateway worker with everything on: keys, limits, routing, exactly-once metering.
+
+    Every model name goes upstream unchanged, at a price. Takes DATABASE_URL, REDIS_URL and FAREBOX_BOOTSTRAP_KEY;
+    without them SQLite and an embedded Valkey in a throw-away folder, and a key of its own, printed as the last line.
+
+    Parameters
+    ----------
+    port:
+        TCP port on loopback.
+    upstream:
+        Base URL of an OpenAI-like server, /v1 included.
+    """
+    import uvloop
+
+    from gateway.cli.listening import bind
+    from gateway.cli.ride import Ride
+    from gateway.config import load
+    from gateway.embedded.instance import Instance
+    from gateway.observe import logs
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fbx-bench-") as folder:
+        flags = {"server.port": port, "local.enabled": False, "data_dir": Path(folder), "log.level": "warning"}
+        settings = _open_to(upstream, load(common.config, flags=flags))
+        logs.configure(settings.log)
+        with Instance(settings.data_dir) as instance, bind(settings) as bound:
+            uvloop.run(Ride(settings, instance, bound, common, started).run())
+    return OK
+
+
+def _open_to(upstream: str, settings: Settings) -> Settings:
+    """Whatever is asked for, that upstream answers it."""
+    from msgspec.structs import replace
+
+    from gateway.config import DeploymentSettings, ModelSettings, PriceSettings, ProviderSettings
+
+    price = PriceSettings(input=Decimal("0.15"), output=Decimal("0.60"))
+    return replace(
+        settings,
+        providers={"upstream": ProviderSettings(kind="openai_like", base_url=upstream)},
+        models=(
+            ModelSettings(alias="*", deployments=(DeploymentSettings(provider="upstream", model="*", price=price),)),
+        ),
+    )
+
+
+def _table(outcome: Outcome) -> object:
+    return make_table(("figure", "value"), list(outcome.as_dict().items()), right=("value",))
