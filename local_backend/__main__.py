@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import sys
@@ -50,6 +51,12 @@ def main(argv: list[str]) -> int:
     except (BadSetting, EngineError, OSError) as error:
         sys.stderr.write(f"local_backend: {error}\n")
         return 2
+    except ExceptionGroup as group:
+        known, unknown = group.split((EngineError, OSError))
+        if known is None or unknown is not None:
+            raise
+        sys.stderr.write(f"local_backend: {known.exceptions[0]}\n")
+        return 2
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -67,42 +74,45 @@ def bind(settings: Settings) -> socket.socket:
 
 
 async def serve(settings: Settings, served_name: str, model_dir: Path, listening: socket.socket) -> int:
-    """Serve until SIGTERM or SIGINT; then refuse what is new, let streams end for `drain_s`, and stop the core."""
+    """Serve until SIGTERM or SIGINT; then refuse what is new, let streams end for `drain_s`, and stop the core.
+
+    Raises ExceptionGroup if a part of it fails; the core is gone then, too."""
     core = CoreClient(settings, str(model_dir))
-    running = asyncio.create_task(core.run())  # first: importing torch takes longer than all of the rest
-    await asyncio.sleep(0)
-    server = Server(settings, served_name, model_dir, core)
-    http = Http(
-        uvicorn.Config(
-            server,
-            lifespan="off",
-            access_log=False,
-            log_level=settings.log_level,
-            http="httptools",
-            timeout_graceful_shutdown=int(settings.drain_s),
-            backlog=2048,
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(core.run())  # first: importing torch takes longer than all of the rest
+        await asyncio.sleep(0)
+        server = Server(settings, served_name, model_dir, core)
+        http = Http(
+            uvicorn.Config(
+                server,
+                lifespan="off",
+                access_log=False,
+                log_level=settings.log_level,
+                http="httptools",
+                timeout_graceful_shutdown=math.ceil(settings.drain_s),
+                backlog=2048,
+            )
         )
-    )
 
-    def stop() -> None:
-        http.force_exit = http.should_exit  # the second signal does not wait for streams
-        server.draining = http.should_exit = True
+        def stop() -> None:
+            http.force_exit = http.should_exit  # the second signal does not wait for streams
+            server.draining = http.should_exit = True
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    serving = asyncio.create_task(http.serve(sockets=[listening]))
-    say({"event": "listening", "model": served_name, "url": address(settings, listening)})
-    waiting = asyncio.create_task(announce(core))
-    orphaned = asyncio.create_task(parent_gone(stop)) if settings.die_with_parent else None
-    # Either ends first only when something is wrong with the core, or when we were told to stop.
-    await asyncio.wait({running, serving}, return_when=asyncio.FIRST_COMPLETED)
-    stop()
-    await serving
-    await core.close()
-    await running
-    for task in (waiting, orphaned):
-        if task is not None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        serving = tasks.create_task(http.serve(sockets=[listening]))
+        say({"event": "listening", "model": served_name, "url": address(settings, listening)})
+        beside = [tasks.create_task(announce(core))]
+        if settings.die_with_parent:
+            beside.append(tasks.create_task(parent_gone(stop)))
+        # The core's end comes first only when it cannot start at all; `run` outlives every other trouble.
+        await asyncio.wait({running, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stop()
+        await serving
+        await core.close()
+        await running
+        for task in beside:
             task.cancel()
     if core.fatal is not None:
         raise core.fatal
@@ -121,7 +131,7 @@ async def announce(core: CoreClient) -> None:
     """Say when requests are taken."""
     with contextlib.suppress(EngineError):
         ready = await core.wait_ready()
-        say({"event": "ready"} | msgspec.to_builtins(ready))
+        say({"event": "ready"} | msgspec.structs.asdict(ready))
 
 
 def say(event: dict[str, object]) -> None:

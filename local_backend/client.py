@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 
-from local_backend.config import Settings
+from local_backend.config import Settings, core_environment
 from local_backend.errors import BadLogits, CoreDied, EngineError, ModelUnavailable, NotReady, QueueFull
 from local_backend.messages import (
     FRAME_HEAD,
@@ -141,6 +141,7 @@ class CoreClient:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=2**24,
+                env=core_environment(),
             )
             try:
                 self._send(Configure(self.settings, self.model_dir))

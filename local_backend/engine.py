@@ -50,27 +50,29 @@ class Engine:
         self.runner = runner
         self.steps = 0
         self._refused: list[Failed] = []
+        self._unsaid = False  # the figures changed without a step
 
     @property
     def has_work(self) -> bool:
         """True if a step would do or say something."""
-        return self.scheduler.has_work or bool(self._refused)
+        return self.scheduler.has_work or self._unsaid
 
     def take(self, message: AddRequest | Abort) -> None:
         """Book one message. A refusal goes out with the next step."""
         if isinstance(message, Abort):
-            self.scheduler.abort(message.id)
+            self._unsaid |= self.scheduler.abort(message.id)
             return
         seq = Sequence(message.id, list(message.prompt), message.sampling, message.cache_salt.encode())
         try:
             self.scheduler.add(seq)
         except QueueFull as error:
             self._refused.append(Failed(message.id, error.code, error.message))
+            self._unsaid = True
 
     def step(self) -> StepOutput:
         """Plan, run and book one step."""
         step = self.scheduler.plan()
-        failed, self._refused = self._refused, []
+        failed, self._refused, self._unsaid = self._refused, [], False
         tokens: list[TokenOut] = []
         if step.chunks:
             for chunk, sampled in zip(step.chunks, self.runner.run(step), strict=True):
