@@ -5,14 +5,16 @@ Source: Gemini API v1beta discovery and google-genai 3.4, read 2026-11. Token id
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from providers.dialects.gemini import wire
+from providers.dialects.base import EmbeddingDialect, Encoded, ErrorBody
+from providers.dialects.gemini import errors, wire
 from providers.dialects.gemini.request import checked, read_object
-from providers.errors import BadRequest, Unsupported, WireError
+from providers.errors import BadRequest, ProviderError, Unsupported, WireError
 from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
 
 
@@ -119,3 +121,38 @@ def encode_embed_response(response: EmbeddingResponse, *, batch: bool) -> bytes:
     if response.usage.input_tokens is not None:
         body["usageMetadata"] = {"promptTokenCount": response.usage.input_tokens}
     return msgspec.json.encode(body)
+
+
+class GeminiEmbeddings:
+    """See `providers.dialects.base.EmbeddingDialect`. batch: the client's verb is batchEmbedContents; what a provider
+    is sent is one in any case."""
+
+    def __init__(self, *, batch: bool) -> None:
+        self.name = "gemini_batch_embed_contents" if batch else "gemini_embed_content"
+        self._batch = batch
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        return decode_embed_request(body, model=model or "", batch=self._batch)
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        foreign = {n: fields for n, fields in request.extensions.items() if n != wire.NAME}
+        dropped = tuple(field for fields in foreign.values() for field in fields)
+        if dropped and strict:
+            raise Unsupported(dropped, "Gemini")
+        return Encoded(encode_embed_request(request, model=model), dropped)
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        return decode_embed_response(body, model="")
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes:
+        return encode_embed_response(response, batch=self._batch)
+
+    def encode_error(self, error: ErrorBody) -> bytes:
+        return errors.encode_error(error)
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return errors.decode_error(status, headers, body)
+
+
+ONE: EmbeddingDialect = GeminiEmbeddings(batch=False)
+BATCH: EmbeddingDialect = GeminiEmbeddings(batch=True)

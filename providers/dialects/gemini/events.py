@@ -54,6 +54,28 @@ from providers.wire import sse
 _encode: Final = msgspec.json.Encoder().encode
 
 
+class _Meter:
+    """Usage of a stream whose every chunk repeats it: read when somebody asks, not for each chunk."""
+
+    def __init__(self) -> None:
+        self._usage = Usage()
+        self._latest: wire.Answer | None = None
+
+    def see(self, answer: wire.Answer) -> None:
+        if answer.usage_metadata is None and not any(c.grounding_metadata for c in answer.candidates or ()):
+            return
+        if answer.usage_metadata is None or answer.candidates is None or answer.candidates[0].finish_reason:
+            self._usage = self._usage.at_least(usage_in(answer))  # it may be the only one to tell of a search
+        else:
+            self._latest = answer
+
+    @property
+    def usage(self) -> Usage:
+        if self._latest is not None:
+            self._usage, self._latest = self._usage.at_least(usage_in(self._latest)), None
+        return self._usage
+
+
 class _Reading:
     """One candidate while it streams: texts of a kind are one part until another kind, or a seal, ends them."""
 
@@ -73,11 +95,15 @@ class EventDecoder:
 
     def __init__(self) -> None:
         self._sse = sse.SseDecoder()
-        self.usage = Usage()
+        self._meter = _Meter()
         self._ident: str | None = None
         self._count = 0
         self._candidates: dict[int, _Reading] = {}
         self._blocked: str | None = None
+
+    @property
+    def usage(self) -> Usage:
+        return self._meter.usage
 
     def feed(self, data: bytes) -> Iterator[Event]:
         for frame in self._sse.feed(data):
@@ -103,7 +129,7 @@ class EventDecoder:
         if self._ident is None:
             self._ident = answer.response_id or ""
             yield ResponseStart(self._ident, answer.model_version or "")
-        self.usage = self.usage.at_least(usage_in(answer))
+        self._meter.see(answer)
         self._blocked = self._blocked or block_reason(answer)
         for found in answer.candidates or ():
             reading = self._candidates.setdefault(found.index, _Reading())
@@ -315,9 +341,13 @@ class Tap(FrameTap):
         super().__init__()
         self._as_array = as_array
         self._wrote = False
+        self._meter = _Meter()
         self._blocked = False
         self._open: dict[int, bool] = {}  # candidate to "has calls"
         self._finished: set[int] = set()
+
+    def current_usage(self) -> Usage:
+        return self._meter.usage
 
     def is_whole(self) -> bool:
         return self._blocked or (bool(self._open) and self._finished >= self._open.keys())
@@ -330,7 +360,7 @@ class Tap(FrameTap):
 
     def look(self, data: bytes) -> None:
         answer = read_answer(data)
-        self.usage = self.usage.at_least(usage_in(answer))
+        self._meter.see(answer)
         if block_reason(answer) is not None:
             self._blocked = True
             self.finish_reason = "content_filter"

@@ -94,7 +94,7 @@ _TIERS: Final[Mapping[str, str]] = {
 def read_answer(data: bytes) -> wire.Answer:
     """A whole response or one chunk. Raises: WireError; a ProviderError kind for an error object in its place."""
     try:
-        if data.lstrip()[:1] == b"[":
+        if data.startswith(b"["):
             # Errors come wrapped in an array when the stream was asked for as one.
             found = msgspec.json.decode(data)
             data = msgspec.json.encode(found[0]) if found else b"{}"
