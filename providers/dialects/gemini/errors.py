@@ -108,7 +108,8 @@ def _kind(facts: Mapping[str, Any], status: int | None, headers: Mapping[str, st
     number = facts.get("code")
     if status is None and isinstance(number, int) and 400 <= number < 600:
         status = number
-    details = [entry for entry in facts.get("details") or () if isinstance(entry, dict)]
+    listed = facts.get("details")
+    details = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     reasons = {str(entry["reason"]) for entry in details if "reason" in entry}
     wait_s = _retry_delay_s(details)
     if wait_s is None:
@@ -139,7 +140,8 @@ def _retry_delay_s(details: list[dict[str, Any]]) -> float | None:
 
 def _field(details: list[dict[str, Any]]) -> str | None:
     for entry in details:
-        for violation in entry.get("fieldViolations") or ():
+        listed = entry.get("fieldViolations")
+        for violation in listed if isinstance(listed, list) else ():
             if isinstance(violation, dict) and isinstance(violation.get("field"), str):
                 return str(violation["field"])
     return None

@@ -303,3 +303,9 @@ async def test_blocked_prompt_is_a_filtered_answer(
 
 async def test_models(emulator: GeminiEmulator, transport: Http1Transport) -> None:
     assert "gemini-2.5-flash" in await provider_at(emulator, transport).models()
+
+
+@pytest.mark.parametrize("details", [5, {"a": 1}, [1, {"fieldViolations": 3}, {"retryDelay": 7}], "x"])
+def test_details_of_any_shape_are_survived(details: Any) -> None:
+    body = json.dumps({"error": {"code": 400, "message": "m", "status": "INVALID_ARGUMENT", "details": details}})
+    assert type(gemini.DIALECT.decode_error(400, {}, body.encode())) is Rejected
