@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from billing.usage import Meter, Outcome
@@ -49,6 +51,11 @@ def size_of(request: ChatRequest) -> Size:
     if request.response_format is not None and request.response_format.schema is not None:
         text += len(str(request.response_format.schema))
     return Size(text, images, attachments)
+
+
+def size_of_texts(texts: Sequence[str | tuple[int, ...]]) -> Size:
+    """What is to be embedded. A token that came as its number counts for the bytes that one usually stands for."""
+    return Size(sum(len(text.encode()) if isinstance(text, str) else 4 * len(text) for text in texts))
 
 
 def quantities(usage: Usage) -> dict[Meter, int]:

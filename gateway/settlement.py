@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 from msgspec import Struct
@@ -13,7 +14,8 @@ from billing.journal import Journal
 from billing.rating import charge
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
-from gateway.metering import estimated_usage, quantities
+from gateway.exchange import SayError
+from gateway.metering import estimated_usage, outcome_of, quantities
 from gateway.observe.metrics import METRICS
 from gateway.routing.policy import Leg
 from providers.neutral import Usage
@@ -56,6 +58,26 @@ class Settlement:
     def open(self) -> None:
         """Raises: JournalUnavailable; then nothing is owed, and the caller must release the admission."""
         self._journal.intent(self._intent)
+
+    @asynccontextmanager
+    async def owed(self, say: SayError) -> AsyncIterator[None]:
+        """What fails inside before anything was settled ends the request, and is raised on."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            # The client of a stream left before its first token: the prompt has been read, nothing else is known.
+            await self.finish(Ending(Outcome.CLIENT_GONE))
+            raise
+        except BaseException as error:
+            # Nothing has reached the client, so nothing is charged, whatever the provider may bill us for its failure.
+            status = say(error, self.id).status if isinstance(error, Exception) else None
+            await self.finish(Ending(outcome_of(error), status=status, produced=False))
+            raise
+
+    def answered(self, leg: Leg, attempts: int) -> None:
+        """Which leg of the plan it was in the end: its price is charged."""
+        self.leg = leg
+        self.attempts = attempts
 
     def first_token(self) -> None:
         if self.first_token_ns is None:

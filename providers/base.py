@@ -125,6 +125,14 @@ class Embedder(Protocol):
         """Raises: Unsupported before anything is sent; a ProviderError kind else."""
 
 
+@runtime_checkable
+class TokenCounter(Protocol):
+    """A provider that tells the length of a prompt without running it."""
+
+    async def count_tokens(self, call: Call, model: str) -> int:
+        """Input tokens of this request, as the provider counts them. Raises: as `Provider.send`."""
+
+
 class EmbeddingAnswer(Struct, frozen=True):
     """A 2xx, read whole: `body` is in `dialect`, ready for a client of the same one."""
 

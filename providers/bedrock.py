@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from providers.auth.aws import BearerMint, KeySource, key_source
 from providers.auth.bearer import bearer
 from providers.auth.sigv4 import sign
-from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation, UpstreamAnswer
+from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation, UpstreamAnswer, read_whole
 from providers.dialects import anthropic_messages, base, bedrock_converse
 from providers.dialects.anthropic_messages import AnthropicMessages
 from providers.dialects.bedrock_converse import BedrockConverse
@@ -147,6 +147,13 @@ class Bedrock(DialectProvider):
             now_s=self._clock(),
         )
         return replace(request, headers=headers + signed)
+
+    async def count_tokens(self, call: Call, model: str) -> int:
+        """See `providers.base.TokenCounter`."""
+        body = bedrock_converse.encode_count_request(call.request, model=model, strict=call.strict).body
+        path = f"/model/{quote(model, safe='')}/count-tokens"
+        response = await self.exchange("POST", path, jsonio.encode(body), call, bedrock_converse.DIALECT)
+        return bedrock_converse.decode_token_count(await read_whole(response))
 
     async def models(self) -> tuple[str, ...]:
         """Foundation models that answer in text and on demand, and the inference profiles."""

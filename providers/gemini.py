@@ -13,12 +13,22 @@ import msgspec
 from msgspec.structs import replace
 
 from providers.auth.bearer import header
-from providers.base import Call, Capabilities, DialectProvider, Operation, UpstreamAnswer
+from providers.base import (
+    Call,
+    Capabilities,
+    DialectProvider,
+    EmbeddingAnswer,
+    EmbeddingCall,
+    Operation,
+    UpstreamAnswer,
+    read_whole,
+)
 from providers.dialects import gemini
 from providers.dialects.base import Dialect
-from providers.dialects.gemini import forwarding
+from providers.dialects.gemini import counting, embeddings, forwarding
 from providers.errors import Broken
 from providers.transport.base import HttpRequest
+from providers.wire import jsonio
 
 
 class Gemini(DialectProvider):
@@ -26,7 +36,7 @@ class Gemini(DialectProvider):
 
     name = "gemini"
     default_base_url = "https://generativelanguage.googleapis.com"
-    capabilities = Capabilities()
+    capabilities = Capabilities(operations=frozenset({"chat", "embeddings"}))
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": gemini.DIALECT}
     model_in_body = False
 
@@ -43,6 +53,22 @@ class Gemini(DialectProvider):
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
         return replace(request, headers=request.headers + header(self.endpoint.credential, "x-goog-api-key"))
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """See `providers.base.Embedder`. A batch whatever the number of texts: its answer has one form."""
+        dialect = embeddings.BATCH
+        encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
+        path = f"{self._root}/{_resource(model)}:batchEmbedContents"
+        response = await self.exchange("POST", path, jsonio.encode(encoded.body), None, gemini.DIALECT)
+        return EmbeddingAnswer(dialect, await read_whole(response), response.headers, encoded.dropped)
+
+    async def count_tokens(self, call: Call, model: str) -> int:
+        """See `providers.base.TokenCounter`."""
+        body = jsonio.encode(counting.encode_count_request(call.request, model=model))
+        response = await self.exchange(
+            "POST", f"{self._root}/{_resource(model)}:countTokens", body, None, gemini.DIALECT
+        )
+        return counting.decode_count_response(await read_whole(response))
 
     async def models(self) -> tuple[str, ...]:
         response = await self.exchange("GET", f"{self._root}/models?pageSize=1000", b"", None, gemini.DIALECT)

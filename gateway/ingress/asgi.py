@@ -10,13 +10,15 @@ from typing import Any
 import structlog
 
 from gateway.errors import GatewayError
+from gateway.exchange import Headers, Inbound
 from gateway.ingress.body import ClientGone, Receive, read_body
 from gateway.ingress.credentials import check_signature, presented_key
 from gateway.ingress.endpoints import Route, match
+from gateway.ingress.envelopes import unwrapped, wrapping_of
 from gateway.ingress.errors import as_body, headers_for
 from gateway.ingress.models import list_models, wants_models
 from gateway.observe.metrics import METRICS
-from gateway.pipeline import Headers, Inbound, Pipeline
+from gateway.pipeline import Pipeline
 from gateway.routing.catalog import Catalog
 from providers.dialects import load
 
@@ -52,7 +54,8 @@ class HotPath:
         if scope["type"] != "http":
             return await self._fallback(scope, receive, send)
         path, method = path_of(scope), scope["method"]
-        route = match(method, path)
+        query = scope["query_string"].decode("latin-1")
+        route = match(method, path, query)
         if route is None and not wants_models(method, path):
             return await self._fallback(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -91,18 +94,22 @@ class HotPath:
             await self._deliver(inbound, send)
 
     async def _deliver(self, inbound: Inbound, send: Send) -> None:
-        reply = await self._pipeline.serve(inbound)
+        reply = await self._pipeline.serve(unwrapped(inbound))
         if isinstance(reply.body, bytes):
             return await respond(send, reply.status, reply.headers, reply.body)
-        body = aiter(reply.body)
+        body, headers, wrapping = aiter(reply.body), reply.headers, wrapping_of(inbound.route.envelope)
+        if wrapping is not None:
+            headers = [(n, wrapping.media_type if n == "content-type" else v) for n, v in headers]
         # The first piece is ready, and taking it before anything can be cancelled arms the stream's own settlement.
         piece = await anext(body, b"")
         try:
-            await send({"type": "http.response.start", "status": reply.status, "headers": encoded(reply.headers)})
+            await send({"type": "http.response.start", "status": reply.status, "headers": encoded(headers)})
             while piece:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                out = piece if wrapping is None else wrapping.feed(piece)
+                await send({"type": "http.response.body", "body": out, "more_body": True})
                 piece = await anext(body, b"")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            last = b"" if wrapping is None else wrapping.close()
+            await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             await body.aclose()  # type: ignore[attr-defined]
 
@@ -130,8 +137,8 @@ class HotPath:
 
     async def _refuse(self, error: Exception, route: Route | None, request_id: str, send: Send) -> None:
         body = as_body(error, request_id)
-        dialect = route.dialect if route is not None else "openai_chat"
-        METRICS.refused(dialect, body.code)
+        METRICS.refused(route.dialect if route is not None else "openai_chat", body.code)
+        dialect = route.error_dialect if route is not None else "openai_chat"
         if body.status == 500:
             log.exception("unforeseen error", request_id=request_id, exc_info=error)
         elif not isinstance(error, GatewayError):
@@ -173,4 +180,3 @@ def encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-

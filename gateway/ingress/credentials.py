@@ -29,9 +29,7 @@ def presented_key(headers: Mapping[str, str], query: str) -> str | None:
     return None
 
 
-def check_signature(
-    method: str, path: str, query: str, headers: Mapping[str, str], body: bytes, now_ns: int
-) -> None:
+def check_signature(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes, now_ns: int) -> None:
     """For AWS SDKs, which sign and do not send their secret: the Farebox key is both access key id and secret access
     key. It is no secret from us, so this proves not who asks (the key itself does) but that the request is whole.
 

@@ -7,26 +7,42 @@ from __future__ import annotations
 
 import re
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from msgspec import Struct
 
-Operation = Literal["chat", "completions", "models", "count_tokens"]
+Operation = Literal["chat", "completions", "embeddings", "models", "count_tokens"]
+Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
 
 
 class Route(Struct, frozen=True):
-    """model, stream: set where the path carries them, None where the body does."""
+    """model, stream: set where the path carries them, None where the body does.
+
+    batch: several texts in Gemini's own batch form. envelope: what the dialect is wrapped in on this path, see
+    `envelopes.py`."""
 
     dialect: str
     operation: Operation
     model: str | None = None
     stream: bool | None = None
+    batch: bool = False
+    envelope: Envelope = ""
+
+    @property
+    def error_dialect(self) -> str:
+        """Who words a refusal: AWS's envelope has errors of its own, and embeddings share those of their family."""
+        if self.envelope == "invoke_model":
+            return "bedrock_converse"
+        return "openai_chat" if self.dialect == "openai_embeddings" else self.dialect
 
 
 CHAT = Route("openai_chat", "chat")
 COMPLETIONS = Route("openai_completions", "completions")
+EMBEDDINGS = Route("openai_embeddings", "embeddings")
 RESPONSES = Route("openai_responses", "chat")
+RESPONSES_COUNT = Route("openai_responses", "count_tokens")
 MESSAGES = Route("anthropic_messages", "chat")
+MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
 
 # Groq's SDK, Azure's v1 surface and Bedrock's OpenAI surface all say /openai/v1; some users leave /v1 out.
 EXACT: dict[str, Route] = {
@@ -35,33 +51,75 @@ EXACT: dict[str, Route] = {
     for path, route in (
         ("/chat/completions", CHAT),
         ("/completions", COMPLETIONS),
+        ("/embeddings", EMBEDDINGS),
         ("/responses", RESPONSES),
+        ("/responses/input_tokens", RESPONSES_COUNT),
         ("/messages", MESSAGES),
+        ("/messages/count_tokens", MESSAGES_COUNT),
     )
-} | {"/anthropic/v1/messages": MESSAGES, "/models/chat/completions": CHAT}
+} | {
+    "/anthropic/v1/messages": MESSAGES,
+    "/anthropic/v1/messages/count_tokens": MESSAGES_COUNT,
+    "/models/chat/completions": CHAT,
+    "/models/embeddings": EMBEDDINGS,
+}
 
 _GEMINI = re.compile(
     r"/v1(?:beta1?)?/(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?models/(?P<model>.+)"
-    r":(?P<verb>generateContent|streamGenerateContent)"
+    r":(?P<verb>generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents)"
 )
-_BEDROCK = re.compile(r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream)")
-_AZURE = re.compile(r"/openai/deployments/(?P<model>[^/]+)/(?P<verb>chat/completions|completions)")
+# Claude Code's base URL for Vertex ends before or after the version.
+_VERTEX_CLAUDE = re.compile(
+    r"(?:/v1(?:beta1)?)?/projects/[^/]+/locations/[^/]+/publishers/anthropic/models/(?P<model>.+)"
+    r":(?P<verb>rawPredict|streamRawPredict)"
+)
+_BEDROCK = re.compile(
+    r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
+)
+_AZURE = re.compile(r"/openai/deployments/(?P<model>[^/]+)(?P<path>/chat/completions|/completions|/embeddings)")
 
 
-def match(method: str, path: str) -> Route | None:
+def match(method: str, path: str, query: str = "") -> Route | None:
     """The route of an answering request, or None when the path is not for the data plane.
 
-    path: raw, percent-encoded, without the query. A model in the path is decoded exactly once.
-    """
+    path: raw, percent-encoded, without the query. A model in the path is decoded exactly once. query: raw; it decides
+    only in which framing Gemini's clients want a stream."""
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:
         return route
     if found := _GEMINI.fullmatch(path):
-        return Route("gemini", "chat", unquote(found["model"]), found["verb"] == "streamGenerateContent")
+        return _gemini(unquote(found["model"]), found["verb"], query)
     if found := _BEDROCK.fullmatch(path):
-        return Route("bedrock_converse", "chat", unquote(found["model"]), found["verb"] == "converse-stream")
+        return _bedrock(unquote(found["model"]), found["verb"])
     if found := _AZURE.fullmatch(path):
-        route = CHAT if found["verb"] == "chat/completions" else COMPLETIONS
+        route = EXACT[found["path"]]
         return Route(route.dialect, route.operation, unquote(found["model"]))
+    if found := _VERTEX_CLAUDE.fullmatch(path):
+        model = unquote(found["model"])
+        if model == "count-tokens":  # a verb in the place of a model, which stands in the body then
+            return Route("anthropic_messages", "count_tokens", envelope="raw_predict")
+        stream = found["verb"] == "streamRawPredict"
+        return Route("anthropic_messages", "chat", model, stream, envelope="raw_predict")
     return None
+
+
+def _gemini(model: str, verb: str, query: str) -> Route:
+    match verb:
+        case "countTokens":
+            return Route("gemini", "count_tokens", model)
+        case "embedContent" | "batchEmbedContents":
+            return Route("gemini", "embeddings", model, batch=verb == "batchEmbedContents")
+        case "streamGenerateContent":
+            wants_sse = "sse" in parse_qs(query).get("alt", ())
+            return Route("gemini", "chat", model, True, envelope="" if wants_sse else "json_array")
+    return Route("gemini", "chat", model, False)
+
+
+def _bedrock(model: str, verb: str) -> Route:
+    match verb:
+        case "count-tokens":
+            return Route("bedrock_converse", "count_tokens", model)
+        case "invoke" | "invoke-with-response-stream":
+            return Route("anthropic_messages", "chat", model, verb != "invoke", envelope="invoke_model")
+    return Route("bedrock_converse", "chat", model, verb == "converse-stream")

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.e2e.harness import House, house, model, provider, settings_for
+from tests.e2e.yard import Yard, yard_of
 from tests.emulators.openai import OpenAIEmulator
 
 
@@ -48,4 +50,19 @@ async def gateway(
     )
     models = (model("echo", "up/echo-1"), model("spare", "up/fault-503", "up/echo-1"), *faults)
     async with house(settings_for(tmp_path / "data", fresh_database_url, redis_url, providers, models)) as built:
+        yield built
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, _valkey: str) -> AsyncIterator[Yard]:
+    """One for each module: starting all of them takes longer than most tests."""
+    names = ("text-embedding-3-small", "gemini-embedding-001")
+    embedders = (model("embed-openai", f"openai/{names[0]}"), model("embed-gemini", f"gemini/{names[1]}"))
+    faulty = tuple(
+        model(f"{backend}-{fault}", f"{backend}/fault-{fault}")
+        for backend in ("openai", "anthropic", "gemini", "bedrock")
+        for fault in ("500", "429", "400", "cut-mid-frame", "stream-error")
+    )
+    claude = (model("claude-bedrock", "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0"),)
+    async with yard_of(tmp_path_factory.mktemp("yard"), sqlite_template, _valkey, embedders + faulty + claude) as built:
         yield built

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import boto3
 import openai
 import pytest
-import pytest_asyncio
 from google import genai
 from google.genai import types
 
-from tests.e2e.harness import House, house, model, provider, settings_for
-from tests.emulators.anthropic import AnthropicEmulator
-from tests.emulators.bedrock import BedrockEmulator
-from tests.emulators.gemini import GeminiEmulator
-from tests.emulators.openai import OpenAIEmulator
-from tests.emulators.server import Emulator
+from tests.e2e.harness import House
+from tests.e2e.yard import BACKENDS, Yard
 
 COUNT = "count from 1 to 5"
 FIVE = "1, 2, 3, 4, 5"
@@ -133,7 +126,9 @@ async def gemini(gateway: House, alias: str, stream: bool, tool: bool) -> Seen:
     settings = types.GenerateContentConfig(**config)
     seen = Seen()
     if stream:
-        chunks = [c async for c in await sdk.aio.models.generate_content_stream(model=alias, contents=COUNT, config=settings)]
+        chunks = [
+            c async for c in await sdk.aio.models.generate_content_stream(model=alias, contents=COUNT, config=settings)
+        ]
     else:
         chunks = [await sdk.aio.models.generate_content(model=alias, contents=COUNT, config=settings)]
     for chunk in chunks:
@@ -198,48 +193,6 @@ CLIENTS: dict[str, Callable[[House, str, bool, bool], Awaitable[Seen]]] = {
     "bedrock_converse": bedrock_converse,
 }
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-BACKENDS = ("openai", "groq", "cerebras", "vllm", "anthropic", "gemini", "bedrock")
-
-
-@dataclass
-class Yard:
-    gateway: House
-    backends: dict[str, Emulator]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def yard(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, _valkey: str
-) -> AsyncIterator[Yard]:
-    folder = tmp_path_factory.mktemp("yard")
-    (folder / "farebox.db").write_bytes(sqlite_template.read_bytes())
-    async with AsyncExitStack() as stack:
-        backends: dict[str, Emulator] = {}
-        providers = {}
-        for name in BACKENDS:
-            match name:
-                case "anthropic":
-                    emulator: Emulator = AnthropicEmulator(api_key="sk-test")
-                case "gemini":
-                    emulator = GeminiEmulator(key="sk-test")
-                case "bedrock":
-                    emulator = BedrockEmulator()
-                case _:
-                    emulator = OpenAIEmulator(name)  # type: ignore[arg-type]
-            await stack.enter_async_context(emulator)
-            backends[name] = emulator
-            suffix = {"gemini": "", "anthropic": "", "bedrock": "", "groq": "/openai/v1"}.get(name, "/v1")
-            kind = "openai_like" if name == "vllm" else name
-            credential = (
-                {"access_key_id": "AKIDTEST", "secret_access_key": "secret-test-key"} if name == "bedrock" else None
-            )
-            region = {"region": "us-east-1"} if name == "bedrock" else {}
-            providers[name] = provider(kind, emulator.url + suffix, credential, **region)
-        models = tuple(model(f"via-{name}", f"{name}/echo-1") for name in BACKENDS)
-        url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
-        gateway = await stack.enter_async_context(house(settings_for(folder, url, _valkey, providers, models)))
-        yield Yard(gateway, backends)
 
 
 @pytest.mark.parametrize("tool", [False, True], ids=["text", "tool"])

@@ -16,7 +16,32 @@ from gateway.ingress.endpoints import Route, match
         ("/v1/responses", Route("openai_responses", "chat")),
         ("/v1/messages", Route("anthropic_messages", "chat")),
         ("/v1beta/models/gemini-3-pro:generateContent", Route("gemini", "chat", "gemini-3-pro", False)),
-        ("/v1/models/local%2Fsmol:streamGenerateContent", Route("gemini", "chat", "local/smol", True)),
+        (
+            "/v1/models/local%2Fsmol:streamGenerateContent",
+            Route("gemini", "chat", "local/smol", True, envelope="json_array"),
+        ),
+        ("/v1/models/g:countTokens", Route("gemini", "count_tokens", "g")),
+        ("/v1beta/models/g:embedContent", Route("gemini", "embeddings", "g")),
+        ("/v1beta/models/g:batchEmbedContents", Route("gemini", "embeddings", "g", batch=True)),
+        ("/v1/embeddings", Route("openai_embeddings", "embeddings")),
+        ("/openai/deployments/e/embeddings", Route("openai_embeddings", "embeddings", "e")),
+        ("/models/embeddings", Route("openai_embeddings", "embeddings")),
+        ("/v1/messages/count_tokens", Route("anthropic_messages", "count_tokens")),
+        ("/v1/responses/input_tokens", Route("openai_responses", "count_tokens")),
+        ("/model/c%3A0/count-tokens", Route("bedrock_converse", "count_tokens", "c:0")),
+        ("/model/c%3A0/invoke", Route("anthropic_messages", "chat", "c:0", False, envelope="invoke_model")),
+        (
+            "/model/c/invoke-with-response-stream",
+            Route("anthropic_messages", "chat", "c", True, envelope="invoke_model"),
+        ),
+        (
+            "/projects/p/locations/l/publishers/anthropic/models/claude-x@1:streamRawPredict",
+            Route("anthropic_messages", "chat", "claude-x@1", True, envelope="raw_predict"),
+        ),
+        (
+            "/v1/projects/p/locations/l/publishers/anthropic/models/count-tokens:rawPredict",
+            Route("anthropic_messages", "count_tokens", envelope="raw_predict"),
+        ),
         (
             "/v1beta1/projects/p/locations/us/publishers/google/models/g:generateContent",
             Route("gemini", "chat", "g", False),
@@ -32,6 +57,12 @@ from gateway.ingress.endpoints import Route, match
 def test_path_names_dialect_and_operation(path: str, route: Route) -> None:
     assert match("POST", path) == route
     assert match("GET", path) is None
+
+
+def test_a_gemini_stream_is_an_array_unless_sse_is_asked_for() -> None:
+    path = "/v1beta/models/g:streamGenerateContent"
+    assert match("POST", path, "key=k&alt=sse") == Route("gemini", "chat", "g", True)
+    assert match("POST", path, "alt=json") == Route("gemini", "chat", "g", True, envelope="json_array")
 
 
 @pytest.mark.parametrize(

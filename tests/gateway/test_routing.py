@@ -11,7 +11,7 @@ from billing.usage import Meter
 from gateway.errors import ModelNotFound, NoRouteLeft, UnpricedModel, Unsupported
 from gateway.routing.catalog import Catalog, Deployment, permits
 from gateway.routing.fallback import first_arrival
-from gateway.routing.policy import Leg, RoutePlan, plan
+from gateway.routing.policy import Leg, RoutePlan, needed_features, plan
 from providers.base import Capabilities
 from providers.errors import AuthFailed, Broken, ContextTooLong, Rejected
 from providers.neutral import ChatRequest, Message, TextPart, Tool
@@ -36,7 +36,8 @@ def choose(
     def capabilities_of(deployment: Deployment) -> Capabilities:
         return Capabilities(tools=deployment.provider not in toolless)
 
-    return plan(request, "chat", deployments, capabilities_of, price_of, random.Random(7).random)
+    needs = needed_features(request, "chat")
+    return plan(request.model, needs, deployments, capabilities_of, price_of, random.Random(7).random)
 
 
 def test_an_alias_an_open_provider_and_an_unknown_model() -> None:
@@ -65,7 +66,9 @@ def test_weights_share_the_first_place_in_proportion() -> None:
     heavy, light = Deployment("h", "x", "m", weight=3), Deployment("l", "x", "m", weight=1)
     chance = random.Random(1).random
     firsts = Counter(
-        plan(REQUEST, "chat", (heavy, light), lambda _: Capabilities(), sheet, chance).legs[0].deployment.provider
+        plan("m", frozenset({"chat"}), (heavy, light), lambda _: Capabilities(), sheet, chance)
+        .legs[0]
+        .deployment.provider
         for _ in range(4000)
     )
     assert firsts["h"] / 4000 == pytest.approx(0.75, abs=0.03)

@@ -1,0 +1,172 @@
+"""The way of a chat (and of a legacy completion): a whole answer or a stream, from the first leg that gives one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import structlog
+from msgspec.structs import replace
+
+from billing.usage import Outcome
+from gateway.admission import Principal
+from gateway.desk import Ask, Booking, Desk
+from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd
+from gateway.metering import outcome_of, size_of
+from gateway.relay import Opened, open_stream, read_whole
+from gateway.routing.fallback import first_arrival
+from gateway.routing.policy import Leg, needed_features
+from gateway.settlement import Ending, Settlement
+from providers.base import Call
+from providers.dialects import load
+from providers.errors import Interrupted, ProviderError
+from providers.neutral import ChatRequest
+
+log = structlog.get_logger(__name__)
+
+# OpenRouter's users know the place; in the other dialects strict clients would stumble, or the frames have checksums.
+_TELLS_COST = frozenset({"openai_chat", "openai_completions", "openai_responses"})
+
+
+class Chat:
+    def __init__(self, desk: Desk, providers: Providers, strict: bool, say: SayError) -> None:
+        self._desk = desk
+        self._providers = providers
+        self._strict = strict
+        self._say = say
+
+    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
+        """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
+        call = self._decode(inbound)
+        booking = await self._desk.check_in(ask_of(call), who, inbound.now_ns)
+        call = _bounded(call, booking, who)
+        async with booking.settlement.owed(self._say):
+            if call.request.stream:
+                return await self._stream(call, booking)
+            return await self._whole(call, booking)
+
+    def _decode(self, inbound: Inbound) -> Call:
+        route = inbound.route
+        request = load(route.dialect).decode_request(inbound.body, model=route.model, stream=route.stream)
+        return Call(
+            operation="completions" if route.operation == "completions" else "chat",
+            dialect=route.dialect,
+            request=request,
+            body=inbound.body,
+            request_id=inbound.request_id,
+            forward_headers=forwarded(inbound.headers),
+            strict=self._strict,
+        )
+
+    async def _whole(self, call: Call, booking: Booking) -> Reply:
+        dropped: tuple[str, ...] = ()
+
+        async def attempt(leg: Leg) -> tuple[bytes, Ending]:
+            nonlocal dropped
+            answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+            dropped = answer.dropped
+            body, usage, reason = await read_whole(answer, call)
+            return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
+
+        arrival = await first_arrival(booking.plan, attempt)
+        booking.settlement.answered(arrival.leg, arrival.attempts)
+        body, ending = arrival.got
+        amount_pusd = await booking.settlement.finish(ending)
+        headers = booking.headers(dropped) + _limit_header(call)
+        headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
+        return Reply(200, headers, body)
+
+    async def _stream(self, call: Call, booking: Booking) -> Reply:
+        async def attempt(leg: Leg) -> Opened:
+            answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+            return await open_stream(answer, call)
+
+        arrival = await first_arrival(booking.plan, attempt)
+        settlement, opened = booking.settlement, arrival.got
+        settlement.answered(arrival.leg, arrival.attempts)
+        settlement.first_token()
+        headers = booking.headers(opened.answer.dropped) + _limit_header(call)
+        headers += [
+            ("content-type", load(call.dialect).stream_media_type),
+            ("cache-control", "no-cache"),
+            ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
+        ]
+        return Reply(200, headers, self._relay(opened, call.request, call.dialect, settlement))
+
+    async def _relay(
+        self, opened: Opened, request: ChatRequest, dialect: str, settlement: Settlement
+    ) -> AsyncIterator[bytes]:
+        """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
+        stream, held = opened.stream, opened.head
+        several = request.candidates > 1  # then one finish is not the last: the newest piece always waits for the next
+        ending = Ending(Outcome.CLIENT_GONE)
+        try:
+            if not opened.ended:
+                if stream.finish_reason is None and not several:
+                    yield held
+                    held = b""
+                async for data in opened.chunks:
+                    piece = stream.feed(data)
+                    if several:
+                        held, piece = piece, held
+                    if stream.finish_reason is not None and not several:
+                        held += piece
+                    elif piece:
+                        yield piece
+                held += stream.close()
+            ending = Ending(Outcome.COMPLETED)
+        except ProviderError as error:
+            cut = isinstance(error, Interrupted)
+            log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
+            ending = Ending(outcome_of(error))
+            held += load(dialect).event_encoder(request).fail(self._say(error, settlement.id))
+        finally:
+            # Also reached when the client has gone: the generator is closed, and with it the upstream.
+            await opened.answer.aclose()
+            amount_pusd = await settlement.finish(
+                replace(
+                    ending,
+                    usage=stream.usage,
+                    finish_reason=stream.finish_reason,
+                    status=200,
+                    output_bytes=stream.output_bytes,
+                )
+            )
+        yield with_cost(held, amount_pusd) if dialect in _TELLS_COST else held
+
+
+def ask_of(call: Call) -> Ask:
+    request = call.request
+    return Ask(
+        request_id=call.request_id,
+        dialect=call.dialect,
+        alias=request.model,
+        needs=needed_features(request, call.operation),
+        size=size_of(request),
+        max_output_tokens=request.max_output_tokens,
+        candidates=request.candidates,
+        end_user=request.user,
+    )
+
+
+def _bounded(call: Call, booking: Booking, who: Principal) -> Call:
+    """The call with the output limit that its hold covers. The client sees `length` where it bites."""
+    stated, most = call.request.max_output_tokens, booking.most_output
+    limit = booking.admission.max_output_tokens or (most if stated is None else min(stated, most))
+    if limit == stated or (stated is None and not who.budgets):
+        return call
+    # A hard budget holds only if no answer can outgrow its hold.
+    return replace(call, request=replace(call.request, max_output_tokens=limit), output_limit=limit)
+
+
+def _limit_header(call: Call) -> list[tuple[str, str]]:
+    return [] if call.output_limit is None else [("x-farebox-max-output-tokens", str(call.output_limit))]
+
+
+def with_cost(tail: bytes, amount_pusd: int) -> bytes:
+    """Tell the price inside the usage object that a stream ends with, as OpenRouter does, where the client sees one.
+
+    Inside a JSON string the quotes of `"usage":{` would be escaped, so a match is the real key."""
+    for key in (b'"usage":{', b'"usage": {'):
+        if key in tail:
+            return tail.replace(key, key + b'"cost":' + in_usd(amount_pusd).encode() + b",", 1)
+    return tail

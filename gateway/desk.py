@@ -1,0 +1,148 @@
+"""The steps that every paid request shares, whatever it asks for: who, where to, how much at worst, what is owed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from billing.errors import JournalUnavailable
+from billing.journal import Journal
+from billing.usage import Intent
+from gateway.admission import Admission, Gate, KeyStore, Principal
+from gateway.errors import Forbidden, Unauthenticated
+from gateway.exchange import Headers, Inbound, Providers
+from gateway.metering import Size
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, permits
+from gateway.routing.offer import Offer
+from gateway.routing.policy import RoutePlan, plan
+from gateway.settlement import Settlement
+
+
+class Ask(Struct, frozen=True):
+    """What router, admission and ledger need to know of a request.
+
+    needs: the operation and the features it uses. max_output_tokens: as the client stated it. answers: False where the
+    model writes nothing (embeddings), so that no output is held for."""
+
+    request_id: str
+    dialect: str
+    alias: str
+    needs: frozenset[str]
+    size: Size
+    max_output_tokens: int | None = None
+    answers: bool = True
+    candidates: int = 1
+    end_user: str | None = None
+
+
+class Booking(Struct, frozen=True):
+    """An admitted request whose intent is on disk. most_output: the longest answer that its deployments give."""
+
+    plan: RoutePlan
+    admission: Admission
+    settlement: Settlement
+    most_output: int
+
+    def headers(self, dropped: tuple[str, ...]) -> Headers:
+        """Who answered, after how many tries, and what is left of the limits."""
+        deployment = self.settlement.leg.deployment
+        headers = [
+            ("x-request-id", self.settlement.id),
+            ("x-farebox-provider", deployment.provider),
+            ("x-farebox-model", deployment.model),
+            ("x-farebox-attempts", str(self.settlement.attempts)),
+            *self.admission.limit_headers(),
+        ]
+        if dropped:
+            headers.append(("x-farebox-dropped", ", ".join(dropped)))
+        return headers
+
+
+class Desk:
+    """Everything long-lived that checking in needs, built once."""
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        gate: Gate,
+        journal: Journal,
+        providers: Providers,
+        offer: Offer,
+        clock: Callable[[], int],
+    ) -> None:
+        self._keys = keys
+        self._gate = gate
+        self._journal = journal
+        self._providers = providers
+        self._offer = offer
+        self._clock = clock
+
+    async def principal(self, inbound: Inbound) -> Principal:
+        """Who asks. Raises: Unauthenticated, Forbidden."""
+        if inbound.key is None:
+            raise Unauthenticated("no API key; send it as `Authorization: Bearer fbx-...`", code="missing_api_key")
+        return await self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
+
+    def plan(self, alias: str, needs: frozenset[str], who: Principal, now_ns: int) -> RoutePlan:
+        """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel."""
+        deployments = self._offer.catalog.deployments(alias)
+        if not permits(who.models, alias):
+            raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
+        return plan(
+            alias,
+            needs,
+            deployments,
+            lambda d: self._providers.get(d.provider).capabilities,
+            lambda d: self._offer.price_of(d, now_ns),
+            random.random,
+        )
+
+    async def check_in(self, ask: Ask, who: Principal, now_ns: int) -> Booking:
+        """From here on a usage record is owed: every way on is walked inside `settlement.owed()`.
+
+        Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
+        route = self.plan(ask.alias, ask.needs, who, now_ns)
+        most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
+        admission = await self._gate.admit(
+            who,
+            ask.request_id,
+            ask.alias,
+            input_bytes=ask.size.text_bytes + ask.size.attachments,
+            images=ask.size.images,
+            max_output_tokens=ask.max_output_tokens,
+            candidates=ask.candidates,
+            deployment_max_output=most,
+            context_window=max(leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in route.legs),
+            sheets=[leg.sheet for leg in route.legs],
+            end_user=ask.end_user,
+            now_ms=now_ns // 1_000_000,
+        )
+        settlement = self._owe(ask, who, route, admission, now_ns)
+        try:
+            settlement.open()
+        except JournalUnavailable:
+            await self._gate.release(admission)
+            raise
+        return Booking(route, admission, settlement, most)
+
+    def _owe(self, ask: Ask, who: Principal, route: RoutePlan, admission: Admission, now_ns: int) -> Settlement:
+        leg = route.legs[0]
+        intent = Intent(
+            id=ask.request_id,
+            at_ns=now_ns,
+            organisation_id=who.organisation_id,
+            project_id=who.project_id,
+            key_id=who.key_id,
+            end_user=ask.end_user,
+            alias=ask.alias,
+            provider=leg.deployment.provider,
+            model=leg.deployment.model,
+            deployment=leg.deployment.id,
+            price_id=leg.sheet.id,
+            estimate=dict(admission.estimate),
+            hold_pusd=admission.hold_pusd,
+            dialect=ask.dialect,
+        )
+        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock)

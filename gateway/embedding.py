@@ -1,0 +1,86 @@
+"""The way of an embedding: texts to vectors. Nothing streams and nothing is written, so only input is held and paid."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from billing.usage import Outcome
+from gateway.admission import Principal
+from gateway.desk import Ask, Desk
+from gateway.errors import Unsupported
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
+from gateway.metering import size_of_texts
+from gateway.routing.fallback import first_arrival
+from gateway.routing.policy import Leg
+from gateway.settlement import Ending
+from providers.base import Embedder, EmbeddingCall
+from providers.dialects import openai_embeddings
+from providers.dialects.base import EmbeddingDialect
+from providers.dialects.gemini import embeddings as gemini_embeddings
+from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
+
+
+class Embedding:
+    def __init__(self, desk: Desk, providers: Providers, strict: bool, say: SayError) -> None:
+        self._desk = desk
+        self._providers = providers
+        self._strict = strict
+        self._say = say
+
+    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
+        spoken = dialect_of(inbound)
+        request = spoken.decode_request(inbound.body, model=inbound.route.model)
+        call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, self._strict)
+        booking = await self._desk.check_in(ask_of(call), who, inbound.now_ns)
+        dropped: tuple[str, ...] = ()
+
+        async def attempt(leg: Leg) -> tuple[bytes, Usage]:
+            nonlocal dropped
+            provider = self._providers.get(leg.deployment.provider)
+            if not isinstance(provider, Embedder):
+                raise Unsupported(f"{leg.deployment.provider} makes no embeddings", ("embeddings",))
+            answer = await provider.embed(call, leg.deployment.model)
+            dropped = answer.dropped
+            response = answer.dialect.decode_response(answer.body)
+            if answer.dialect.name == spoken.name:
+                return answer.body, response.usage
+            return spoken.encode_response(_named(response, request), request), response.usage
+
+        async with booking.settlement.owed(self._say):
+            arrival = await first_arrival(booking.plan, attempt)
+            booking.settlement.answered(arrival.leg, arrival.attempts)
+            body, usage = arrival.got
+            amount_pusd = await booking.settlement.finish(_ending(usage))
+        headers = booking.headers(dropped)
+        headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
+        return Reply(200, headers, body)
+
+
+def dialect_of(inbound: Inbound) -> EmbeddingDialect:
+    if inbound.route.dialect != "gemini":
+        return openai_embeddings.DIALECT
+    return gemini_embeddings.BATCH if inbound.route.batch else gemini_embeddings.ONE
+
+
+def ask_of(call: EmbeddingCall) -> Ask:
+    return Ask(
+        request_id=call.request_id,
+        dialect=call.dialect,
+        alias=call.request.model,
+        needs=frozenset({"embeddings"}),
+        size=size_of_texts(call.request.input),
+        answers=False,
+        end_user=call.request.user,
+    )
+
+
+def _named(response: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
+    """Gemini's answers do not say which model made them; clients of the others are told the one they asked for."""
+    return response if response.model else replace(response, model=request.model)
+
+
+def _ending(usage: Usage) -> Ending:
+    """A provider that counts its input has said everything: no output is missing. Else the estimate stands."""
+    if usage.input_tokens is not None:
+        usage = replace(usage, output_tokens=0)
+    return Ending(Outcome.COMPLETED, usage, "stop", 200)

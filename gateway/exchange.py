@@ -1,0 +1,56 @@
+"""One request as it came off the wire, and what goes back. The values that every way through the gateway shares."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+from providers.base import Provider
+from providers.dialects.base import ErrorBody
+
+if TYPE_CHECKING:
+    from gateway.ingress.endpoints import Route
+
+Headers = list[tuple[str, str]]
+SayError = Callable[[Exception, str], ErrorBody]
+"""An error and a request id, in the words a client will see: the table of `ingress/errors.py`."""
+
+
+class Inbound(Struct, frozen=True):
+    """headers: lower-case names. now_ns: unix time at arrival."""
+
+    route: Route
+    headers: Mapping[str, str]
+    body: bytes
+    key: str | None
+    client_ip: str
+    request_id: str
+    now_ns: int
+
+
+class Reply(Struct, frozen=True):
+    """A stream must be read to its end or closed: its settlement hangs on that."""
+
+    status: int
+    headers: Headers
+    body: bytes | AsyncIterator[bytes]
+
+
+class Providers(Protocol):
+    def get(self, name: str) -> Provider:
+        """The adapter of a configured provider, built on first use."""
+
+
+# What the owner of a dialect wants to see unchanged (Claude Code's gateway contract and its like). Nothing else of a
+# client's headers goes on: its credential least of all.
+_FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "x-goog-api-client")
+
+
+def forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, headers[name]) for name in _FORWARDED if name in headers)
+
+
+def in_usd(amount_pusd: int) -> str:
+    return f"{amount_pusd // 10**12}.{amount_pusd % 10**12:012d}"
