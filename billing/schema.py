@@ -127,6 +127,31 @@ usage_records: Final = Table(
 Index("ix_usage_records_unpriced", usage_records.c.id, sqlite_where=usage_records.c.charge_pusd.is_(None),
       postgresql_where=usage_records.c.charge_pusd.is_(None))  # fmt: skip
 
+# billing.rollups: usage by the hour, in the same transaction as the rows it sums up.
+usage_hours: Final = Table(
+    "usage_hours",
+    metadata,
+    Column("id", String(64), primary_key=True),  # A digest of hour and names.
+    Column("hour", BigInteger, nullable=False),  # Since 1970.
+    Column("organisation_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("estimated", BigInteger, nullable=False),
+    Column("unpriced", BigInteger, nullable=False),
+    Column("charge_usd", BigInteger, nullable=False),
+    Column("charge_rest_pusd", BigInteger, nullable=False),  # Below a dollar.
+    Column("cost_usd", BigInteger, nullable=False),
+    Column("cost_rest_pusd", BigInteger, nullable=False),
+    # Reports over a time.
+    Index(None, "hour"),
+)
+
 # How far each journal segment has been shipped: moves in the transaction that writes its rows.
 journal_offsets: Final = Table(
     "journal_offsets",

@@ -19,7 +19,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing import journal, ledger, schema
+from billing import journal, ledger, rollups, schema
 from billing.db import reading, writing
 from billing.errors import UnknownPrice
 from billing.money import MAX_AMOUNT_PUSD
@@ -216,6 +216,7 @@ class Worker:
                 transfers += ledger.usage_transfers(record, price)
         if rows:
             await db.execute(insert(table), rows)
+            await rollups.add(db, rows)
             await ledger.post_new(db, transfers)
         return len(rows)
 
@@ -268,6 +269,7 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
             .where(table.c.id == record.id)
             .values(charge_pusd=price.sale_pusd, cost_pusd=price.cost_pusd, price_id=sheet.id)
         )
+        await rollups.price(db, dict(row), price.sale_pusd, price.cost_pusd)
         await ledger.post_new(db, ledger.usage_transfers(record, price))
         priced += 1
     return priced
