@@ -58,8 +58,10 @@ def extra_fields_in(fields: Mapping[str, Any], config: wire.OutputConfig | None,
                     reasoning = Reasoning(True, effort, budget)
                 else:
                     extras[f"{_EXTRA}.{name}"] = value
-            case "thinking", {"type": "adaptive"} if value.keys() <= {"type", "display"}:
-                reasoning = Reasoning(True, effort, None, _DISPLAY_IN.get(value.get("display", "")))
+            case "thinking", {"type": "adaptive", "display": "summarized" | "omitted" as display} if len(value) == 2:
+                reasoning = Reasoning(True, effort, None, _DISPLAY_IN[display])
+            case "thinking", {"type": "adaptive"} if len(value) == 1:
+                reasoning = Reasoning(True, effort)
             case "thinking", {"type": "disabled"}:
                 reasoning = Reasoning(False, effort)
             case _:
