@@ -15,6 +15,7 @@ from typing import Any, Final
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from msgspec import Struct
 
 DIST: Final = Path(__file__).with_name("dashboard") / "dist"
@@ -41,7 +42,7 @@ def dashboard_routes(dist: Path) -> list[HTTPRouteHandler]:
     page = (dist / "index.html").read_bytes() if (dist / "index.html").is_file() else None
 
     @get(["/ui", "/ui/{path:path}"], name="dashboard", include_in_schema=False)
-    async def dashboard(request: Request[Any, Any, Any], path: str = "") -> Response[bytes]:
+    async def dashboard(request: Request[Any, Any, Any], path: FromPath[str] = "") -> Response[bytes]:
         name = path.lstrip("/")
         if (found := files.get(name)) is not None:
             return await _asset(found, name, request.headers.get("accept-encoding", ""))

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,12 +19,12 @@ from billing.money import format_usd, parse_usd
 from billing.prices import PriceSheet, Rates
 from billing.usage import Meter
 from gateway.admin import reports
-from gateway.admin.auth.roles import Actor
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import invalid
 from gateway.admin.reports import Quantiles
 from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, Period, Stamp, stamp
+from gateway.admin.wants import Caller, Office
 from gateway.routing.catalog import LOCAL, Deployment
 
 _MILLION = 1_000_000
@@ -105,7 +105,7 @@ class NewPrice(Struct, frozen=True, forbid_unknown_fields=True):
 
 @get("/models", name="models.list")
 async def list_models(
-    services: Services, search: str = "", limit: Annotated[int, Parameter(ge=1, le=5000)] = 200
+    services: Office, search: FromQuery[str] = "", limit: Annotated[int, QueryParameter(ge=1, le=5000)] = 200
 ) -> Models:
     """Every alias that clients may ask for, with what stands behind it."""
     aliases, now_ns = services.catalog().aliases, services.clock()
@@ -118,7 +118,7 @@ async def list_models(
 
 
 @get("/providers", name="providers.list")
-async def list_providers(services: Services) -> list[ProviderView]:
+async def list_providers(services: Office) -> list[ProviderView]:
     """The providers of this installation, with their last 24 hours. Credentials are never shown."""
     now_ns = services.clock()
     period = Period(now_ns - DAY_NS, now_ns)
@@ -152,14 +152,14 @@ async def list_providers(services: Services) -> list[ProviderView]:
 
 
 @get("/prices", name="prices.list")
-async def list_prices(services: Services, provider: str, model: str) -> list[PriceView]:
+async def list_prices(services: Office, provider: FromQuery[str], model: FromQuery[str]) -> list[PriceView]:
     """Every price that this model ever had here, the newest first."""
     async with services.reader.reading() as db:
         return await _history(db, services, provider, model)
 
 
 @post("/prices", name="prices.set")
-async def set_price(data: NewPrice, actor: Actor, services: Services) -> list[PriceView]:
+async def set_price(data: JSONBody[NewPrice], actor: Caller, services: Office) -> list[PriceView]:
     """Set a price from now on. What was charged before stays as it was. Returns the history."""
     now_ns = services.clock()
     if Meter.INPUT_TOKENS not in data.sale or Meter.OUTPUT_TOKENS not in data.sale:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import httpx
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
 from gateway import audit, schema
 from gateway.admin.api.values import Page, at_cursor, cursor
-from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp
+from gateway.admin.wants import Office
 from gateway.config import public
 
 ENGINE_TIMEOUT_S = 2.0
@@ -62,7 +62,7 @@ class SettingsView(Struct, frozen=True):
 
 
 @get("/engine", name="engine.read")
-async def read_engine(services: Services) -> EngineView:
+async def read_engine(services: Office) -> EngineView:
     """The local engine's own figures, asked for now."""
     local = services.settings.local
     if not local.enabled or not local.base_url:
@@ -80,12 +80,12 @@ async def read_engine(services: Services) -> EngineView:
 
 @get("/audit", name="audit.list")
 async def list_audit(
-    services: Services,
-    subject: str | None = None,
-    actor_name: Annotated[str | None, Parameter(query="actor")] = None,
-    action: str | None = None,
-    cursor_: Annotated[str | None, Parameter(query="cursor")] = None,
-    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
+    services: Office,
+    subject: FromQuery[str | None] = None,
+    actor_name: Annotated[str | None, QueryParameter(name="actor")] = None,
+    action: FromQuery[str | None] = None,
+    cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Page[AuditView]:
     """The newest first. Filters match exactly."""
     table = schema.audit.c
@@ -116,7 +116,7 @@ async def list_audit(
 
 
 @get("/audit/verify", name="audit.verify")
-async def verify_audit(services: Services) -> AuditVerdict:
+async def verify_audit(services: Office) -> AuditVerdict:
     """Go through the whole chain of hashes."""
     async with services.reader.reading() as db:
         found = await audit.verify(db)
@@ -124,7 +124,7 @@ async def verify_audit(services: Services) -> AuditVerdict:
 
 
 @get("/settings", name="settings.read")
-async def read_settings(services: Services) -> SettingsView:
+async def read_settings(services: Office) -> SettingsView:
     """What this process was told. No secret is in here."""
     async with services.reader.reading() as db:
         if db.dialect.name == "sqlite":

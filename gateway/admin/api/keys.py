@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from litestar import delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +21,7 @@ from gateway.admin.api.values import usd
 from gateway.admin.auth.roles import Actor
 from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, HOUR_NS, Stamp, stamp, unstamp
+from gateway.admin.wants import Caller, Office
 from gateway.admission.key_admin import KeyChanges, KeyInfo, KeyTerms
 from gateway.admission.minting import PREFIX
 
@@ -95,7 +97,7 @@ class PlaygroundRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/keys", name="keys.list")
-async def list_keys(services: Services, project_id: str | None = None) -> list[KeyView]:
+async def list_keys(services: Office, project_id: FromQuery[str | None] = None) -> list[KeyView]:
     """The newest first, revoked ones included."""
     found = await services.keys.list_keys(project_id=project_id)
     async with services.reader.reading() as db:
@@ -103,7 +105,7 @@ async def list_keys(services: Services, project_id: str | None = None) -> list[K
 
 
 @post("/keys", name="keys.create")
-async def create_key(data: NewKeyRequest, actor: Actor, services: Services) -> ShownKey:
+async def create_key(data: JSONBody[NewKeyRequest], actor: Caller, services: Office) -> ShownKey:
     """Make a key. Its secret is in this answer and cannot be had again."""
     terms = KeyTerms(
         models=_tuple(data.models),
@@ -118,7 +120,9 @@ async def create_key(data: NewKeyRequest, actor: Actor, services: Services) -> S
 
 
 @patch("/keys/{key_id:str}", name="keys.update")
-async def update_key(key_id: str, data: KeyChangeRequest, actor: Actor, services: Services) -> KeyView:
+async def update_key(
+    key_id: FromPath[str], data: JSONBody[KeyChangeRequest], actor: Caller, services: Office
+) -> KeyView:
     """Change what a key may do. Budgets are set under /budgets."""
     now_ns = services.clock()
     changes = KeyChanges(
@@ -136,7 +140,7 @@ async def update_key(key_id: str, data: KeyChangeRequest, actor: Actor, services
 
 
 @delete("/keys/{key_id:str}", name="keys.revoke", status_code=200)
-async def revoke_key(key_id: str, actor: Actor, services: Services) -> KeyView:
+async def revoke_key(key_id: FromPath[str], actor: Caller, services: Office) -> KeyView:
     """Revoke for good. Every running gateway refuses the key within a second."""
     now_ns = services.clock()
     info = await services.keys.revoke_key(key_id, actor=actor.name, now_ns=now_ns)
@@ -145,7 +149,7 @@ async def revoke_key(key_id: str, actor: Actor, services: Services) -> KeyView:
 
 
 @post("/playground/key", name="playground.key")
-async def playground_key(data: PlaygroundRequest, actor: Actor, services: Services) -> ShownKey:
+async def playground_key(data: JSONBody[PlaygroundRequest], actor: Caller, services: Office) -> ShownKey:
     """A key for the playground: good for an hour, bounded by its project's budgets alone."""
     terms = KeyTerms(rpm=60, parallel=4, expires_at_ns=services.clock() + PLAYGROUND_NS)
     return await _make(services, actor, data.project_id, f"Playground ({actor.name})", terms, [])

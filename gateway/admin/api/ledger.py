@@ -6,7 +6,7 @@ from typing import Annotated
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromQuery, HeaderParameter, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from sqlalchemy import and_, or_, select
 
@@ -16,10 +16,9 @@ from billing.money import format_usd, parse_usd
 from billing.schema import transfers
 from gateway.admin.api.requests import Posting, posting
 from gateway.admin.api.values import Page, at_cursor, cursor, usd
-from gateway.admin.auth.roles import Actor
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import invalid, not_found
-from gateway.admin.services import Services
+from gateway.admin.wants import Caller, Office
 
 
 class AccountView(Struct, frozen=True):
@@ -70,7 +69,7 @@ class ToppedUp(Struct, frozen=True):
 
 
 @get("/ledger/balances", name="ledger.balances")
-async def balances(services: Services) -> Balances:
+async def balances(services: Office) -> Balances:
     async with services.reader.reading() as db:
         organisations = await accounts.organisations(db)
         names = {accounts.customer(organisation.id): organisation.name for organisation in organisations}
@@ -100,11 +99,11 @@ async def balances(services: Services) -> Balances:
 
 @get("/ledger/transfers", name="ledger.transfers")
 async def list_transfers(
-    services: Services,
-    account: str | None = None,
-    kind: str | None = None,
-    cursor_: Annotated[str | None, Parameter(query="cursor")] = None,
-    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
+    services: Office,
+    account: FromQuery[str | None] = None,
+    kind: FromQuery[str | None] = None,
+    cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Page[Posting]:
     """Postings, the newest first; of one account or of one kind when asked."""
     table = transfers.c
@@ -124,7 +123,7 @@ async def list_transfers(
 
 
 @get("/ledger/audit", name="ledger.audit")
-async def audit_ledger(services: Services) -> LedgerAudit:
+async def audit_ledger(services: Office) -> LedgerAudit:
     """Add everything up again. Reads all postings."""
     async with services.reader.reading() as db:
         found = await ledger.trial_balance(db)
@@ -133,10 +132,10 @@ async def audit_ledger(services: Services) -> LedgerAudit:
 
 @post("/ledger/top-ups", name="ledger.top_up")
 async def top_up(
-    data: TopUp,
-    actor: Actor,
-    services: Services,
-    idempotency_key: Annotated[str, Parameter(header="Idempotency-Key", min_length=8, max_length=100)],
+    data: JSONBody[TopUp],
+    actor: Caller,
+    services: Office,
+    idempotency_key: Annotated[str, HeaderParameter(name="Idempotency-Key", min_length=8, max_length=100)],
 ) -> ToppedUp:
     """Credit an organisation. The Idempotency-Key header makes sending it twice the same as once."""
     now_ns = services.clock()

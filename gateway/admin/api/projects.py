@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from litestar import delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -18,11 +19,10 @@ from billing.accounts import Budget, Scope, Window
 from billing.db import reading, writing
 from billing.money import parse_usd
 from gateway.admin.api.usage import BudgetView, budget_view
-from gateway.admin.auth.roles import Actor
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import Problem, invalid, not_found
-from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp
+from gateway.admin.wants import Caller, Office
 from gateway.schema import virtual_keys
 
 
@@ -49,7 +49,7 @@ class BudgetChange(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/projects", name="projects.list")
-async def list_projects(services: Services) -> list[ProjectView]:
+async def list_projects(services: Office) -> list[ProjectView]:
     async with services.reader.reading() as db:
         names = {each.id: each.name for each in await accounts.organisations(db)}
         counted = (
@@ -72,7 +72,7 @@ async def list_projects(services: Services) -> list[ProjectView]:
 
 
 @post("/projects", name="projects.create")
-async def create_project(data: NewProject, actor: Actor, services: Services) -> ProjectView:
+async def create_project(data: JSONBody[NewProject], actor: Caller, services: Office) -> ProjectView:
     now_ns = services.clock()
     try:
         async with writing(services.engine) as db:
@@ -87,7 +87,7 @@ async def create_project(data: NewProject, actor: Actor, services: Services) -> 
 
 
 @get("/budgets", name="budgets.list")
-async def list_budgets(services: Services, scope_id: str | None = None) -> list[BudgetView]:
+async def list_budgets(services: Office, scope_id: FromQuery[str | None] = None) -> list[BudgetView]:
     """Every budget with what has been spent of it in its window."""
     now_ns = services.clock()
     async with services.reader.reading() as db:
@@ -97,7 +97,12 @@ async def list_budgets(services: Services, scope_id: str | None = None) -> list[
 
 @put("/budgets/{level:str}/{scope_id:str}/{window:str}", name="budgets.set")
 async def set_budget(
-    level: Scope, scope_id: str, window: Window, data: BudgetChange, actor: Actor, services: Services
+    level: FromPath[Scope],
+    scope_id: FromPath[str],
+    window: FromPath[Window],
+    data: JSONBody[BudgetChange],
+    actor: Caller,
+    services: Office,
 ) -> BudgetView:
     """Set or change the limit of an organisation, a project or a key: in all (`total`), a month or a day of UTC."""
     now_ns = services.clock()
@@ -110,7 +115,9 @@ async def set_budget(
 
 
 @delete("/budgets/{level:str}/{scope_id:str}/{window:str}", name="budgets.remove", status_code=204)
-async def remove_budget(level: Scope, scope_id: str, window: Window, actor: Actor, services: Services) -> None:
+async def remove_budget(
+    level: FromPath[Scope], scope_id: FromPath[str], window: FromPath[Window], actor: Caller, services: Office
+) -> None:
     """Without a budget nothing but the organisation's credit bounds the spending."""
     async with reading(services.engine) as db:
         if window not in {each.window for each in await accounts.budgets(db, [scope_id]) if each.scope is level}:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 from sqlalchemy import and_, or_, select
 from sqlalchemy.engine import RowMapping
@@ -19,9 +19,10 @@ from billing.usage import Meter, input_tokens_total
 from gateway.admin import reports
 from gateway.admin.api.usage import From, To, filters_of
 from gateway.admin.api.values import Page, at_cursor, cursor, usd
+from gateway.admin.auth.roles import TELLERS
 from gateway.admin.problems import not_found
-from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
+from gateway.admin.wants import Caller, Office
 
 
 class RequestView(Struct, frozen=True):
@@ -96,11 +97,11 @@ class RequestDetail(Struct, frozen=True):
 @get("/requests", name="requests.list")
 async def list_requests(
     request: Request[Any, Any, Any],
-    services: Services,
+    services: Office,
     start: From = None,
     end: To = None,
-    cursor_: Annotated[str | None, Parameter(query="cursor")] = None,
-    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
+    cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Page[RequestView]:
     """The newest first. Filters as in `/usage`; without `from`, the last 90 days."""
     now_ns = services.clock()
@@ -119,17 +120,17 @@ async def list_requests(
 
 
 @get("/requests/{request_id:str}", name="requests.read")
-async def read_request(request_id: str, services: Services) -> RequestDetail:
-    """One request with its price sheet line by line, and its postings."""
+async def read_request(request_id: FromPath[str], actor: Caller, services: Office) -> RequestDetail:
+    """One request with its price sheet line by line, and, for those who may see money, cost and postings."""
+    money = actor.role in TELLERS
     async with services.reader.reading() as db:
         found = await db.execute(select(usage_records).where(usage_records.c.id == request_id))
         row = found.mappings().first()
         if row is None:
             raise not_found("request", request_id, "It shows within a second of its end; a refused one never does.")
-        sheet, lines = await _priced(db, row)
-        posted = await db.execute(
-            select(transfers).where(transfers.c.id.in_([f"{request_id}:{kind}" for kind in _POSTING_KINDS]))
-        )
+        sheet, lines = await _priced(db, row, money)
+        ids = [f"{request_id}:{kind}" for kind in _POSTING_KINDS] if money else []
+        posted = await db.execute(select(transfers).where(transfers.c.id.in_(ids)))
         keys = await reports.labels(db, "key", [row["key_id"]])
         project = await reports.labels(db, "project", [row["project_id"]])
         organisation = await reports.labels(db, "organisation", [row["organisation_id"]])
@@ -139,7 +140,7 @@ async def read_request(request_id: str, services: Services) -> RequestDetail:
             organisation.get(row["organisation_id"], row["organisation_id"]),
             row["deployment"],
             format_usd(row["hold_pusd"]),
-            usd(row["cost_pusd"]),
+            usd(row["cost_pusd"]) if money else None,
             row["upstream_id"],
             list(row["tags"]),
             sheet,
@@ -160,7 +161,7 @@ def posting(entry: RowMapping) -> Posting:
     return Posting(entry["id"], entry["kind"], entry["debit"], entry["credit"], amount, stamp(entry["at_ns"]))
 
 
-async def _priced(db: AsyncConnection, row: RowMapping) -> tuple[PriceSheetView | None, list[PriceLine]]:
+async def _priced(db: AsyncConnection, row: RowMapping, money: bool) -> tuple[PriceSheetView | None, list[PriceLine]]:
     quantities = {Meter(name): int(quantity) for name, quantity in row["quantities"].items()}
     sheet = await load_sheet(db, row["price_id"])
     if sheet is None:
@@ -175,7 +176,7 @@ async def _priced(db: AsyncConnection, row: RowMapping) -> tuple[PriceSheetView 
                 quantity,
                 usd(None if sale is None else sale * _MILLION),
                 usd(None if sale is None else sale * quantity),
-                usd(None if cost is None else cost * quantity),
+                usd(cost * quantity if money and cost is not None else None),
             )
         )
     start = stamp(sheet.effective_from_ns)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,13 +17,15 @@ from billing.accounts import Budget, window_start_ns
 from billing.statements import spent
 from gateway.admin import reports
 from gateway.admin.api.values import TotalsView, totals_view, usd
+from gateway.admin.auth.roles import TELLERS
 from gateway.admin.problems import invalid
 from gateway.admin.reports import FILTERS, GROUPS, Group, Point, Quantiles
 from gateway.admin.services import Services
 from gateway.admin.times import Bucket, Period, Stamp, bucket_for, period_of, stamp
+from gateway.admin.wants import Caller, Office
 
-From = Annotated[Stamp | None, Parameter(query="from", description="RFC 3339; default: 24 hours before `to`")]
-To = Annotated[Stamp | None, Parameter(query="to", description="RFC 3339; default: now")]
+From = Annotated[Stamp | None, QueryParameter(name="from", description="RFC 3339; default: 24 hours before `to`")]
+To = Annotated[Stamp | None, QueryParameter(name="to", description="RFC 3339; default: now")]
 
 TOP = 8
 EXPORT_ROWS = 100_000
@@ -93,10 +95,10 @@ class Usage(Struct, frozen=True):
 
 
 @get("/overview", name="overview.read")
-async def overview(services: Services, start: From = None, end: To = None) -> Overview:
+async def overview(actor: Caller, services: Office, start: From = None, end: To = None) -> Overview:
     """Spend, requests, tokens, errors and first-token time at a glance, against the period before."""
     period = period_of(start, end, services.clock())
-    bucket = bucket_for(period, None)
+    bucket, money = bucket_for(period, None), actor.role in TELLERS
     async with services.reader.reading() as db:
         models = await reports.groups(db, "alias", period, {}, limit=TOP)
         keys = await reports.groups(db, "key", period, {}, limit=TOP)
@@ -105,14 +107,14 @@ async def overview(services: Services, start: From = None, end: To = None) -> Ov
         ever = await reports.totals(db, Period(0, period.end_ns), {}) if not points else None
         return Overview(
             _period(period, bucket),
-            totals_view(await reports.totals(db, period, {})),
-            totals_view(await reports.totals(db, period.before, {})),
+            totals_view(await reports.totals(db, period, {}), money=money),
+            totals_view(await reports.totals(db, period.before, {}), money=money),
             await reports.first_token(db, period, {}),
             await reports.first_token(db, period.before, {}),
             _points(points),
-            await _groups(db, "alias", models),
-            await _groups(db, "key", keys),
-            await _groups(db, "outcome", outcomes),
+            await _groups(db, "alias", models, money),
+            await _groups(db, "key", keys, money),
+            await _groups(db, "outcome", outcomes, money),
             await budgets_at_risk(db, services.clock()),
             ever is None or ever.requests > 0,
         )
@@ -121,37 +123,46 @@ async def overview(services: Services, start: From = None, end: To = None) -> Ov
 @get("/usage", name="usage.read")
 async def usage(
     request: Request[Any, Any, Any],
-    services: Services,
+    actor: Caller,
+    services: Office,
     start: From = None,
     end: To = None,
-    by: str = "alias",
-    bucket: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 50,
+    by: FromQuery[str] = "alias",
+    bucket: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
 ) -> Usage:
     """Totals by one dimension, with a time series of the biggest.
 
     Any dimension filters too, repeated for several values: `?by=model&provider=groq&key=key_1&key=key_2`."""
     period, filters, _ = _asked(request, services, start, end, by)
-    step = bucket_for(period, bucket)
+    step, money = bucket_for(period, bucket), actor.role in TELLERS
     async with services.reader.reading() as db:
         found = await reports.groups(db, by, period, filters, limit=limit)
         points = await reports.series(db, by, step, period, filters, [group.name for group in found[:TOP]])
         total = await reports.totals(db, period, filters)
-        return Usage(_period(period, step), by, totals_view(total), await _groups(db, by, found), _points(points))
+        return Usage(
+            _period(period, step),
+            by,
+            totals_view(total, money=money),
+            await _groups(db, by, found, money),
+            _points(points),
+        )
 
 
 @get("/usage.csv", name="usage.export", media_type="text/csv")
 async def export(
     request: Request[Any, Any, Any],
-    services: Services,
+    actor: Caller,
+    services: Office,
     start: From = None,
     end: To = None,
-    by: str = "alias",
-    bucket: str | None = None,
+    by: FromQuery[str] = "alias",
+    bucket: FromQuery[str | None] = None,
 ) -> Response[bytes]:
     """The same as a table: one line for each group, or for each step and group when `bucket` is given."""
     period, filters, column = _asked(request, services, start, end, by)
     lines: list[tuple[str, Group | Point]]
+    money = actor.role in TELLERS
     async with services.reader.reading() as db:
         found = await reports.groups(db, by, period, filters, limit=EXPORT_ROWS)
         if bucket is None:
@@ -167,7 +178,7 @@ async def export(
     fields = ("requests", "failed", "input_tokens", "output_tokens", "charge_usd", "cost_usd", "unpriced")
     table.writerow((*(("start",) if bucket else ()), column, "label", *fields))
     for at, line in lines:
-        view = totals_view(line.totals)
+        view = totals_view(line.totals, money=money)
         numbers = [getattr(view, field) for field in fields]
         table.writerow(
             (*((at,) if bucket else ()), _inert(line.name), _inert(names.get(line.name, line.name)), *numbers)
@@ -218,9 +229,12 @@ def _period(period: Period, bucket: Bucket) -> PeriodView:
     return PeriodView(stamp(period.start_ns), stamp(period.end_ns), bucket.name)
 
 
-async def _groups(db: AsyncConnection, by: str, found: list[Group]) -> list[GroupView]:
+async def _groups(db: AsyncConnection, by: str, found: list[Group], money: bool) -> list[GroupView]:
     names = await reports.labels(db, by, [group.name for group in found])
-    return [GroupView(group.name, names.get(group.name, group.name), totals_view(group.totals)) for group in found]
+    return [
+        GroupView(group.name, names.get(group.name, group.name), totals_view(group.totals, money=money))
+        for group in found
+    ]
 
 
 def _points(points: list[Point]) -> list[SeriesPoint]:

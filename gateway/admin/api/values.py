@@ -16,12 +16,14 @@ T = TypeVar("T")
 
 
 class TotalsView(Struct, frozen=True):
+    """cost_usd, what providers bill, is null for roles that may not see money."""
+
     requests: int
     failed: int
     input_tokens: int
     output_tokens: int
     charge_usd: str
-    cost_usd: str
+    cost_usd: str | None
     unpriced: int
 
 
@@ -32,14 +34,14 @@ class Page(Struct, Generic[T], frozen=True):
     next: str | None
 
 
-def totals_view(totals: Totals) -> TotalsView:
+def totals_view(totals: Totals, *, money: bool) -> TotalsView:
     return TotalsView(
         totals.requests,
         totals.failed,
         totals.input_tokens,
         totals.output_tokens,
         format_usd(totals.charge_pusd),
-        format_usd(totals.cost_pusd),
+        format_usd(totals.cost_pusd) if money else None,
         totals.unpriced,
     )
 

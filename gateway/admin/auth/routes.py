@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from litestar import Request, Response, delete, get, patch, post, put
 from litestar.datastructures import Cookie
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.exc import IntegrityError
 
@@ -19,6 +20,7 @@ from gateway.admin.auth.roles import PERMITTED, Actor, Role, may_hand_out
 from gateway.admin.problems import Problem, invalid, not_found
 from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp
+from gateway.admin.wants import Caller, Office
 
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 AnyRequest = Request[Any, Any, Any]
@@ -100,7 +102,7 @@ class IssuedToken(Struct, frozen=True):
 
 
 @post("/auth/link", name="session.by_link", status_code=200)
-async def sign_in_by_link(data: LinkSignIn, request: AnyRequest, services: Services) -> Response[SessionView]:
+async def sign_in_by_link(data: JSONBody[LinkSignIn], request: AnyRequest, services: Office) -> Response[SessionView]:
     """Exchange a one-time link for a session."""
     now_ns, subjects = services.clock(), [f"address:{_address(request)}"]
     async with reading(services.engine) as db:
@@ -116,7 +118,9 @@ async def sign_in_by_link(data: LinkSignIn, request: AnyRequest, services: Servi
 
 
 @post("/auth/password", name="session.by_password", status_code=200)
-async def sign_in_by_password(data: PasswordSignIn, request: AnyRequest, services: Services) -> Response[SessionView]:
+async def sign_in_by_password(
+    data: JSONBody[PasswordSignIn], request: AnyRequest, services: Office
+) -> Response[SessionView]:
     """Sign in with name and password."""
     now_ns, subjects = services.clock(), [f"address:{_address(request)}", f"name:{data.name}"]
     async with reading(services.engine) as db:
@@ -131,14 +135,14 @@ async def sign_in_by_password(data: PasswordSignIn, request: AnyRequest, service
 
 
 @get("/auth/session", name="session.read")
-async def read_session(request: AnyRequest, services: Services) -> SessionView | None:
+async def read_session(request: AnyRequest, services: Office) -> SessionView | None:
     """Who is signed in, and what they may do; null for nobody, which is no error to a page that opens."""
     actor = await identify(request, services)
     return None if actor is None else _session(actor, request.cookies.get(COOKIE, ""))
 
 
 @delete("/auth/session", name="session.end", status_code=204)
-async def sign_out(request: AnyRequest, services: Services) -> Response[None]:
+async def sign_out(request: AnyRequest, services: Office) -> Response[None]:
     """End this session, here and on the server."""
     async with writing(services.engine) as db:
         await people.end_session(db, request.cookies.get(COOKIE, ""))
@@ -148,7 +152,7 @@ async def sign_out(request: AnyRequest, services: Services) -> Response[None]:
 
 
 @put("/auth/password", name="password.set", status_code=204)
-async def set_password(data: NewPassword, request: AnyRequest, actor: Actor, services: Services) -> None:
+async def set_password(data: JSONBody[NewPassword], request: AnyRequest, actor: Caller, services: Office) -> None:
     """Set one's own password. Every other session of this person ends."""
     now_ns = services.clock()
     if actor.via != "session":
@@ -169,13 +173,13 @@ async def set_password(data: NewPassword, request: AnyRequest, actor: Actor, ser
 
 
 @get("/users", name="users.list")
-async def list_users(services: Services) -> list[UserView]:
+async def list_users(services: Office) -> list[UserView]:
     async with reading(services.engine) as db:
         return [_user(user) for user in await people.users(db)]
 
 
 @post("/users", name="users.create")
-async def create_user(data: NewUser, actor: Actor, services: Services) -> LinkView:
+async def create_user(data: JSONBody[NewUser], actor: Caller, services: Office) -> LinkView:
     """Add a person. Returns their sign-in link."""
     now_ns = services.clock()
     _may_hand_out(actor, data.role)
@@ -190,7 +194,7 @@ async def create_user(data: NewUser, actor: Actor, services: Services) -> LinkVi
 
 
 @patch("/users/{user_id:str}", name="users.update")
-async def update_user(user_id: str, data: UserChange, actor: Actor, services: Services) -> UserView:
+async def update_user(user_id: FromPath[str], data: JSONBody[UserChange], actor: Caller, services: Office) -> UserView:
     """Change a role, or disable and enable. Disabling ends the person's sessions at once."""
     now_ns = services.clock()
     async with writing(services.engine) as db:
@@ -210,7 +214,7 @@ async def update_user(user_id: str, data: UserChange, actor: Actor, services: Se
 
 
 @post("/users/{user_id:str}/link", name="users.link")
-async def new_link(user_id: str, actor: Actor, services: Services) -> LinkView:
+async def new_link(user_id: FromPath[str], actor: Caller, services: Office) -> LinkView:
     """A new one-time link, for somebody who lost their password."""
     now_ns = services.clock()
     async with writing(services.engine) as db:
@@ -224,7 +228,7 @@ async def new_link(user_id: str, actor: Actor, services: Services) -> LinkView:
 
 
 @get("/tokens", name="tokens.list")
-async def list_tokens(actor: Actor, services: Services) -> list[TokenView]:
+async def list_tokens(actor: Caller, services: Office) -> list[TokenView]:
     """One's own; owners and admins see everybody's."""
     async with reading(services.engine) as db:
         mine = None if actor.role in (Role.OWNER, Role.ADMIN) else actor.user_id
@@ -232,7 +236,7 @@ async def list_tokens(actor: Actor, services: Services) -> list[TokenView]:
 
 
 @post("/tokens", name="tokens.create")
-async def create_token(data: NewToken, actor: Actor, services: Services) -> IssuedToken:
+async def create_token(data: JSONBody[NewToken], actor: Caller, services: Office) -> IssuedToken:
     """Make a token for automation. Its secret is shown this once."""
     now_ns = services.clock()
     _may_hand_out(actor, data.role)
@@ -246,7 +250,7 @@ async def create_token(data: NewToken, actor: Actor, services: Services) -> Issu
 
 
 @delete("/tokens/{token_id:str}", name="tokens.revoke", status_code=204)
-async def revoke_token(token_id: str, actor: Actor, services: Services) -> None:
+async def revoke_token(token_id: FromPath[str], actor: Caller, services: Office) -> None:
     now_ns = services.clock()
     async with writing(services.engine) as db:
         mine = None if actor.role in (Role.OWNER, Role.ADMIN) else actor.user_id

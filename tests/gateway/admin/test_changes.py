@@ -1,0 +1,203 @@
+"""What can be changed, and that every change leaves its trace and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from billing.db import reading
+from billing.money import parse_usd
+from gateway import audit
+from gateway.admin.openapi import PATH, encoded
+from gateway.admin.problems import MEDIA_TYPE
+from gateway.admission.minting import hash_of
+from tests.gateway.admin.client import BASE, Browser
+from tests.gateway.admin.world import DAY_NS, World
+
+
+async def _last(made: World, browser: Browser) -> dict[str, Any]:
+    """The newest audit row; the chain is whole."""
+    async with reading(made.engine) as db:
+        assert (await audit.verify(db)).broken_at is None
+    found: dict[str, Any] = (await browser.get("/audit", limit=1))["items"][0]
+    return found
+
+
+async def test_a_key_is_shown_once_and_lives_by_its_terms(made: World, browser: Browser) -> None:
+    asked = {
+        "project_id": "proj_shop", "name": "till 4", "models": ["gpt-*"], "rpm": 60, "allow_ips": ["10.0.0.0/8"],
+        "budgets": [{"limit_usd": "0.01", "window": "day"}], "expires_at": "2027-01-01T00:00:00Z",
+    }  # fmt: skip
+    shown = await browser.send("POST", "/keys", asked)
+    secret, key = shown["secret"], shown["key"]
+    assert secret.startswith(key["shown"])
+    assert (key["models"], key["rpm"], key["allow_ips"], key["state"]) == (["gpt-*"], 60, ["10.0.0.0/8"], "active")
+    assert [(b["window"], b["limit_usd"], b["spent_usd"]) for b in key["budgets"]] == [("day", "0.01", "0.00")]
+    trace = await _last(made, browser)
+    assert (trace["actor"], trace["action"], trace["subject"]) == (browser.session["name"], "key.create", key["id"])
+    listed = await browser.call("GET", "/keys")
+    for text in (listed.text, str(trace)):
+        assert secret not in text
+        assert hash_of(secret, b"pepper").hex() not in text
+    changed = await browser.send("PATCH", f"/keys/{key['id']}", {"rpm": None, "name": "till 5"})
+    assert (changed["rpm"], changed["name"], changed["models"]) == (None, "till 5", ["gpt-*"])
+    revoked = await browser.send("DELETE", f"/keys/{key['id']}")
+    assert revoked["state"] == "revoked"
+    assert (await _last(made, browser))["action"] == "key.revoke"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"project_id": "none"}, 404),
+        ({"name": ""}, 422),
+        ({"rpm": -1}, 422),
+        ({"allow_ips": ["10.0.0.0/99"]}, 422),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, 422),
+        ({"budgets": [{"limit_usd": "-1"}]}, 422),
+        ({"budgets": [{"limit_usd": "0.0000000000001"}]}, 422),
+        ({"colour": "red"}, 422),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+async def test_a_bad_key_is_refused_and_nothing_is_made(small: World, change: dict[str, object], status: int) -> None:
+    async with Browser(small.app()) as browser:
+        await browser.sign_in(await small.link())
+        before = len(await browser.get("/keys"))
+        refused = await browser.call("POST", "/keys", {"project_id": "proj_shop", "name": "k", **change})
+        assert (refused.status_code, refused.headers["content-type"]) == (status, MEDIA_TYPE)
+        assert refused.json()["todo"]
+        assert len(await browser.get("/keys")) == before
+
+
+async def test_a_playground_key_is_gone_after_an_hour(small: World) -> None:
+    async with Browser(small.app()) as browser:
+        await browser.sign_in(await small.link())
+        made = await browser.send("POST", "/playground/key", {"project_id": "proj_shop"})
+        small.now_ns += 3_600 * 10**9
+        states = {key["id"]: key["state"] for key in await browser.get("/keys")}
+        assert states[made["key"]["id"]] == "expired"
+
+
+async def test_a_budget_is_set_changed_and_taken_away(made: World, browser: Browser) -> None:
+    path = "/budgets/project/proj_search/month"
+    said = await browser.send("PUT", path, {"limit_usd": "$25"})
+    assert (said["label"], said["limit_usd"], said["window"]) == ("Search", "25.00", "month")
+    await browser.send("PUT", path, {"limit_usd": "30"})
+    trace = await _last(made, browser)
+    assert trace["before"] == {"month": 25 * 10**12}
+    assert trace["after"] == {"month": 30 * 10**12}
+    assert (await browser.call("DELETE", path)).status_code == 204
+    assert (await browser.call("DELETE", path)).status_code == 404
+    assert (await browser.call("PUT", "/budgets/project/none/month", {"limit_usd": "1"})).status_code == 404
+    assert (await browser.call("PUT", "/budgets/planet/proj_search/month", {"limit_usd": "1"})).status_code == 422
+
+
+async def test_a_top_up_sent_twice_moves_money_once(made: World, browser: Browser) -> None:
+    body = {"organisation_id": "org_1", "amount_usd": "12.5", "note": "Bank transfer 77"}
+    first = await browser.send("POST", "/ledger/top-ups", body, **{"idempotency-key": "bank-0077"})
+    again = await browser.send("POST", "/ledger/top-ups", body, **{"idempotency-key": "bank-0077"})
+    assert (first["new"], again["new"]) == (True, False)
+    assert first["left_usd"] == again["left_usd"] == "512.50"
+    other = await browser.call(
+        "POST", "/ledger/top-ups", {**body, "amount_usd": "13"}, **{"idempotency-key": "bank-0077"}
+    )
+    assert (other.status_code, other.json()["type"]) == (409, "urn:farebox:problem:already-posted")
+    assert (await browser.call("POST", "/ledger/top-ups", body)).status_code == 422  # Without the header.
+    traces = (await browser.get("/audit", action="ledger.top_up"))["items"]
+    assert [(trace["note"], trace["after"]["amount_usd"]) for trace in traces] == [("Bank transfer 77", "12.50")]
+    balances = await browser.get("/ledger/balances")
+    assert {each["account"]: each["balance_usd"] for each in balances["accounts"]}["cash"] == "512.50"
+    assert (await browser.get("/ledger/audit")) == {
+        "sound": True, "debits_minus_credits_usd": "0.00", "differing": [],
+    }  # fmt: skip
+    transfers = await browser.get("/ledger/transfers", account="customer:org_1", kind="topup", limit=1)
+    assert parse_usd(transfers["items"][0]["amount_usd"]) == parse_usd("12.5")
+    assert transfers["next"]
+
+
+async def test_a_price_counts_from_now_on_and_history_stays(made: World, browser: Browser) -> None:
+    place = {"provider": "groq", "model": "llama-4-scout"}
+    before = await browser.get("/prices", **place)
+    made.now_ns += DAY_NS
+    after = await browser.send("POST", "/prices", {**place, "sale": {"input_tokens": "0.2", "output_tokens": "0.5"}})
+    assert [row["sale"].get("input_tokens") for row in after][:2] == ["0.20", "0.11"]
+    assert [row["in_force"] for row in after][:2] == [True, False]
+    assert after[1:] == [{**row, "in_force": False} for row in before]
+    # The process sells by it at once.
+    sheet = made.prices.sheet("groq", "llama-4-scout", made.now_ns)
+    assert sheet.id == after[0]["id"]
+    finer = {**place, "sale": {"input_tokens": "0.0000001", "output_tokens": "1"}}
+    assert (await browser.call("POST", "/prices", finer)).status_code == 422
+    unpriced = {**place, "sale": {"input_tokens": "1"}}
+    assert (await browser.call("POST", "/prices", unpriced)).status_code == 422
+
+
+async def test_a_project_has_a_name_of_its_own(made: World, browser: Browser) -> None:
+    new = await browser.send("POST", "/projects", {"name": "Research"})
+    assert new["organisation"] == "Harbour Books"
+    taken = await browser.call("POST", "/projects", {"name": "Research"})
+    assert (taken.status_code, taken.json()["type"]) == (409, "urn:farebox:problem:name-taken")
+
+
+async def test_the_engine_is_asked_for_its_figures(small: World, tmp_path: Path) -> None:
+    async with Browser(small.app()) as browser:
+        await browser.sign_in(await small.link())
+        assert (await browser.get("/engine"))["state"] == "off"
+
+
+async def test_settings_hold_no_secret(small: World) -> None:
+    async with Browser(small.app()) as browser:
+        await browser.sign_in(await small.link())
+        said = await browser.get("/settings")
+        assert said["database"].startswith("SQLite 3.")
+        assert said["settings"]["server"]["port"] == 4000
+
+
+def test_the_dashboards_types_come_from_this_api() -> None:
+    assert PATH.read_bytes() == encoded(), "run `python -m gateway.admin.openapi`"
+
+
+def _dist(folder: Path) -> Path:
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_text('<meta name="csp-nonce" content="__NONCE__"><div id="root"></div>')
+    (folder / "assets" / "index-abc.js").write_text("let built = 1;")
+    (folder / "assets" / "index-abc.js.br").write_bytes(b"brotli")
+    (folder / "favicon.svg").write_text("<svg/>")
+    (folder.parent / "secret.txt").write_text("not to be served")
+    return folder
+
+
+async def test_pages_are_served_under_a_strict_policy_and_hashed_files_for_ever(small: World, tmp_path: Path) -> None:
+    app = small.app(_dist(tmp_path / "dist"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=BASE) as http:  # type: ignore[arg-type]
+        pages = [await http.get(path) for path in ("/ui", "/ui/", "/ui/keys", "/ui/sign-in?next=/keys")]
+        nonces = set()
+        for page in pages:
+            policy = page.headers["content-security-policy"]
+            nonce = policy.partition("'nonce-")[2].partition("'")[0]
+            assert f'content="{nonce}"' in page.text
+            assert "unsafe" not in policy
+            assert page.headers["cache-control"] == "no-store"
+            nonces.add(nonce)
+        assert len(nonces) == len(pages)
+        script = await http.get("/ui/assets/index-abc.js", headers={"accept-encoding": "identity"})
+        assert "immutable" in script.headers["cache-control"]
+        assert script.headers["content-type"].startswith("text/javascript")
+        assert script.text == "let built = 1;"
+        assert (await http.get("/ui/favicon.svg")).headers["cache-control"] == "no-cache"
+        for path in ("/ui/assets/gone.js", "/ui/../secret.txt", "/ui/%2e%2e/secret.txt", "/ui/index-abc.js.br"):
+            assert "not to be served" not in (await http.get(path)).text
+        assert (await http.get("/ui/assets/gone.js")).status_code == 404
+
+
+async def test_an_installation_without_the_build_says_how_to_get_it(small: World, tmp_path: Path) -> None:
+    app = small.app(tmp_path / "nothing")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=BASE) as http:  # type: ignore[arg-type]
+        page = await http.get("/ui")
+        assert page.status_code == 200
+        assert "npm run build" in page.text
+        assert "__NONCE__" not in page.text

@@ -1,0 +1,116 @@
+"""Role x endpoint, written out: a change of the table in auth/roles.py has to be said here too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.admin.auth.roles import OPEN, PERMITTED, Role, may_hand_out, uncovered
+from gateway.admin.routes import HANDLERS
+from tests.gateway.admin.client import Browser
+from tests.gateway.admin.world import World
+
+ALL = "owner admin finance developer viewer"
+MAKERS, TELLERS, ADMINS = "owner admin developer", "owner admin finance", "owner admin"
+
+# method, path, body, who may. Bodies are such that nothing changes: what is permitted ends in 404 or 422 at worst.
+MATRIX = [
+    ("DELETE", "/auth/session", None, ALL),
+    ("PUT", "/auth/password", {"password": "short"}, ALL),
+    ("GET", "/overview", None, ALL),
+    ("GET", "/usage", None, ALL),
+    ("GET", "/usage.csv", None, ALL),
+    ("GET", "/requests", None, ALL),
+    ("GET", "/requests/req_none", None, ALL),
+    ("GET", "/keys", None, ALL),
+    ("POST", "/keys", {"project_id": "none", "name": "k"}, MAKERS),
+    ("PATCH", "/keys/none", {"name": "k"}, MAKERS),
+    ("DELETE", "/keys/none", None, MAKERS),
+    ("POST", "/playground/key", {"project_id": "none"}, MAKERS),
+    ("GET", "/projects", None, ALL),
+    ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),
+    ("GET", "/budgets", None, ALL),
+    ("PUT", "/budgets/key/none/total", {"limit_usd": "1"}, TELLERS),
+    ("DELETE", "/budgets/key/none/total", None, TELLERS),
+    ("GET", "/models", None, ALL),
+    ("GET", "/providers", None, ALL),
+    ("GET", "/prices?provider=p&model=m", None, ALL),
+    ("POST", "/prices", {"provider": "p", "model": "m", "sale": {}}, TELLERS),
+    ("GET", "/ledger/balances", None, TELLERS),
+    ("GET", "/ledger/transfers", None, TELLERS),
+    ("GET", "/ledger/audit", None, TELLERS),
+    ("POST", "/ledger/top-ups", {"organisation_id": "none", "amount_usd": "1", "note": "n"}, TELLERS),
+    ("GET", "/engine", None, ALL),
+    ("GET", "/audit", None, ADMINS),
+    ("GET", "/audit/verify", None, ADMINS),
+    ("GET", "/users", None, ADMINS),
+    ("POST", "/users", {"name": "", "role": "viewer"}, ADMINS),
+    ("PATCH", "/users/none", {"role": "viewer"}, ADMINS),
+    ("POST", "/users/none/link", None, ADMINS),
+    ("GET", "/tokens", None, MAKERS),
+    ("POST", "/tokens", {"name": "", "role": "viewer"}, MAKERS),
+    ("DELETE", "/tokens/none", None, MAKERS),
+    ("GET", "/settings", None, ADMINS),
+]
+
+
+@pytest.fixture
+async def browsers(small: World) -> AsyncIterator[dict[Role, Browser]]:
+    found = {}
+    for role in Role:
+        found[role] = Browser(small.app())
+        await found[role].sign_in(await small.link(role))
+    yield found
+    for each in found.values():
+        await each.aclose()
+
+
+async def test_every_role_may_call_what_the_matrix_says_and_nothing_else(browsers: dict[Role, Browser]) -> None:
+    headers = {"idempotency-key": "matrix-0001"}
+    wrong = []
+    # Signing out last: the session is needed until then.
+    for method, path, body, who in sorted(MATRIX, key=lambda line: line[1] == "/auth/session"):
+        for role, browser in browsers.items():
+            answer = await browser.call(method, path, body, **headers)
+            permitted = not (answer.status_code == 403 and answer.json()["type"].endswith("role-not-permitted"))
+            if (
+                permitted != (role.value in who.split())
+                or answer.status_code in (401, 405)
+                or answer.status_code >= 500
+            ):
+                wrong.append((role.value, method, path, answer.status_code))
+    assert not wrong
+
+
+async def test_nobody_gets_anything_but_the_way_in(small: World) -> None:
+    async with Browser(small.app()) as stranger:
+        for method, path, body, _ in MATRIX:
+            assert (await stranger.call(method, path, body)).status_code == 401, path
+
+
+def test_the_matrix_has_every_endpoint() -> None:
+    paths = {(method, path.partition("?")[0].replace("none", "*").replace("req_*", "*")) for method, path, *_ in MATRIX}
+    assert len(paths) == len(MATRIX) == len(PERMITTED)
+    assert len(HANDLERS) == len(PERMITTED) + len(OPEN)
+
+
+def test_an_endpoint_without_a_line_in_the_table_stops_the_start() -> None:
+    assert uncovered(["keys.list", "keys.frob", "session.by_link"]) == ["keys.frob"]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "may"),
+    [
+        ("owner", "owner", True),
+        ("owner", "admin", True),
+        ("admin", "owner", False),
+        ("admin", "admin", True),
+        ("admin", "finance", True),
+        ("developer", "finance", False),
+        ("developer", "viewer", True),
+        ("viewer", "developer", False),
+    ],
+)
+def test_nobody_hands_out_more_than_they_hold(own: str, other: str, may: bool) -> None:
+    assert may_hand_out(Role(own), Role(other)) is may
