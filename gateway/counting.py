@@ -81,7 +81,7 @@ def _decode_bedrock(body: bytes, model: str | None) -> ChatRequest:
             return anthropic_messages.decode_count_request(inner, model=model)
     except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error) as error:
         raise BadRequest(f"not a CountTokens request: {error}", param="input") from error
-    if asked.converse is None:
+    if not bytes(asked.converse):
         raise BadRequest("input must hold converse or invokeModel", param="input")
     return load("bedrock_converse").decode_request(bytes(asked.converse), model=model, stream=False)
 
@@ -91,7 +91,7 @@ class _InvokeModel(msgspec.Struct):
 
 
 class _Input(msgspec.Struct):
-    converse: msgspec.Raw | None = None
+    converse: msgspec.Raw = msgspec.Raw()
     invokeModel: _InvokeModel | None = None  # noqa: N815 - the wire's own name
 
 

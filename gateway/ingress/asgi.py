@@ -27,6 +27,8 @@ Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# Cerebras's SDK opens its connection with it before the first request. Source: cerebras_cloud_sdk 1.91, read 2026-11.
+_WARMING = "/v1/tcp_warming"
 _ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -56,6 +58,8 @@ class HotPath:
         path, method = path_of(scope), scope["method"]
         query = scope["query_string"].decode("latin-1")
         route = match(method, path, query)
+        if path == _WARMING and method in ("GET", "HEAD"):
+            return await respond(send, 204, [], b"")
         if route is None and not wants_models(method, path):
             return await self._fallback(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -169,7 +173,8 @@ async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
 
 
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    fields = [*headers, ("content-length", str(len(body)))]
+    # A 204 has no body, so it has no length of one either (RFC 9110, 8.6).
+    fields = headers if status == 204 else [*headers, ("content-length", str(len(body)))]
     await send({"type": "http.response.start", "status": status, "headers": encoded(fields)})
     await send({"type": "http.response.body", "body": body})
 

@@ -1,6 +1,7 @@
-"""`GET /v1/models` in the list format of whoever asks: OpenAI's, Anthropic's or Gemini's, told apart by header.
+"""`GET /v1/models` in the list format of whoever asks: OpenAI's, Anthropic's or Gemini's, told apart by header; and
+Bedrock's two lists, on paths of their own.
 
-Source: openai 3.54, anthropic 2.12 and google-genai 3.4 models, read 2026-11.
+Source: openai 3.54, anthropic 2.12, google-genai 3.4 models and botocore 1.44 `bedrock`, read 2026-11.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ _CREATED = 1_763_856_000
 _CREATED_RFC3339 = "2025-11-23T00:00:00Z"
 
 
+_BEDROCK = ("/inference-profiles", "/foundation-models")
+
+
 def wants_models(method: str, path: str) -> bool:
-    return method == "GET" and _PATH.fullmatch(path) is not None
+    return method == "GET" and (path in _BEDROCK or _PATH.fullmatch(path) is not None)
 
 
 def list_models(catalog: Catalog, principal: Principal, headers: Mapping[str, str], path: str) -> bytes:
     """One model or all that this key may use. Raises: ModelNotFound."""
+    if path in _BEDROCK:
+        permitted = [alias for alias in sorted(catalog.aliases) if permits(principal.models, alias)]
+        return msgspec.json.encode(_BEDROCK_LISTS[path](permitted))
     found = _PATH.fullmatch(path)
     wanted = unquote((found["id"] or found["bare"] or "") if found else "")
     aliases = [alias for alias in sorted(catalog.aliases) if permits(principal.models, alias)]
@@ -90,3 +97,39 @@ def _gemini(alias: str, catalog: Catalog) -> dict[str, Any]:
 
 def _gemini_list(models: list[dict[str, Any]]) -> dict[str, Any]:
     return {"models": models}
+
+
+def _inference_profiles(aliases: list[str]) -> dict[str, Any]:
+    """Claude Code's Bedrock mode takes its models from here."""
+    return {
+        "inferenceProfileSummaries": [
+            {
+                "inferenceProfileId": alias,
+                "inferenceProfileName": alias,
+                "inferenceProfileArn": f"arn:aws:bedrock:::inference-profile/{alias}",
+                "models": [{"modelArn": f"arn:aws:bedrock:::foundation-model/{alias}"}],
+                "status": "ACTIVE",
+                "type": "SYSTEM_DEFINED",
+            }
+            for alias in aliases
+        ]
+    }
+
+
+def _foundation_models(aliases: list[str]) -> dict[str, Any]:
+    return {
+        "modelSummaries": [
+            {
+                "modelId": alias,
+                "modelName": alias,
+                "modelArn": f"arn:aws:bedrock:::foundation-model/{alias}",
+                "inferenceTypesSupported": ["ON_DEMAND"],
+                "outputModalities": ["TEXT"],
+                "responseStreamingSupported": True,
+            }
+            for alias in aliases
+        ]
+    }
+
+
+_BEDROCK_LISTS = {"/inference-profiles": _inference_profiles, "/foundation-models": _foundation_models}

@@ -57,7 +57,7 @@ async def gateway(
 async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, _valkey: str) -> AsyncIterator[Yard]:
     """One for each module: starting all of them takes longer than most tests."""
     names = ("text-embedding-3-small", "gemini-embedding-001")
-    embedders = (model("embed-openai", f"openai/{names[0]}"), model("embed-gemini", f"gemini/{names[1]}"))
+    embedders = (model("embed-openai", f"openai/{names[0]}"), model("embed-google", f"gemini/{names[1]}"))
     faulty = tuple(
         model(f"{backend}-{fault}", f"{backend}/fault-{fault}")
         for backend in ("openai", "anthropic", "gemini", "bedrock")
