@@ -127,6 +127,20 @@ usage_records: Final = Table(
 Index("ix_usage_records_unpriced", usage_records.c.id, sqlite_where=usage_records.c.charge_pusd.is_(None),
       postgresql_where=usage_records.c.charge_pusd.is_(None))  # fmt: skip
 
+# Those that expire; what they moved is in transfers as grant:<id> and expiry:<id>.
+grants: Final = Table(
+    "grants",
+    metadata,
+    Column("id", String(140), primary_key=True),
+    Column("organisation_id", String(64), nullable=False),
+    Column("amount_pusd", BigInteger, nullable=False),
+    Column("granted_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("expired_at_ns", BigInteger),  # When what was left of it was taken back.
+    # What an organisation was given, to see what is left of it.
+    Index(None, "organisation_id"),
+)
+
 # billing.rollups: usage by the hour, in the same transaction as the rows it sums up.
 usage_hours: Final = Table(
     "usage_hours",

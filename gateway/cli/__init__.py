@@ -22,6 +22,8 @@ COMMANDS = {
     "keys": "Virtual keys: create, list, show, revoke.",
     "usage": "What was used and what it cost.",
     "ledger": "Balances, and the proof that they add up.",
+    "invoice": "What an organisation owes for a month, as text, CSV or PDF.",
+    "topup": "Money paid in, and credit granted.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",
     "prices": "The price book.",

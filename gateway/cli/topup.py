@@ -1,0 +1,138 @@
+"""`farebox topup`: money that was paid in, credit that was granted, and grants that have expired."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+
+from cyclopts import App
+
+from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, usd
+
+app = App(name="topup")
+
+
+@app.command
+async def pay(
+    organisation_id: str,
+    amount: str,
+    /,
+    *,
+    id: str = "",  # noqa: A002 - the flag is called --id.
+    note: str = "",
+    common: Common = DEFAULTS,
+) -> int:
+    """Book money that an organisation has paid in, for example 25usd.
+
+    Parameters
+    ----------
+    id:
+        The payment's own reference. Saying it again books nothing, so a script may be run twice.
+    """
+    from billing.db import writing
+    from billing.ledger import top_up
+
+    reference, amount_pusd = id or f"cli-{secrets.token_hex(8)}", _amount(amount)
+    async with database(common.settings()) as engine, writing(engine) as db:
+        await _known(db, organisation_id)
+        new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
+    _say(common, organisation_id, amount_pusd, reference, new=new, done="paid in")
+    return OK
+
+
+@app.command
+async def grant(
+    organisation_id: str,
+    amount: str,
+    /,
+    *,
+    expires: str = "",
+    id: str = "",  # noqa: A002 - the flag is called --id.
+    note: str = "",
+    common: Common = DEFAULTS,
+) -> int:
+    """Give credit that nobody pays for.
+
+    Parameters
+    ----------
+    expires:
+        The day, as 2026-12-31 in UTC, from whose end on what is left of it is taken back. Default: never.
+    id:
+        A reference; saying it again grants nothing.
+    """
+    from billing.db import writing
+    from billing.ledger import grant as grant_for_ever
+    from billing.payments import grant_until
+
+    reference, amount_pusd, now_ns = id or f"cli-{secrets.token_hex(8)}", _amount(amount), time.time_ns()
+    until_ns = _end_of(expires) if expires else None
+    if until_ns is not None and until_ns <= now_ns:
+        raise Problem(f"{expires} is over", fix="a day to come", code=WRONG_USAGE)
+    async with database(common.settings()) as engine, writing(engine) as db:
+        await _known(db, organisation_id)
+        if until_ns is None:
+            new = await grant_for_ever(db, organisation_id, amount_pusd, reference, at_ns=now_ns, note=note or None)
+        else:
+            new = await grant_until(
+                db, organisation_id, amount_pusd, reference, until_ns, at_ns=now_ns, note=note or None
+            )
+    _say(common, organisation_id, amount_pusd, reference, new=new, done="granted")
+    return OK
+
+
+@app.command
+async def expire(*, common: Common = DEFAULTS) -> int:
+    """Take back what is left of grants that have expired. Meant for a timer, once an hour or a day."""
+    from billing.db import writing
+    from billing.payments import expire_grants
+
+    async with database(common.settings()) as engine, writing(engine) as db:
+        taken = await expire_grants(db, at_ns=time.time_ns())
+    emit(common, {"taken_back_usd": usd(taken), "taken_back_pusd": taken}, lambda: f"{usd(taken)} USD taken back")
+    return OK
+
+
+async def _known(db: object, organisation_id: str) -> None:
+    """Else a mistyped name would get an account of its own."""
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from billing.accounts import organisations
+
+    assert isinstance(db, AsyncConnection)
+    if organisation_id not in {organisation.id for organisation in await organisations(db)}:
+        raise Problem(f"no organisation {organisation_id!r}", fix="its id, as `farebox usage --by organisation` shows")
+
+
+def _amount(text: str) -> int:
+    from billing.money import MAX_AMOUNT_PUSD, parse_usd
+
+    try:
+        amount_pusd = parse_usd(text)
+    except ValueError as error:
+        raise Problem(str(error), fix="for example 25usd", code=WRONG_USAGE) from error
+    if not 0 < amount_pusd <= MAX_AMOUNT_PUSD:
+        raise Problem(f"{text} is no amount to book", fix="above zero and below 9 million", code=WRONG_USAGE)
+    return amount_pusd
+
+
+def _end_of(day: str) -> int:
+    try:
+        date = datetime.date.fromisoformat(day)
+    except ValueError as error:
+        raise Problem(f"{day} is no day", fix="as 2026-12-31", code=WRONG_USAGE) from error
+    start = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
+    return (int(start.timestamp()) + 86_400) * 10**9
+
+
+def _say(common: Common, organisation_id: str, amount_pusd: int, reference: str, *, new: bool, done: str) -> None:
+    value = {"organisation": organisation_id, "amount_usd": usd(amount_pusd), "id": reference, "new": new}
+    emit(
+        common,
+        value,
+        lambda: (
+            f"{usd(amount_pusd)} USD {done} for {organisation_id} ({reference})"
+            if new
+            else f"{reference} was booked before; nothing has changed"
+        ),
+    )
