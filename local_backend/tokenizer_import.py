@@ -52,6 +52,13 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 def tokenizer_from_gguf(fields: dict[str, Any], target: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json. Raises ModelUnavailable for a kind not known here."""
+    try:
+        _write(fields, target)
+    except KeyError as error:
+        raise ModelUnavailable(f"the GGUF file lacks {error}") from None
+
+
+def _write(fields: dict[str, Any], target: Path) -> None:
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS:
         raise ModelUnavailable(f"GGUF tokenizer {kind!r}/{pre!r} is not known; known: gpt2/{sorted(PRE_TOKENIZERS)}")

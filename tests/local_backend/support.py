@@ -61,7 +61,8 @@ def make_tiny_model(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForC
         "initializer_range": 0.2,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    model.train(False)
     model.save_pretrained(folder)
     make_byte_tokenizer(folder)
     return model

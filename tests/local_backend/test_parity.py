@@ -40,8 +40,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide heads": {"head_dim": 16},
     "llama3 scaling": {
         "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
         }
     },
     "linear scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
@@ -119,11 +123,11 @@ def test_prefix_hit_preemption_and_budget_change_no_token(tiny: Path) -> None:
 def test_greedy_tokens_of_smollm2_equal_transformers(smollm2: Path) -> None:
     tokenizer = Tokenizer(smollm2)
     prompts = [tokenizer.encode(text, special=True) for text in PROMPTS]
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     outputs = run_all(make_engine(smollm2), prompts, greedy(40, stop_token_ids=(2,)))
     for text, prompt, output in zip(PROMPTS, prompts, outputs, strict=True):
         # If after each of our tokens theirs is the same one, then their greedy output is ours: one pass instead of 40.
-        likeliest = reference(model, prompt + output).argmax(dim=-1).tolist()
+        likeliest = reference(model, [*prompt, *output]).argmax(dim=-1).tolist()
         assert output == likeliest[len(prompt) - 1 : -1], text
         assert len(output) == 40 or output[-1] == 2
     assert "Paris" in tokenizer.decode(outputs[0])

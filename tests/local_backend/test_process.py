@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,6 @@ def wait_until(true: Callable[[], bool], within_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def first_lines(response: httpx.Response, count: int) -> Iterator[str]:
-    lines = response.iter_lines()
-    for _ in range(count):
-        yield next(lines)
-
-
 def test_sigterm_lets_streams_end_and_exits_with_zero(slow: Path) -> None:
     with running_engine(slow) as engine:
         core = children_of(engine.process.pid)
@@ -59,7 +53,8 @@ def test_sigterm_lets_streams_end_and_exits_with_zero(slow: Path) -> None:
 def test_sigterm_waits_no_longer_than_drain_s(slow: Path) -> None:
     with running_engine(slow, "--drain-s", "1") as engine:
         with httpx.stream("POST", engine.url + "/v1/completions", json=ENDLESS, timeout=60) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: a dropped generator closes the response
+            next(lines)
             started = time.monotonic()
             assert engine.stop() == 0
         assert time.monotonic() - started < 10
@@ -69,7 +64,8 @@ def test_sigterm_waits_no_longer_than_drain_s(slow: Path) -> None:
 def test_a_killed_parent_takes_the_engine_with_it(slow: Path, number: int) -> None:
     code = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-m', 'local_backend', {str(slow)!r}, '--port', '0', '--die-with-parent'])\n"
+        f"argv = [sys.executable, '-m', 'local_backend', {str(slow)!r}, '--port', '0', '--die-with-parent']\n"
+        "p = subprocess.Popen(argv)\n"
         "print(p.pid, flush=True)\n"
         "time.sleep(300)\n"
     )
@@ -133,11 +129,14 @@ def test_a_full_queue_is_refused_at_once_and_a_free_place_is_taken(slow: Path) -
     argv = ("--max-running", "1", "--max-waiting", "1")
     with running_engine(slow, *argv) as engine, httpx.Client(base_url=engine.url, timeout=60) as http:
         with http.stream("POST", "/v1/completions", json=ENDLESS) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept: a dropped generator closes the response
+            next(lines)
             small = {"model": "tiny", "prompt": "x", "max_tokens": 2}
             waiting: list[int] = []
             thread = threading.Thread(
-                target=lambda: waiting.append(httpx.post(engine.url + "/v1/completions", json=small, timeout=60).status_code)
+                target=lambda: waiting.append(
+                    httpx.post(engine.url + "/v1/completions", json=small, timeout=60).status_code
+                )
             )
             thread.start()
             wait_until(lambda: 'num_requests_waiting{model_name="tiny"} 1.0' in http.get("/metrics").text)
@@ -176,14 +175,19 @@ def test_unix_socket_is_private(slow: Path, tmp_path: Path) -> None:
 
 
 def test_text_is_whole_even_if_the_model_writes_noise(slow: Path) -> None:
-    body: dict[str, Any] = {"model": "tiny", "prompt": "é🙂", "max_tokens": 60, "seed": 1, "temperature": 1.5, "ignore_eos": True}
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": "é🙂",
+        "max_tokens": 60,
+        "seed": 1,
+        "temperature": 1.5,
+        "ignore_eos": True,
+    }
     with running_engine(slow) as engine:
         whole = httpx.post(engine.url + "/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
-        pieces: list[str] = []
         with httpx.stream("POST", engine.url + "/v1/completions", json=body | {"stream": True}, timeout=60) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    pieces.append(json.loads(line[6:])["choices"][0]["text"])
+            events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+            pieces = [event["choices"][0]["text"] for event in events]
         assert "".join(pieces) == whole
         assert "\ufffd" in whole, "random bytes are hardly ever whole characters"
 
@@ -205,7 +209,9 @@ def test_a_bad_start_ends_with_two_and_says_why(tiny: Path, argv: list[str], sai
 
     if "cuda" in argv and torch.cuda.is_available():
         pytest.skip("there is a GPU here, so asking for it is no error")
-    engine = EngineProcess(*[str(tiny) if a == "TINY" else a for a in argv], *(["--port", "0"] if "--port" not in argv else []))
+    engine = EngineProcess(
+        *[str(tiny) if a == "TINY" else a for a in argv], *(["--port", "0"] if "--port" not in argv else [])
+    )
     try:
         assert engine.process.wait(timeout=60) == 2
     finally:

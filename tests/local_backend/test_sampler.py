@@ -62,7 +62,7 @@ def renormalised(tokens: list[int], power: float = 1.0) -> dict[int, float]:
     ],
 )
 def test_distribution_is_what_the_parameters_say(params: dict[str, Any], kept: list[int], power: float) -> None:
-    # 24 is beyond the 99.9 % quantile of chi-square with five degrees of freedom; seeds are fixed, so this never flakes.
+    # 24 is beyond the 99.9 % quantile of chi-square with five degrees of freedom; seeds are fixed, so no luck is asked.
     assert chi_square(draw(8000, **params), renormalised(kept, power)) < 24
 
 
@@ -81,7 +81,11 @@ def test_seed_gives_the_same_token_alone_in_a_crowd_and_in_any_order() -> None:
     torch.manual_seed(0)
     logits = torch.randn(40, 500)
     kinds: list[dict[str, Any]] = [
-        {}, {"top_p": 0.9}, {"top_k": 20, "temperature": 0.7}, {"min_p": 0.05}, {"temperature": 0.0},
+        {},
+        {"top_p": 0.9},
+        {"top_k": 20, "temperature": 0.7},
+        {"min_p": 0.05},
+        {"temperature": 0.0},
     ]
     rows = [seq(seed=i, **kinds[i % 5]) for i in range(40)]
     crowd = [s.token for s in sample(logits.clone(), rows)]

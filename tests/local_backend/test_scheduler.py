@@ -1,4 +1,4 @@
-"""The scheduler and the block manager under every interleaving that hypothesis thinks of, with a runner that only counts."""
+"""Scheduler and block manager under every interleaving that hypothesis thinks of, with a runner that only counts."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def expected(prompt: list[int], sampling: Sampling) -> tuple[list[int], str]:
             return tokens[len(prompt) :], "length"
 
 
-def make(blocks: int, block_size: int, budget: int, running: int, *, caching: bool = True, waiting: int = 1000) -> Engine:
+def make(
+    blocks: int, block_size: int, budget: int, running: int, *, caching: bool = True, waiting: int = 1000
+) -> Engine:
     manager = BlockManager(blocks, block_size, prefix_caching=caching)
-    scheduler = Scheduler(
-        manager, token_budget=budget, max_running=running, max_waiting=waiting, max_model_len=MAX_LEN
-    )
+    scheduler = Scheduler(manager, token_budget=budget, max_running=running, max_waiting=waiting, max_model_len=MAX_LEN)
     return Engine(scheduler, FakeRunner(blocks, block_size))
 
 
@@ -90,7 +90,10 @@ class EngineMachine(RuleBasedStateMachine):
     """Requests come, go and step in any order."""
 
     @initialize(
-        block_size=st.integers(1, 5), spare=st.integers(0, 12), budget=st.integers(1, 30), running=st.integers(1, 6),
+        block_size=st.integers(1, 5),
+        spare=st.integers(0, 12),
+        budget=st.integers(1, 30),
+        running=st.integers(1, 6),
         caching=st.booleans(),
     )
     def start(self, block_size: int, spare: int, budget: int, running: int, caching: bool) -> None:
@@ -175,7 +178,10 @@ TestEngineMachine = EngineMachine.TestCase
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(prompts, samplings), min_size=1, max_size=8),
-    st.integers(1, 4), st.integers(0, 6), st.integers(1, 9), st.permutations(range(8)),
+    st.integers(1, 4),
+    st.integers(0, 6),
+    st.integers(1, 9),
+    st.permutations(range(8)),
 )
 def test_output_does_not_depend_on_order_blocks_or_budget(
     requests: list[tuple[list[int], Sampling]], block_size: int, spare: int, budget: int, order: list[int]
@@ -210,7 +216,9 @@ def test_running_answers_are_not_held_up_by_a_long_newcomer() -> None:
     engine.step()
     engine.take(AddRequest(1, [2] * 20, Sampling(max_tokens=1)))
     for _ in range(5):
-        assert 0 in {t.id for t in engine.step().tokens}, "one token each step while the newcomer is prefilled in chunks"
+        assert 0 in {t.id for t in engine.step().tokens}, (
+            "one token each step while the newcomer is prefilled in chunks"
+        )
 
 
 def test_queue_is_bounded_and_says_so() -> None:

@@ -58,7 +58,11 @@ async def test_whole_answer(client: AsyncOpenAI) -> None:
 
 async def test_stream_says_the_same_and_ends_with_usage(client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
-        model=SMOLLM2, messages=QUESTION, temperature=0, max_tokens=5, stream=True,
+        model=SMOLLM2,
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=5,
+        stream=True,
         stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
@@ -75,7 +79,10 @@ async def test_stream_says_the_same_and_ends_with_usage(client: AsyncOpenAI) -> 
 async def test_twenty_at_once_say_what_each_says_alone(client: AsyncOpenAI) -> None:
     async def ask(n: int) -> str:
         stream = await client.chat.completions.create(
-            model=SMOLLM2, messages=[{"role": "user", "content": f"Count up from {n}."}], temperature=0, max_tokens=8,
+            model=SMOLLM2,
+            messages=[{"role": "user", "content": f"Count up from {n}."}],
+            temperature=0,
+            max_tokens=8,
             stream=True,
         )
         return "".join([c.choices[0].delta.content or "" async for c in stream])
@@ -89,9 +96,7 @@ async def test_second_time_the_prompt_comes_from_the_cache_unless_salted(client:
     message: Any = [{"role": "user", "content": "A prompt that nobody else here sends. " * 4}]
 
     async def cached(**extra: Any) -> int:
-        answer = await client.chat.completions.create(
-            model=SMOLLM2, messages=message, max_tokens=1, extra_body=extra
-        )
+        answer = await client.chat.completions.create(model=SMOLLM2, messages=message, max_tokens=1, extra_body=extra)
         assert answer.usage is not None
         assert answer.usage.prompt_tokens_details is not None
         assert answer.usage.prompt_tokens_details.cached_tokens is not None
@@ -105,8 +110,13 @@ async def test_second_time_the_prompt_comes_from_the_cache_unless_salted(client:
 async def test_n_answers_differ_and_a_seed_repeats_them(client: AsyncOpenAI) -> None:
     async def ask() -> list[str]:
         answer = await client.chat.completions.create(
-            model=SMOLLM2, messages=[{"role": "user", "content": "Tell me a story."}], n=3, seed=11, max_tokens=10,
-            temperature=1.0, top_p=0.95,
+            model=SMOLLM2,
+            messages=[{"role": "user", "content": "Tell me a story."}],
+            n=3,
+            seed=11,
+            max_tokens=10,
+            temperature=1.0,
+            top_p=0.95,
         )
         assert [c.index for c in answer.choices] == [0, 1, 2]
         assert answer.usage is not None
@@ -150,7 +160,12 @@ async def test_stop_strings_and_bias(client: AsyncOpenAI) -> None:
     assert answer.choices[0].message.content == "The capital of Fr"
     assert answer.choices[0].finish_reason == "stop"
     answer = await client.chat.completions.create(
-        model=SMOLLM2, messages=QUESTION, temperature=0, max_tokens=3, logit_bias={"2": 100}, extra_body={"ignore_eos": True}
+        model=SMOLLM2,
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=3,
+        logit_bias={"2": 100},
+        extra_body={"ignore_eos": True},
     )
     assert answer.choices[0].message.content == ""
     assert answer.choices[0].finish_reason == "length", "the stop token was forced, and ignored"
@@ -218,17 +233,21 @@ async def _read_some(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
 
 
 async def test_stream_is_whole_json_lines_with_request_id(http: httpx.AsyncClient) -> None:
-    body = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Repeat: 日本語 🙂🙂 é"}], "stream": True,
-            "max_tokens": 40, "temperature": 0, "x_made_up": 1}
+    body = {
+        "model": SMOLLM2,
+        "messages": [{"role": "user", "content": "Repeat: 日本語 🙂🙂 é"}],
+        "stream": True,
+        "max_tokens": 40,
+        "temperature": 0,
+        "x_made_up": 1,
+    }
     reply = await http.post("/v1/chat/completions", json=body, headers={"x-request-id": "abc123"})
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert reply.headers["x-request-id"] == "abc123"
     assert reply.headers["x-farebox-ignored"] == "x_made_up"
     events = reply.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
-    text = "".join(
-        json.loads(e.removeprefix("data: "))["choices"][0]["delta"].get("content", "") for e in events[:-2]
-    )
+    text = "".join(json.loads(e.removeprefix("data: "))["choices"][0]["delta"].get("content", "") for e in events[:-2])
     whole = await http.post("/v1/chat/completions", json=body | {"stream": False})
     assert text == whole.json()["choices"][0]["message"]["content"]
 
@@ -250,8 +269,14 @@ BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ("no messages", CHAT, {"model": SMOLLM2}, 400, "invalid_request", "messages"),
     ("empty messages", CHAT, OK_CHAT | {"messages": []}, 400, "invalid_request", "messages"),
     ("message of wrong type", CHAT, OK_CHAT | {"messages": ["hi"]}, 400, "invalid_request", "messages[0]"),
-    ("unknown role", CHAT, OK_CHAT | {"messages": [{"role": "boss", "content": "x"}]}, 400, "invalid_request",
-     "messages[0].role"),
+    (
+        "unknown role",
+        CHAT,
+        OK_CHAT | {"messages": [{"role": "boss", "content": "x"}]},
+        400,
+        "invalid_request",
+        "messages[0].role",
+    ),
     ("temperature as text", CHAT, OK_CHAT | {"temperature": "hot"}, 400, "invalid_request", "temperature"),
     ("temperature too high", CHAT, OK_CHAT | {"temperature": 2.1}, 400, "invalid_request", "temperature"),
     ("top_p zero", CHAT, OK_CHAT | {"top_p": 0}, 400, "invalid_request", "top_p"),
@@ -260,22 +285,46 @@ BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ("bias for no token", CHAT, OK_CHAT | {"logit_bias": {"999999": 1}}, 400, "invalid_request", "logit_bias"),
     ("bias for a word", CHAT, OK_CHAT | {"logit_bias": {"-1": 1}}, 400, "invalid_request", "logit_bias"),
     ("top_logprobs alone", CHAT, OK_CHAT | {"top_logprobs": 2}, 400, "invalid_request", "top_logprobs"),
-    ("stream_options alone", CHAT, OK_CHAT | {"stream_options": {"include_usage": True}}, 400, "invalid_request",
-     "stream_options"),
+    (
+        "stream_options alone",
+        CHAT,
+        OK_CHAT | {"stream_options": {"include_usage": True}},
+        400,
+        "invalid_request",
+        "stream_options",
+    ),
     ("too many stops", CHAT, OK_CHAT | {"stop": ["x"] * 17}, 400, "invalid_request", "stop"),
     ("image", CHAT, OK_CHAT | {"messages": IMAGE}, 400, "unsupported", "messages[0].content[0]"),
     ("schema", CHAT, OK_CHAT | {"response_format": SCHEMA}, 400, "unsupported", "response_format"),
     ("tools", CHAT, OK_CHAT | {"tools": [TOOL], "tool_choice": "required"}, 400, "unsupported", "tools"),
     ("functions", CHAT, OK_CHAT | {"functions": [{}]}, 400, "unsupported", "functions"),
     ("audio", CHAT, OK_CHAT | {"modalities": ["text", "audio"]}, 400, "unsupported", "modalities"),
-    ("prompt over the context", CHAT, OK_CHAT | {"messages": [{"role": "user", "content": "word " * 9000}]}, 400,
-     "context_length_exceeded", "messages"),
-    ("body over the bound", CHAT, OK_CHAT | {"messages": [{"role": "user", "content": "x" * 400_000}]}, 413,
-     "request_too_large", None),
+    (
+        "prompt over the context",
+        CHAT,
+        OK_CHAT | {"messages": [{"role": "user", "content": "word " * 9000}]},
+        400,
+        "context_length_exceeded",
+        "messages",
+    ),
+    (
+        "body over the bound",
+        CHAT,
+        OK_CHAT | {"messages": [{"role": "user", "content": "x" * 400_000}]},
+        413,
+        "request_too_large",
+        None,
+    ),
     ("empty prompt", COMPLETIONS, OK_COMPLETION | {"prompt": []}, 400, "empty_prompt", "prompt"),
     ("empty text", COMPLETIONS, OK_COMPLETION | {"prompt": ""}, 400, "empty_prompt", "prompt"),
-    ("token id beyond the vocabulary", COMPLETIONS, OK_COMPLETION | {"prompt": [1, 99999]}, 400, "invalid_request",
-     "prompt"),
+    (
+        "token id beyond the vocabulary",
+        COMPLETIONS,
+        OK_COMPLETION | {"prompt": [1, 99999]},
+        400,
+        "invalid_request",
+        "prompt",
+    ),
     ("ids and text mixed", COMPLETIONS, OK_COMPLETION | {"prompt": [1, "x"]}, 400, "invalid_request", "prompt"),
     ("suffix", COMPLETIONS, OK_COMPLETION | {"suffix": "x"}, 400, "unsupported", "suffix"),
     ("best_of", COMPLETIONS, OK_COMPLETION | {"best_of": 3}, 400, "unsupported", "best_of"),
