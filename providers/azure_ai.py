@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
 from providers.base import Call, Endpoint, UpstreamAnswer
-from providers.dialects import load, openai_responses
+from providers.dialects import load
 from providers.dialects.base import Dialect
 from providers.errors import ProviderError, Throttled, Unsupported
 from providers.neutral import ChatRequest
@@ -39,7 +39,13 @@ class AzureAI(OpenAILike):
 
     name = "azure_ai"
     output_limit: ClassVar[str] = "max_completion_tokens"
-    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {"top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}
+    serves_responses: ClassVar[bool] = True
+    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "top_k": (-1, 0),
+        "min_p": (0,),
+        "repetition_penalty": (1,),
+        "background": (False,),  # fetched later, from a path that we do not serve: paid for by nobody
+    }
 
     def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:
         super().__init__(endpoint, transport, timeouts)
@@ -59,14 +65,14 @@ class AzureAI(OpenAILike):
             raise ValueError(f"azure_ai: {resource!r} is no resource name")
         return f"https://{resource}.services.ai.azure.com"
 
+    def speaks_responses(self, call: Call, model: str) -> bool:
+        return self._surface(call, model) == "responses"
+
     def dialect_for(self, call: Call, model: str) -> Dialect:
-        match self._surface(call, model):
-            case "claude":
-                if call.operation != "chat":
-                    raise Unsupported((call.operation,), self.name)
-                return load("anthropic_messages")
-            case "responses":
-                return openai_responses.DIALECT
+        if self._surface(call, model) == "claude":
+            if call.operation != "chat":
+                raise Unsupported((call.operation,), self.name)
+            return load("anthropic_messages")
         return super().dialect_for(call, model)
 
     def path(self, call: Call, model: str) -> str:
@@ -81,24 +87,25 @@ class AzureAI(OpenAILike):
         return f"/openai/v1{path}"
 
     async def send(self, call: Call, model: str) -> UpstreamAnswer:
-        match self._surface(call, model):
-            case "claude" if call.dialect == "anthropic_messages" and _has_foreign_seals(call.request):
-                call = replace(call, body=b"")
-            case "responses" if openai_responses.carries_foreign_seals(call.body):
-                call = replace(call, body=b"")
+        if (
+            call.dialect == "anthropic_messages"
+            and self._surface(call, model) == "claude"
+            and _has_foreign_seals(call.request)
+        ):
+            call = replace(call, body=b"")
         return await super().send(call, model)
 
     def forward(self, call: Call, model: str) -> dict[str, Any]:
-        if self._surface(call, model) == "chat":
-            return super().forward(call, model)
-        return jsonio.split_object(call.body) | {"model": model}
+        if self._surface(call, model) == "claude":
+            return jsonio.split_object(call.body) | {"model": model}
+        return super().forward(call, model)
 
     def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
         match self._surface(call, model):
             case "claude":
                 return body if call.output_limit is None else {**body, "max_tokens": call.output_limit}
             case "responses":
-                return body if call.output_limit is None else {**body, "max_output_tokens": call.output_limit}
+                return super().adjust(body, call, model)
         body = super().adjust(body, call, model)
         if (field := self.endpoint.options.get("output_limit")) and self.output_limit in body:
             body[str(field)] = body.pop(self.output_limit)
@@ -141,8 +148,8 @@ class AzureAI(OpenAILike):
     def _surface(self, call: Call, model: str) -> Surface:
         if model.startswith("claude") or model in self._claudes:
             return "claude"
-        # Only the v1 surface has responses; a client of another dialect is served by chat, which every model knows.
-        return "responses" if call.dialect == openai_responses.DIALECT.name and not self._version else "chat"
+        # Only the v1 surface has responses.
+        return "responses" if not self._version and super().speaks_responses(call, model) else "chat"
 
 
 def _told_wait_s(error: ProviderError) -> float | None:

@@ -15,8 +15,15 @@ class OpenAI(OpenAILike):
     name = "openai"
     default_base_url = "https://api.openai.com/v1"
     output_limit: ClassVar[str] = "max_completion_tokens"  # reasoning models refuse the older name
-    # Knobs of the open engines: OpenAI answers 400 to a field it does not know.
-    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {"top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}
+    serves_responses: ClassVar[bool] = True
+    denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        # Knobs of the open engines: OpenAI answers 400 to a field it does not know.
+        "top_k": (-1, 0),
+        "min_p": (0,),
+        "repetition_penalty": (1,),
+        # Such an answer is fetched later, from a path that we do not serve, and would be paid for by nobody.
+        "background": (False,),
+    }
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
         """The key, and whose account it is to be counted on where it serves several."""

@@ -19,9 +19,10 @@ from providers.base import (
     EmbeddingAnswer,
     EmbeddingCall,
     Operation,
+    UpstreamAnswer,
     read_whole,
 )
-from providers.dialects import openai_chat, openai_completions, openai_embeddings
+from providers.dialects import load, openai_chat, openai_completions, openai_embeddings
 from providers.dialects.base import Dialect
 from providers.errors import Broken, Unsupported
 from providers.transport.base import HttpRequest
@@ -46,23 +47,40 @@ class OpenAILike(DialectProvider):
     output_limit: ClassVar[str] = "max_tokens"
     """The field that bounds a chat's output. Engines took `max_completion_tokens` up at different times; all of them
     know the older name, which legacy completions know alone."""
+    serves_responses: ClassVar[bool] = False
+    """Whether /responses is there too. Engines have it in parts, so their operator says so: `responses: true` in the
+    endpoint's options."""
+
+    def speaks_responses(self, call: Call, model: str) -> bool:
+        """Its own clients alone are served by it; others by chat, which every model behind such a host knows."""
+        return call.dialect == "openai_responses" and bool(
+            self.endpoint.options.get("responses", self.serves_responses)
+        )
 
     def path(self, call: Call, model: str) -> str:
-        return PATHS[self._operation(call)]
+        return "/responses" if self.speaks_responses(call, model) else PATHS[self._operation(call)]
 
     def dialect_for(self, call: Call, model: str) -> Dialect:
+        if self.speaks_responses(call, model):
+            return load("openai_responses")
         return self.dialects[self._operation(call)]
+
+    async def send(self, call: Call, model: str) -> UpstreamAnswer:
+        if self.speaks_responses(call, model) and _carries_foreign_seals(call.body):
+            call = msgspec.structs.replace(call, body=b"")
+        return await super().send(call, model)
 
     def forward(self, call: Call, model: str) -> dict[str, Any]:
         body = super().forward(call, model)
-        request = call.request
-        if request.stream:
+        if call.request.stream and not self.speaks_responses(call, model):
             # Usage comes only when asked for, in the last chunk; a stream without it cannot be billed.
             options = jsonio.plain(body.get("stream_options")) or {}
             body["stream_options"] = {**options, "include_usage": True}
         return body
 
     def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        if self.speaks_responses(call, model):
+            return body if call.output_limit is None else {**body, "max_output_tokens": call.output_limit}
         # One bound under one name, the one that the hold rests on, whatever a client or the gateway put in.
         body.pop("max_tokens", None)
         body.pop("max_completion_tokens", None)
@@ -105,6 +123,13 @@ class OpenAILike(DialectProvider):
         if call.operation == "completions" and "completions" not in self.dialects:
             return "chat"
         return call.operation
+
+
+def _carries_foreign_seals(body: bytes) -> bool:
+    """Imported on use: most hosts of the family have no such API."""
+    from providers.dialects.openai_responses import carries_foreign_seals
+
+    return carries_foreign_seals(body)
 
 
 class _Model(msgspec.Struct):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.emulators import scripted
+from tests.emulators import responses, scripted
 from tests.emulators.scripted import Prompt, Reply, Tool
 from tests.emulators.server import Emulator, Out, Request, play_transport_fault
 
@@ -104,6 +104,8 @@ class OpenAIEmulator(Emulator):
                 await out.json(200, {"object": "list", "data": data})
             case "POST", "chat/completions":
                 await self._chat(request, out)
+            case "POST", "responses" if self.flavour in ("openai", "azure"):
+                await self._responses(request, out)
             case "POST", "completions":
                 await self._completions(request, out)
             case "POST", "embeddings":
@@ -126,6 +128,23 @@ class OpenAIEmulator(Emulator):
         whole = json.dumps(self._whole(body, reply, count), ensure_ascii=False).encode()
         frames = list(self._frames(body, reply, count))
         await self._serve_reply(request, out, prompt, reply, count, whole, frames, bool(body.get("stream")))
+
+    async def _responses(self, request: Request, out: Out) -> None:
+        body = request.json()
+        if problem := responses.problem_of(body):
+            await self._error(out, 400, problem[0], "invalid_request_error", param=problem[1])
+            return
+        prompt = responses.prompt_of(body)
+        reply = scripted.answer(prompt)
+        answer = responses.response_of(body, reply)
+        events = responses.stream_events(answer)
+
+        def bend(fault: str | None) -> tuple[bytes, list[Frame]]:
+            told = {**answer, "usage": None} if fault == "no-usage" else answer
+            bent = responses.bent(fault, events) or events
+            return json.dumps(told, ensure_ascii=False).encode(), [Frame(e.sse, e.output_tokens) for e in bent]
+
+        await self._serve_reply(request, out, prompt, reply, 1, *bend(None), bool(body.get("stream")), bend)
 
     async def _completions(self, request: Request, out: Out) -> None:
         body = request.json()
@@ -180,13 +199,17 @@ class OpenAIEmulator(Emulator):
         whole: bytes,
         frames: list[Frame],
         stream: bool,
+        bend: Callable[[str | None], tuple[bytes, list[Frame]]] | None = None,
     ) -> None:
+        """bend: plays the faults of `responses.BENT`, which for chats are played here."""
         fault = self.playing(scripted.fault_of(prompt.model, request.headers, prompt))
         if fault is not None and fault in STATUS_ERRORS:
             status, kind, code = STATUS_ERRORS[fault]
             await self._error(out, status, _message(fault), kind, code, headers=RETRY_HEADERS.get(fault))
             return
-        if fault == "no-usage":
+        if bend is not None and fault in responses.BENT:
+            whole, frames = bend(fault)
+        elif fault == "no-usage":
             frames = [frame for frame in frames if b'"usage": {' not in frame.data]
             whole = json.dumps({k: v for k, v in json.loads(whole).items() if k != "usage"}).encode()
         elif fault == "no-end":
