@@ -66,7 +66,7 @@ def invalid(field: str, detail: str, todo: str) -> Problem:
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Any exception of a handler as a problem. Unforeseen ones are logged and tell the reader nothing of the inside."""
     problem = _problem(error)
-    if problem.status >= 500 and not isinstance(error, Problem):
+    if problem.status == 500:
         log.error("admin request failed", path=request.url.path, exc_info=error)
     body = ProblemDetails(
         type=f"urn:farebox:problem:{problem.kind}",

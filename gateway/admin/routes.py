@@ -44,12 +44,18 @@ def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list
     gateway.errors.Unavailable until then. Raises: ValueError for a handler that no role may call."""
     if open_by_oversight := uncovered(handler.name or repr(handler) for handler in HANDLERS):
         raise ValueError(f"no role stands for {', '.join(open_by_oversight)} in auth/roles.py")
+
+    def office() -> Services:
+        # A function of ours, not the caller's bound method: Litestar copies what it is given, deeply, and would ask
+        # a copy of the object that the method belongs to.
+        return services()
+
     api = Router(
         API_PATH,
         route_handlers=list(HANDLERS),
-        guards=[guard.gate(services)],
+        guards=[guard.gate(office)],
         dependencies={
-            "services": Provide(services, sync_to_thread=False),
+            "services": Provide(office, sync_to_thread=False),
             "actor": Provide(guard.actor),
         },
         exception_handlers={Exception: respond},

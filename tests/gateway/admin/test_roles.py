@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from litestar import Litestar
 
 from gateway.admin.auth.roles import OPEN, PERMITTED, Role, may_hand_out, uncovered
-from gateway.admin.routes import HANDLERS
+from gateway.admin.routes import HANDLERS, admin_routes
+from gateway.admin.services import Services
+from gateway.errors import Unavailable
 from tests.gateway.admin.client import Browser
 from tests.gateway.admin.world import World
 
@@ -114,3 +117,22 @@ def test_an_endpoint_without_a_line_in_the_table_stops_the_start() -> None:
 )
 def test_nobody_hands_out_more_than_they_hold(own: str, other: str, may: bool) -> None:
     assert may_hand_out(Role(own), Role(other)) is may
+
+
+async def test_services_are_asked_for_at_each_request_even_by_a_method(small: World) -> None:
+    """Litestar copies deeply what it is given: a bound method would answer for a copy of its object."""
+
+    class Root:
+        ready = False
+
+        def office(self) -> Services:
+            if not self.ready:
+                raise Unavailable("the gateway is starting")
+            return small.services
+
+    root = Root()
+    async with Browser(Litestar(admin_routes(root.office), openapi_config=None)) as browser:
+        early = await browser.call("GET", "/auth/session")
+        assert (early.status_code, early.json()["type"]) == (503, "urn:farebox:problem:unavailable")
+        root.ready = True
+        assert (await browser.call("GET", "/auth/session")).status_code == 200

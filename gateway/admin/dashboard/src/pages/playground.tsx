@@ -6,7 +6,7 @@ import { useEffect, useRef, useState } from "react";
 import { get, type Project } from "../api";
 import { ask, ownKey, Refused, type Ending, type Message } from "../chat";
 import { count, ms, usd } from "../format";
-import { ModelSelect, useModels } from "../parts/model-select";
+import { firstModel, ModelSelect, useModels } from "../parts/model-select";
 import { Page } from "../parts/page";
 import { Empty, Failure } from "../parts/states";
 
@@ -19,8 +19,7 @@ export default function Playground() {
   const queries = useQueryClient();
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
   const models = useModels();
-  const model = named ?? models.data?.models.find(({ deployments }) => deployments.some(({ provider, price }) => provider === "local" && price))?.alias
-    ?? models.data?.models.find(({ deployments }) => deployments.some(({ price }) => price))?.alias ?? null;
+  const model = named ?? firstModel(models.data);
   const [project, setProject] = useState<string | null>(null);
   const [key, setKey] = useState("");
   const [system, setSystem] = useState("");

@@ -2,7 +2,7 @@ import { Alert, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Ti
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Activity, Info } from "../parts/icons";
-import { get, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
+import { get, Problem, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
 import { ago, compact, count, dateTime, ms, words } from "../format";
 import { CopyIcon, Facts, Money, State } from "../parts/bits";
 import { Page, PeriodPicker } from "../parts/page";
@@ -78,7 +78,9 @@ function Rows({ rows, open }: { rows: RequestRow[]; open: (id: string) => void }
 }
 
 function Detail({ id }: { id: string }) {
-  const query = useQuery({ queryKey: ["request", id], queryFn: () => get<RequestDetail>(`/requests/${encodeURIComponent(id)}`) });
+  const query = useQuery({ queryKey: ["request", id], queryFn: () => get<RequestDetail>(`/requests/${encodeURIComponent(id)}`),
+    // One that ended a moment ago is on its way into the database.
+    retry: (times, error) => times < 8 && error instanceof Problem && (error.status === 404 || error.status === 0), retryDelay: 350 });
   return <Loaded query={query}>{(data) => <Whole data={data} />}</Loaded>;
 }
 

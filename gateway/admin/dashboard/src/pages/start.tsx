@@ -7,7 +7,7 @@ import { get, type Project, type ShownKey } from "../api";
 import { ask, ownKey, type Ending } from "../chat";
 import { Section, Snippet } from "../parts/bits";
 import { KeyForm } from "../parts/key-form";
-import { ModelSelect, useModels } from "../parts/model-select";
+import { firstModel, ModelSelect, useModels } from "../parts/model-select";
 import { Page } from "../parts/page";
 import { Failure } from "../parts/states";
 import { Problem } from "../api";
@@ -75,8 +75,7 @@ export default function Start() {
   const [picked, setPicked] = useState<string | null>(null);
   const [creating, setCreating] = useState(false);
   const [made, setMade] = useState<ShownKey | null>(null);
-  const priced = (models.data?.models ?? []).filter(({ deployments }) => deployments.some(({ price }) => price));
-  const model = picked ?? priced.find(({ deployments }) => deployments.some(({ provider }) => provider === "local"))?.alias ?? priced[0]?.alias ?? null;
+  const model = picked ?? firstModel(models.data);
   const key = made?.secret ?? "YOUR_KEY";
   return (
     <Page title="Get started" about="Any SDK works: give it this address, a key, and any model of any provider.">
