@@ -19,14 +19,34 @@ _OPENAI: Final = frozenset({"store", "prompt_cache_key", "prompt_cache_retention
 HINTS: Final[Mapping[str, frozenset[str]]] = {
     "openai_chat": _OPENAI,
     "openai_completions": _OPENAI,
-    "openai_responses": _OPENAI | {"include", "client_metadata", "background", "truncation"},
+    "openai_responses": _OPENAI
+    | {
+        "client_metadata",
+        "include",
+        "max_tool_calls",  # bounds the hosted tools alone, and those are judged by themselves
+        "prompt_cache_options",
+        "stream_options",
+        "text.verbosity",
+        "tools.allowed_callers",
+        "tools.async",
+        "tools.defer_loading",
+        "tools.namespace",  # its description; the tools in it go along
+        "tools.output_schema",
+    },
     "anthropic_messages": frozenset({"context_management", "inference_geo", "speed"}),
     "gemini": frozenset({"labels", "store"}),
     "bedrock_converse": frozenset({"requestMetadata", "performanceConfig", "additionalModelResponseFieldPaths"}),
 }
 
 # Hints only with these values; with another they ask for something.
-_HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = {"background": (False, None), "truncation": ("disabled", None)}
+_HARMLESS: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
+    "openai_responses": {
+        "background": (False,),
+        "truncation": ("disabled", "auto"),  # a leave to shorten; without it, a prompt too long is an error, not a lie
+        "reasoning.context": ("auto", "current_turn"),
+        "reasoning.mode": ("standard",),
+    },
+}
 
 
 def without_hints(request: ChatRequest, target: str) -> tuple[ChatRequest, tuple[str, ...]]:
@@ -34,9 +54,12 @@ def without_hints(request: ChatRequest, target: str) -> tuple[ChatRequest, tuple
     told: list[str] = []
     kept: dict[str, Mapping[str, Any]] = {}
     for dialect, fields in request.extensions.items():
-        hints = frozenset() if dialect == target else HINTS.get(dialect, frozenset())
-        gone = [name for name, value in fields.items() if name in hints and value in _HARMLESS.get(name, (value,))]
-        told += gone
-        if rest := {name: value for name, value in fields.items() if name not in gone}:
+        if dialect == target:
+            kept[dialect] = fields
+            continue
+        hints, harmless = HINTS.get(dialect, frozenset()), _HARMLESS.get(dialect, {})
+        rest = {k: v for k, v in fields.items() if k not in hints and v not in harmless.get(k, ())}
+        told += fields.keys() - rest.keys()
+        if rest:
             kept[dialect] = rest
-    return (replace(request, extensions=kept) if told else request), tuple(told)
+    return (replace(request, extensions=kept) if told else request), tuple(sorted(told))

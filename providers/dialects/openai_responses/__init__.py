@@ -1,7 +1,4 @@
-"""OpenAI Responses, both ways. `DIALECT` is what adapters and the ingress use.
-
-`portable` and the state fields in `extensions["openai_responses"]` are for a gateway that keeps conversations itself.
-"""
+"""OpenAI Responses, both ways. `DIALECT` is what adapters and the ingress use."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from providers.dialects.base import Dialect
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.errors import decode_error, encode_error
 from providers.dialects.openai_responses.events import EventDecoder, EventEncoder, Tap
-from providers.dialects.openai_responses.request import decode_request, encode_request, portable
+from providers.dialects.openai_responses.request import decode_request, encode_request
 from providers.dialects.openai_responses.response import decode_response, encode_response
 from providers.neutral import ChatRequest
 
@@ -42,4 +39,4 @@ def carries_foreign_seals(body: bytes) -> bool:
 
 DIALECT: Dialect = OpenAIResponses()
 
-__all__ = ["DIALECT", "carries_foreign_seals", "portable"]
+__all__ = ["DIALECT", "carries_foreign_seals"]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from providers.dialects.base import ErrorBody
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.items import unwrap_text
-from providers.dialects.openai_responses.request import custom_tools, echo
+from providers.dialects.openai_responses.request import custom_tools, echo, namespaced
 from providers.dialects.sealed import Sealed, seal
 from providers.neutral import (
     ChatRequest,
@@ -65,6 +65,7 @@ class ResponseBuilder:
     def __init__(self, request: ChatRequest) -> None:
         self._request = request
         self._custom = custom_tools(request)
+        self._spaces = namespaced(request)
         self._open: dict[int, _Open] = {}
         self._message: tuple[int, dict[str, Any]] | None = None  # the message item that a next text may join
         self._suffix = ""
@@ -137,6 +138,8 @@ class ResponseBuilder:
                     yield from self._whole(self._sealed_item(Sealed("gemini", part.signature, tool_call_id=part.id)))
                 is_custom = part.kind == "custom" or part.name in self._custom
                 item = _call_item(part, self._id("ctc" if is_custom else "fc"), is_custom)
+                if part.name in self._spaces:
+                    item["namespace"], item["name"] = self._spaces[part.name]
                 opened = _Open(part, item, len(self.response["output"]), is_custom=is_custom)
                 yield from self._add(item)
                 text = part.arguments
@@ -204,7 +207,8 @@ class ResponseBuilder:
                         text = "{}"
                         yield {"type": "response.function_call_arguments.delta", **at, "delta": text}
                     item |= {"arguments": text, "status": "completed"}
-                    yield {"type": "response.function_call_arguments.done", **at, "name": part.name, "arguments": text}
+                    done = {"name": item["name"], "arguments": text}
+                    yield {"type": "response.function_call_arguments.done", **at, **done}
                 else:
                     if part.kind == "function":
                         # Another dialect's model filled in the one-field object: its text is known only now.

@@ -126,12 +126,17 @@ def _turn(item: wire.Item, kind: str, where: str) -> tuple[Role, str, list[Part]
             if not item.call_id or item.name is None:
                 raise BadRequest(f"{where} needs call_id and name", param=where)
             arguments = wrap_text(item.input or "") if kind == "custom_tool_call" else item.arguments or ""
-            return "assistant", "assistant", [ToolCallPart(item.call_id, item.name, arguments)]
+            return "assistant", "assistant", [ToolCallPart(item.call_id, joined_name(item), arguments)]
         case _:
             if not item.call_id or item.output is None:
                 raise BadRequest(f"{where} needs call_id and output", param=where)
             content = tuple(content_in(item.output, f"{where}.output"))
             return "user", "outputs", [ToolResultPart(item.call_id, content, name=item.name)]
+
+
+def joined_name(item: wire.Item) -> str:
+    """A tool of a namespace goes by both names in the neutral form, as everywhere else."""
+    return f"{item.namespace}__{item.name}" if item.namespace else item.name or ""
 
 
 def reasoning_in(item: wire.Item) -> ReasoningPart | None:
@@ -212,12 +217,13 @@ def items_out(
     messages: Sequence[Message],
     raw: Sequence[RawItem],
     custom_tools: frozenset[str],
+    spaces: Mapping[str, tuple[str, str]],
     losses: Losses,
     *,
     stored: bool = False,
 ) -> list[dict[str, Any]]:
-    """stored: OpenAI keeps the items of this
-    conversation, so thinking can be named by its id alone; else an id without the sealed text is an error there."""
+    """spaces: as `request.namespaced` tells them. stored: OpenAI keeps the items of this conversation, so thinking can
+    be named by its id alone; else an id without the sealed text is an error there."""
     items: list[dict[str, Any]] = []
     waiting = sorted(raw, key=lambda entry: entry.at, reverse=True)
     custom_calls: set[str] = set()
@@ -238,7 +244,10 @@ def items_out(
                 case ToolCallPart():
                     if part.kind == "custom" or part.name in custom_tools:
                         custom_calls.add(part.id)
-                    items.append(_call_out(part, part.id in custom_calls, losses))
+                    call = _call_out(part, part.id in custom_calls, losses)
+                    if part.name in spaces:
+                        call["namespace"], call["name"] = spaces[part.name]
+                    items.append(call)
                 case ReasoningPart():
                     if part.dialect != wire.NAME or not (part.redacted or (stored and part.id)):
                         losses.tell("reasoning")

@@ -1,13 +1,13 @@
 """A Responses request to a ChatRequest and back.
 
 What belongs to the API's server-side state (`store`, `previous_response_id`, ...) and every field without a neutral
-meaning travels in `extensions["openai_responses"]`; `portable` takes out what only this API's own server could use.
+meaning travels in `extensions["openai_responses"]`; which of them another dialect may go without is told in `hints`.
 Source: OpenAI API reference "Create a model response", types of openai-python 3.54, read 2026-11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -29,49 +29,11 @@ RAW_ITEMS: Final = "input."
 # Fields of function tools that have no neutral form, each a mapping of tool name to value.
 TOOL_FIELDS: Final = "tools."
 
+_SPACE: Final = f"{wire.NAME}.namespace"  # in `Tool.raw`: the whole namespace that a tool came in
+_SPACE_FIELD: Final = f"{TOOL_FIELDS}namespace"
 _TOOL_PLAIN: Final = frozenset({"type", "name", "description", "parameters", "strict"})
 _LOGPROBS: Final = "message.output_text.logprobs"
 _SEALED: Final = "reasoning.encrypted_content"
-
-# Hints to OpenAI's own servers, or state that a gateway keeps itself: without them another model answers the same.
-_HINTS: Final = frozenset(
-    {
-        "background_options",
-        "client_metadata",
-        "include",
-        "max_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "store",
-        "stream_options",
-        "text.verbosity",
-        "tools.allowed_callers",
-        "tools.async",
-        "tools.defer_loading",
-        "tools.output_schema",
-    }
-)
-_HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
-    "background": (False,),
-    "truncation": ("disabled", "auto"),
-    "reasoning.context": ("auto", "current_turn"),
-    "reasoning.mode": ("standard",),
-}
-
-
-def portable(request: ChatRequest) -> ChatRequest:
-    """The request without those fields of this dialect that change no answer of another one's model.
-
-    For a gateway that keeps `store` and `previous_response_id` itself, before it plans a route. What is left in the
-    extension does change the answer, and another dialect refuses it by name."""
-    ours = request.extensions.get(wire.NAME)
-    if not ours:
-        return request
-    kept = {key: value for key, value in ours.items() if key not in _HINTS and value not in _HARMLESS.get(key, ())}
-    others = {name: fields for name, fields in request.extensions.items() if name != wire.NAME}
-    return replace(request, extensions=others | {wire.NAME: kept} if kept else others)
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -94,6 +56,12 @@ class _Reasoning(msgspec.Struct):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
+
+
+class _Namespace(msgspec.Struct):
+    name: str
+    description: str | None = None
+    tools: list[dict[str, Any]] = []
 
 
 class _FunctionTool(msgspec.Struct):
@@ -190,22 +158,56 @@ def _tools_in(tools: list[dict[str, Any]], extension: dict[str, Any]) -> tuple[T
     for number, given in enumerate(tools):
         where = f"tools[{number}]"
         kind = given.get("type", "function")
-        if kind == "function":
-            tool = _checked(given, _FunctionTool, where)
-            found.append(Tool(tool.name, tool.description, tool.parameters, tool.strict))
-            for key in given.keys() - _TOOL_PLAIN:
-                if given[key] is not None:
-                    extension.setdefault(TOOL_FIELDS + key, {})[tool.name] = given[key]
-        elif kind == "custom":
-            tool = _checked({key: given.get(key) for key in ("name", "description")}, _FunctionTool, where)
-            description = _custom_description(tool.description, given.get("format"))
-            # Without `dialect`, so that others take it for the function that it also is; `raw` lets us give it back.
-            found.append(Tool(tool.name, description, CUSTOM_PARAMETERS, raw={wire.NAME: given}))
+        if kind in ("function", "custom"):
+            found.append(_tool_in(given, where, extension))
+        elif kind == "namespace":
+            found += _namespace_in(given, where, extension)
         else:
             found.append(
                 Tool(str(given.get("name") or given.get("server_label") or kind), dialect=wire.NAME, raw=given)
             )
     return tuple(found)
+
+
+def _tool_in(given: dict[str, Any], where: str, extension: dict[str, Any], space: str = "") -> Tool:
+    """space: what stands before its name, for a tool of a namespace."""
+    if given.get("type") == "custom":
+        tool = _checked({key: given.get(key) for key in ("name", "description")}, _FunctionTool, where)
+        description = _custom_description(tool.description, given.get("format"))
+        # Without `dialect`, so that others take it for the function that it also is; `raw` lets us give it back.
+        return Tool(space + tool.name, description, CUSTOM_PARAMETERS, raw={wire.NAME: given})
+    tool = _checked(given, _FunctionTool, where)
+    for key in given.keys() - _TOOL_PLAIN:
+        if given[key] is not None:
+            extension.setdefault(TOOL_FIELDS + key, {})[space + tool.name] = given[key]
+    return Tool(space + tool.name, tool.description, tool.parameters, tool.strict)
+
+
+def _namespace_in(given: dict[str, Any], where: str, extension: dict[str, Any]) -> Iterator[Tool]:
+    """Functions under one roof (Codex: `multi_agent_v1`). To others they are functions with both names in one, and
+    the roof's own description is told as left out."""
+    space = _checked(given, _Namespace, where)
+    for number, inner in enumerate(space.tools):
+        if inner.get("type", "function") not in ("function", "custom"):
+            raise BadRequest(f"{where}.tools[{number}].type is not known", param=f"{where}.tools[{number}].type")
+        tool = _tool_in(inner, f"{where}.tools[{number}]", extension, f"{space.name}__")
+        if space.description:
+            extension.setdefault(_SPACE_FIELD, {})[tool.name] = space.description
+        yield replace(tool, raw={**(tool.raw or {}), _SPACE: given})
+
+
+def namespaced(request: ChatRequest) -> Mapping[str, tuple[str, str]]:
+    """Namespace and name there of each tool that came in one, by its neutral name."""
+    found = {}
+    for tool in request.tools:
+        if (space := _space_of(tool)) is not None:
+            found[tool.name] = (str(space["name"]), tool.name.removeprefix(f"{space['name']}__"))
+    return found
+
+
+def _space_of(tool: Tool) -> Mapping[str, Any] | None:
+    space = tool.raw.get(_SPACE) if tool.dialect is None and isinstance(tool.raw, Mapping) else None
+    return space if isinstance(space, Mapping) else None
 
 
 def _custom_description(description: str | None, given: Any) -> str | None:
@@ -303,7 +305,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
                 losses.drop(name)
     ours = dict(request.extensions.get(wire.NAME, {}))
     custom = custom_tools(request)
-    tools = [encoded for tool in request.tools if (encoded := _tool_out(tool, ours, losses)) is not None]
+    tools = _tools_out(request, ours, losses)
     for tool in tools:
         if tool["type"] in ("function", "custom"):
             tool["name"] = sent_name(tool["name"], losses)
@@ -316,7 +318,7 @@ def encode_request(request: ChatRequest, *, model: str, strict: bool = True) -> 
         for key in [key for key in ours if key.startswith(RAW_ITEMS)]
         for entry in ours.pop(key)
     ]
-    body["input"] = items_out(messages, raw, custom, losses, stored=ours.get("store") is True)
+    body["input"] = items_out(messages, raw, custom, namespaced(request), losses, stored=ours.get("store") is True)
     text: dict[str, Any] = {}
     if request.response_format is not None:
         text["format"] = _format_out(request.response_format)
@@ -360,6 +362,15 @@ def _split_instructions(messages: tuple[Message, ...]) -> tuple[str | None, tupl
     return None, messages, 0
 
 
+def _tools_out(request: ChatRequest, ours: dict[str, Any], losses: Losses) -> list[dict[str, Any]]:
+    found = []
+    for tool in request.tools:
+        encoded = _tool_out(tool, ours, losses)
+        if encoded is not None and (encoded["type"] != "namespace" or encoded not in found):
+            found.append(encoded)  # a namespace holds several of our tools, and is said once
+    return found
+
+
 def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any] | None:
     if tool.cache is not None:
         losses.tell("cache_control")
@@ -368,7 +379,8 @@ def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any
     if tool.dialect is not None:
         losses.drop(f"tool {tool.name}")  # the model lacks an ability; what it says is no worse
         return None
-    if (own := _custom_of(tool)) is not None:
+    space = _space_of(tool)
+    if space is None and (own := _custom_of(tool)) is not None:
         return dict(own)
     # strict is on by default in this API, and many a schema written for others does not meet its rules.
     out = {"type": "function", "name": tool.name, "parameters": tool.parameters, "strict": bool(tool.strict)}
@@ -380,7 +392,7 @@ def _tool_out(tool: Tool, ours: dict[str, Any], losses: Losses) -> dict[str, Any
             out[key.removeprefix(TOOL_FIELDS)] = values.pop(tool.name)
         if not values:
             del ours[key]
-    return out
+    return out if space is None else dict(space)
 
 
 def _tool_choice_out(choice: ToolChoice | None, custom: frozenset[str], losses: Losses | None = None) -> Any:
@@ -439,7 +451,7 @@ def echo(request: ChatRequest) -> dict[str, Any]:
     if "text.verbosity" in ours:
         text["verbosity"] = ours["text.verbosity"]
     untold, fields = Losses("", strict=False), dict(ours)
-    tools = [encoded for tool in request.tools if (encoded := _tool_out(tool, fields, untold)) is not None]
+    tools = _tools_out(request, fields, untold)
     effort = _reasoning_out(request.reasoning)
     choice = ours.get("tool_choice") or _tool_choice_out(request.tool_choice, custom_tools(request)) or "auto"
     return {

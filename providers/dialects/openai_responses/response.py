@@ -15,7 +15,7 @@ from providers.dialects.names import widen_name
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.builder import ResponseBuilder
 from providers.dialects.openai_responses.errors import error_in_answer
-from providers.dialects.openai_responses.items import reasoning_in
+from providers.dialects.openai_responses.items import joined_name, reasoning_in
 from providers.errors import WireError
 from providers.neutral import (
     Candidate,
@@ -109,7 +109,7 @@ def call_in(item: wire.Item) -> ToolCallPart:
     ident = item.call_id or item.id
     if not ident or not item.name:
         raise WireError("a tool call without id or name")
-    name = widen_name(item.name)
+    name = widen_name(joined_name(item))
     if item.type == "custom_tool_call":
         return ToolCallPart(ident, name, item.input or "", kind="custom")
     return ToolCallPart(ident, name, item.arguments or "")

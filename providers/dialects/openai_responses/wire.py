@@ -59,6 +59,7 @@ class Item(Struct):
     status: str | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     input: str | None = None
     output: str | list[Content] | None = None

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from providers.dialects import openai_responses
+from providers.dialects import load, openai_responses
 from providers.dialects.base import ErrorBody
+from providers.dialects.hints import without_hints
 from providers.errors import (
     AuthFailed,
     BadRequest,
@@ -24,7 +25,9 @@ from providers.errors import (
     WireError,
 )
 from providers.neutral import (
+    Candidate,
     ChatRequest,
+    ChatResponse,
     Finish,
     Message,
     PartDelta,
@@ -177,19 +180,23 @@ def test_interleaved_texts_lose_nothing() -> None:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def test_portable_takes_out_hints_and_keeps_what_matters() -> None:
-    request = decoded(
-        store=False,
-        prompt_cache_key="k",
-        client_metadata={},
-        include=["reasoning.encrypted_content"],
-        truncation="auto",
-        text={"verbosity": "low"},
-        background=False,
-    )
-    assert openai_responses.portable(request).extensions == {}
-    kept = decoded(previous_response_id="resp_1", background=True)
-    assert set(openai_responses.portable(kept).extensions["openai_responses"]) == {"previous_response_id", "background"}
+def test_hints_are_left_out_by_name_and_what_matters_is_kept() -> None:
+    hints: dict[str, Any] = {
+        "store": False,
+        "prompt_cache_key": "k",
+        "client_metadata": {},
+        "include": ["reasoning.encrypted_content"],
+        "truncation": "auto",
+        "background": False,
+    }
+    request = decoded(**hints, text={"verbosity": "low"})
+    assert without_hints(request, "openai_responses") == (request, ())
+    rest, told = without_hints(request, "anthropic_messages")
+    assert rest.extensions == {}
+    assert told == tuple(sorted([*hints, "text.verbosity"]))
+    rest, told = without_hints(decoded(previous_response_id="resp_1", background=True), "openai_chat")
+    assert set(rest.extensions["openai_responses"]) == {"previous_response_id", "background"}
+    assert told == ()
 
 
 @pytest.mark.parametrize(
@@ -257,3 +264,37 @@ def test_what_cannot_be_said_is_refused_by_name() -> None:
     with pytest.raises(Unsupported) as lenient:
         D.encode_request(request, model="gpt-5", strict=False)
     assert set(lenient.value.features) == {"stop", "candidates"}
+
+
+def test_tools_of_a_namespace_are_functions_elsewhere_and_come_home() -> None:
+    inner = [
+        {"type": "function", "name": "wait_agent", "parameters": {"type": "object"}, "strict": False},
+        {"type": "custom", "name": "note"},
+    ]
+    space = {"type": "namespace", "name": "agents", "description": "Sub-agents.", "tools": inner}
+    called = {"type": "function_call", "call_id": "c", "namespace": "agents", "name": "wait_agent", "arguments": "{}"}
+    request = decoded(tools=[space], input=[called, {"type": "function_call_output", "call_id": "c", "output": "ok"}])
+    assert [tool.name for tool in request.tools] == ["agents__wait_agent", "agents__note"]
+    assert request.messages[0].content == (ToolCallPart("c", "agents__wait_agent", "{}"),)
+    rest, told = without_hints(request, "openai_chat")
+    chat = load("openai_chat").encode_request(rest, model="m").body
+    assert told == ("tools.namespace",)
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["agents__wait_agent", "agents__note"]
+    again = D.encode_request(request, model="gpt-5").body
+    assert again["tools"] == [space]
+    assert again["input"][0] == called
+    calls = (
+        ToolCallPart("a", "agents__wait_agent", "{}"),
+        ToolCallPart("b", "agents__note", '{"input": "hi"}'),
+        ToolCallPart("c", "agents__stranger", "{}"),
+    )
+    answer = ChatResponse("r", "m", (Candidate(calls, "tool_calls"),), Usage())
+    output = json.loads(D.encode_response(answer, request))["output"]
+    assert [(item["type"], item.get("namespace"), item["name"]) for item in output] == [
+        ("function_call", "agents", "wait_agent"),
+        ("custom_tool_call", "agents", "note"),
+        ("function_call", None, "agents__stranger"),
+    ]
+    assert D.decode_response(json.dumps({"id": "r", "status": "completed", "output": output[:1]}).encode()).candidates[
+        0
+    ].content == (calls[0],)
