@@ -12,6 +12,8 @@ from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, datab
 
 app = App(name="topup")
 
+_YEAR_MAX = 2262  # Nanoseconds in 64 bits end there.
+
 
 @app.command
 async def pay(
@@ -121,6 +123,8 @@ def _end_of(day: str) -> int:
         date = datetime.date.fromisoformat(day)
     except ValueError as error:
         raise Problem(f"{day} is no day", fix="as 2026-12-31", code=WRONG_USAGE) from error
+    if date.year >= _YEAR_MAX:
+        raise Problem(f"{day} is too far away", fix=f"before {_YEAR_MAX}, or no end at all", code=WRONG_USAGE)
     start = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
     return (int(start.timestamp()) + 86_400) * 10**9
 

@@ -1,0 +1,143 @@
+"""The provider's bill against our rows: what differs on which day, of which model, and how much of it is unexplained.
+
+Rows that are estimates explain a part: what was really used lies between nothing and the estimate, so a provider may
+count up to that much less than we do.
+"""
+
+import datetime
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing import schema
+from billing.bills import BillLine
+from billing.db import add_up, wide_sum
+from billing.rollups import NS_PER_HOUR
+
+_NS_PER_DAY: Final = 24 * NS_PER_HOUR
+# A dated snapshot is billed under its date and asked for with or without: gpt-4o-2024-08-06, claude-x-20250514, -v1:0.
+_DATED: Final = re.compile(r"[-@](\d{4}-\d{2}-\d{2}|\d{8})(-v\d+:\d+)?$|-v\d+:\d+$|-latest$")
+
+
+class Counted(msgspec.Struct, frozen=True):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_pusd: int = 0
+
+
+class DayDifference(msgspec.Struct, frozen=True):
+    """One model on one day. theirs: what the export does not say is None in `unexplained` too.
+
+    unexplained: theirs less ours, as far as estimated rows can not be its cause. Above zero: they count more."""
+
+    day: str
+    model: str
+    ours: Counted
+    estimated: Counted
+    theirs: BillLine | None
+    unexplained_input_tokens: int | None
+    unexplained_output_tokens: int | None
+    unexplained_cost_pusd: int | None
+
+    @property
+    def explained(self) -> bool:
+        return not (self.unexplained_input_tokens or self.unexplained_output_tokens or self.unexplained_cost_pusd)
+
+
+def same_model(name: str) -> str:
+    """The name under which both sides of a comparison meet."""
+    plain = name.strip().lower().rpartition("/")[2]
+    return _DATED.sub("", plain)
+
+
+async def reconcile(db: AsyncConnection, provider: str, bill: Sequence[BillLine]) -> list[DayDifference]:
+    """Every model of every day from the bill's first to its last, by day and model. `provider`: as in usage rows."""
+    if not bill:
+        return []
+    days = sorted({line.day for line in bill})
+    since_ns, until_ns = _start_ns(days[0]), _start_ns(days[-1]) + _NS_PER_DAY
+    ours, guessed = await _ours(db, provider, since_ns, until_ns)
+    theirs: defaultdict[tuple[str, str], list[BillLine]] = defaultdict(list)
+    for line in bill:
+        theirs[(line.day, same_model(line.model))].append(line)
+    says_tokens = any(line.output_tokens is not None for line in bill)
+    says_cost = any(line.cost_pusd is not None for line in bill)
+    return [
+        _compare(
+            key, ours.get(key, Counted()), guessed.get(key, Counted()), theirs.get(key, []), says_tokens, says_cost
+        )
+        for key in sorted(ours.keys() | theirs.keys())
+    ]
+
+
+def _compare(
+    key: tuple[str, str], ours: Counted, guessed: Counted, lines: Sequence[BillLine], tokens: bool, cost: bool
+) -> DayDifference:
+    total = BillLine(
+        *key,
+        sum(line.input_tokens or 0 for line in lines) if tokens else None,
+        sum(line.output_tokens or 0 for line in lines) if tokens else None,
+        sum(line.cost_pusd or 0 for line in lines) if cost else None,
+    )
+    return DayDifference(
+        *key,
+        ours,
+        guessed,
+        total if lines else None,
+        _unexplained(total.input_tokens, ours.input_tokens, guessed.input_tokens),
+        _unexplained(total.output_tokens, ours.output_tokens, guessed.output_tokens),
+        _unexplained(total.cost_pusd, ours.cost_pusd, guessed.cost_pusd),
+    )
+
+
+def _unexplained(theirs: int | None, ours: int, guessed: int) -> int | None:
+    if theirs is None:
+        return None
+    return theirs - ours if theirs > ours else min(0, theirs - (ours - guessed))
+
+
+async def _ours(
+    db: AsyncConnection, provider: str, since_ns: int, until_ns: int
+) -> tuple[dict[tuple[str, str], Counted], dict[tuple[str, str], Counted]]:
+    hours, rows = schema.usage_hours.c, schema.usage_records.c
+    day = (hours.hour // 24).label("day")
+    sums = (hours.input_tokens, hours.output_tokens, hours.cost_usd, hours.cost_rest_pusd)
+    found = await db.execute(
+        select(day, hours.model, *(func.sum(column) for column in sums))
+        .where(hours.provider == provider)
+        .where(hours.hour >= since_ns // NS_PER_HOUR, hours.hour < until_ns // NS_PER_HOUR)
+        .group_by(day, hours.model)
+    )
+    day = (rows.at_ns // _NS_PER_DAY).label("day")
+    guessed = await db.execute(
+        select(day, rows.model, func.sum(rows.input_tokens), func.sum(rows.output_tokens), *wide_sum(rows.cost_pusd))
+        .where(rows.provider == provider, rows.estimated.is_(True), rows.at_ns >= since_ns, rows.at_ns < until_ns)
+        .group_by(day, rows.model)
+    )
+    return _by_day(found), _by_day(guessed)
+
+
+def _by_day(found: Any) -> dict[tuple[str, str], Counted]:
+    counted: dict[tuple[str, str], Counted] = {}
+    for number, model, tokens_in, tokens_out, usd, rest in found:
+        key = (_name(int(number)), same_model(model))
+        before = counted.get(key, Counted())
+        counted[key] = Counted(
+            before.input_tokens + int(tokens_in),
+            before.output_tokens + int(tokens_out),
+            before.cost_pusd + add_up(usd, rest),
+        )
+    return counted
+
+
+def _start_ns(day: str) -> int:
+    return (datetime.date.fromisoformat(day) - datetime.date(1970, 1, 1)).days * _NS_PER_DAY
+
+
+def _name(number: int) -> str:
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(days=number)).isoformat()

@@ -1,0 +1,62 @@
+"""`farebox reconcile`: a provider's usage or cost export against our own rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+
+app = App(name="reconcile")
+
+
+@app.default
+async def reconcile(provider: str, file: Path, /, *, differing: bool = False, common: Common = DEFAULTS) -> int:
+    """Show, for each day and model, what the provider counted otherwise. Exit code 1 if any of it is unexplained.
+
+    Parameters
+    ----------
+    provider:
+        The provider's name as `farebox usage --by provider` shows it.
+    file:
+        JSON of OpenAI's or Anthropic's usage or cost API, or a CSV export: OpenAI, Anthropic, Groq, AWS Cost and Usage
+        Report, Azure cost details, GCP billing.
+    differing:
+        Only lines with an unexplained difference.
+    """
+    from billing.bills import read_bill
+    from billing.db import reading
+    from billing.reconcile import reconcile as compare
+
+    try:
+        bill = read_bill(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Problem(f"{file}: {error}", fix="see `farebox reconcile --help`", code=WRONG_USAGE) from error
+    async with database(common.settings()) as engine, reading(engine) as db:
+        found = await compare(db, provider, bill)
+    unexplained = [line for line in found if not line.explained]
+    rows = [
+        {
+            "day": line.day,
+            "model": line.model,
+            "input_tokens": line.ours.input_tokens,
+            "their_input_tokens": None if line.theirs is None else line.theirs.input_tokens,
+            "output_tokens": line.ours.output_tokens,
+            "their_output_tokens": None if line.theirs is None else line.theirs.output_tokens,
+            "cost_usd": usd(line.ours.cost_pusd),
+            "their_cost_usd": None if line.theirs is None else usd(line.theirs.cost_pusd),
+            "estimated_cost_usd": usd(line.estimated.cost_pusd),
+            "unexplained_input_tokens": line.unexplained_input_tokens,
+            "unexplained_output_tokens": line.unexplained_output_tokens,
+            "unexplained_cost_usd": usd(line.unexplained_cost_pusd),
+        }
+        for line in (unexplained if differing else found)
+    ]
+    value = {"provider": provider, "lines": rows, "unexplained": len(unexplained)}
+    columns = [
+        "day", "model", "output_tokens", "their_output_tokens", "cost_usd", "their_cost_usd",
+        "unexplained_input_tokens", "unexplained_output_tokens", "unexplained_cost_usd",
+    ]  # fmt: skip
+    emit(common, value, lambda: make_table(columns, [[row[c] for c in columns] for row in rows], right=columns[2:]))
+    return NOT_WELL if unexplained else OK
