@@ -49,6 +49,7 @@ class Translation:
     def __init__(self, upstream: Dialect, call: Call) -> None:
         self._decoder = upstream.event_decoder()
         self._encoder = load(call.dialect).event_encoder(call.request)
+        self._error: ProviderError | None = None
         self.finish_reason: str | None = None
         self.started = False
         self.output_bytes = 0
@@ -58,10 +59,25 @@ class Translation:
         return self._decoder.usage
 
     def feed(self, data: bytes) -> bytes:
-        return self._encoder.encode(self._watch(self._decoder.feed(data)))
+        return self._said(self._decoder.feed(data))
 
     def close(self) -> bytes:
-        return self._encoder.encode(self._watch(self._decoder.close())) + self._encoder.close()
+        return self._said(self._decoder.close()) + self._encoder.close()
+
+    def _said(self, events: Iterator[Event]) -> bytes:
+        """An error waits for the next call when good events came in the same read: they were made, and are paid for,
+        however the network happened to slice them."""
+        if self._error is not None:
+            raise self._error
+        out: list[bytes] = []
+        try:
+            for event in self._watch(events):
+                out.append(self._encoder.encode((event,)))  # noqa: PERF401 - what came before an error must be kept
+        except ProviderError as error:
+            self._error = error
+            if not out:
+                raise
+        return b"".join(out)
 
     def _watch(self, events: Iterator[Event]) -> Iterator[Event]:
         for event in events:

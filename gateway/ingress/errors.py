@@ -68,7 +68,7 @@ def as_body(error: Exception, request_id: str) -> ErrorBody:
         inner = as_body(error.last, request_id)
         # The client's own mistakes come back as their own kind; every other failure is told with all attempts.
         message = error.message if inner.status >= 500 or inner.status == 429 else inner.message
-        return ErrorBody(inner.status, inner.kind, inner.code, message, inner.param, request_id)
+        return ErrorBody(inner.status, inner.kind, inner.code, message, inner.param, request_id, inner.retry_after_s)
     for kind in type(error).__mro__:
         if kind in _STATUS:
             status, word = _STATUS[kind]
@@ -79,9 +79,15 @@ def as_body(error: Exception, request_id: str) -> ErrorBody:
             if isinstance(error, theirs.Rejected) and error.code:
                 code = error.code
             message = getattr(error, "message", None) or str(error)
-            return ErrorBody(status, word, code, message, getattr(error, "param", None), request_id)
+            return ErrorBody(status, word, code, message, getattr(error, "param", None), request_id, wait_s(error))
     message = "internal error; quote the request id to the operator"
     return ErrorBody(500, "internal", "internal_error", message, None, request_id)
+
+
+def wait_s(error: Exception) -> float | None:
+    """When to try again, where anybody knows."""
+    wait: float | None = getattr(error, "retry_after_s", None)
+    return None if wait is None or isinstance(error, _FINAL) else wait
 
 
 def headers_for(error: Exception) -> list[tuple[str, str]]:
@@ -90,12 +96,11 @@ def headers_for(error: Exception) -> list[tuple[str, str]]:
         error = error.last
     if isinstance(error, _FINAL):
         return [("x-should-retry", "false")]
-    wait_s = getattr(error, "retry_after_s", None)
-    if wait_s is None:
+    if (wait := wait_s(error)) is None:
         return []
-    wait_ms = max(1, ceil(wait_s * 1000))
+    wait_ms = max(1, ceil(wait * 1000))
     return [
-        ("retry-after", str(max(1, ceil(wait_s)))),
+        ("retry-after", str(max(1, ceil(wait)))),
         ("retry-after-ms", str(wait_ms)),
         ("x-amz-retry-after", str(wait_ms)),
     ]

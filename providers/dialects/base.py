@@ -29,6 +29,8 @@ class ErrorBody(Struct, frozen=True):
     message: str
     param: str | None = None
     request_id: str = ""
+    retry_after_s: float | None = None
+    """For dialects whose clients look for it in the body; the headers carry it in any case."""
 
 
 class Encoded(Struct, frozen=True):

@@ -83,7 +83,10 @@ def error_object(error: ErrorBody) -> dict[str, Any]:
     facts = {"requestId": error.request_id, "field": error.param}
     if metadata := {key: value for key, value in facts.items() if value}:
         info["metadata"] = metadata
-    return {"error": {"code": error.status, "message": error.message, "status": word, "details": [info]}}
+    details = [info]
+    if error.retry_after_s is not None:
+        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{error.retry_after_s:g}s"})
+    return {"error": {"code": error.status, "message": error.message, "status": word, "details": details}}
 
 
 def decode_error(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
