@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from providers.base import Endpoint, Provider
@@ -32,6 +32,12 @@ def create(endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None =
     """The adapter for one endpoint. It does not close the transport, which endpoints share.
 
     Raises: KeyError for an unknown provider; ValueError for an endpoint that the provider cannot use."""
-    module, _, cls = _PLACES[endpoint.provider].partition(":")
-    provider: Provider = getattr(import_module(module), cls)(endpoint, transport, timeouts)
+    provider: Provider = class_of(endpoint.provider)(endpoint, transport, timeouts)
     return provider
+
+
+def class_of(name: str) -> type[Any]:
+    """What an adapter declares of itself, without an endpoint. Raises: KeyError for an unknown provider."""
+    module, _, cls = _PLACES[name].partition(":")
+    found: type[Any] = getattr(import_module(module), cls)
+    return found

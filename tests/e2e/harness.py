@@ -161,8 +161,8 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
 
 
 @asynccontextmanager
-async def house(settings: Settings) -> AsyncIterator[House]:
-    """The database is migrated already. Leaving drains and closes everything."""
+async def house(settings: Settings, *, port: int = 0) -> AsyncIterator[House]:
+    """The database is migrated already. port: 0 for any free one. Leaving drains and closes everything."""
     logs.configure(LogSettings(format="json"))
     pepper = Secrets.load(settings).key_pepper.encode()
     engine = create_engine(settings.database_url)
@@ -176,7 +176,7 @@ async def house(settings: Settings) -> AsyncIterator[House]:
     redis = Redis.from_url(settings.redis_url or "", protocol=3)
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", 0))
+    bound.bind(("127.0.0.1", port))
     app = create_app(settings)
     server = Server(settings, app)
     serving = asyncio.create_task(server.serve(sockets=[bound]))

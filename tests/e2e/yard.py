@@ -40,9 +40,9 @@ def emulator_of(name: str) -> Emulator:
 
 @asynccontextmanager
 async def yard_of(
-    folder: Path, sqlite_template: Path, redis_url: str, models: tuple[ModelSettings, ...] = ()
+    folder: Path, sqlite_template: Path, redis_url: str, models: tuple[ModelSettings, ...] = (), *, port: int = 0
 ) -> AsyncIterator[Yard]:
-    """models: beside the one echo model of each backend."""
+    """models: beside the one echo model of each backend. port: the gateway's; 0 for any."""
     (folder / "farebox.db").write_bytes(sqlite_template.read_bytes())
     async with AsyncExitStack() as stack:
         backends: dict[str, Emulator] = {}
@@ -57,5 +57,6 @@ async def yard_of(
             providers[name] = provider(kind, emulator.url + suffix, keys, **region)
         models += tuple(model(f"via-{name}", f"{name}/echo-1") for name in BACKENDS)
         url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
-        gateway = await stack.enter_async_context(house(settings_for(folder, url, redis_url, providers, models)))
+        settings = settings_for(folder, url, redis_url, providers, models)
+        gateway = await stack.enter_async_context(house(settings, port=port))
         yield Yard(gateway, backends)

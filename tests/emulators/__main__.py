@@ -2,15 +2,25 @@
 
 An emulator module shows itself with `SERVED`: name -> factory taking `port=`. One line per provider is printed, with
 the base URL a deployment would be given.
+
+`--with-gateway --port 4100` starts a gateway in front of its own set of emulators instead, with SQLite and Valkey in a
+temporary folder, prints one JSON line (`base_url`, `key`, `models` by provider, each with its capabilities) and stays
+until SIGTERM: for suites that look at a gateway from outside.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 import pkgutil
+import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import tests.emulators
 from tests.emulators.server import Emulator
@@ -33,9 +43,71 @@ async def serve(first_port: int) -> None:
         for offset, (name, make) in enumerate(sorted(found().items())):
             emulator = await stack.enter_async_context(make(port=first_port + offset))
             print(f"{name:12} {emulator.url}", flush=True)
-        await asyncio.Event().wait()
+        await until_told_to_stop()
+
+
+async def serve_with_gateway(port: int) -> None:
+    # Imported here: the emulators alone need nothing of the gateway.
+    from billing.migrate import upgrade
+    from tests import services
+    from tests.e2e.harness import model
+    from tests.e2e.yard import BACKENDS, yard_of
+
+    with tempfile.TemporaryDirectory(prefix="farebox-") as name, services.valkey() as redis_url:
+        folder, template = Path(name) / "gateway", Path(name) / "template.db"
+        folder.mkdir()
+        await upgrade(f"sqlite:///{template}")
+        named = {backend: [f"{backend}/{model_name}" for model_name in models_of(backend)] for backend in BACKENDS}
+        models = tuple(model(place, place) for places in named.values() for place in places)
+        async with yard_of(folder, template, redis_url, models, port=port) as yard:
+            told = {
+                "base_url": yard.gateway.url,
+                "key": yard.gateway.key,
+                "models": {
+                    backend: [{"id": place, "capabilities": capabilities_of(backend, place)} for place in places]
+                    for backend, places in named.items()
+                },
+            }
+            print(json.dumps(told), flush=True)
+            await until_told_to_stop()
+
+
+def models_of(backend: str) -> tuple[str, ...]:
+    match backend:
+        case "anthropic" | "gemini" | "bedrock":
+            listed: tuple[str, ...] = import_module(f"tests.emulators.{backend}").MODELS
+            return ("echo-1", *listed)
+        case "openai":
+            return ("echo-1", "reason-1", "text-embedding-3-small")
+    return ("echo-1", "reason-1")
+
+
+def capabilities_of(backend: str, place: str) -> list[str]:
+    """What may be asked of this model; everything else the gateway refuses by name."""
+    from providers import registry
+
+    if "embedding" in place:
+        return ["embeddings"]
+    kind = "openai_like" if backend == "vllm" else backend
+    capabilities: Any = registry.class_of(kind).capabilities
+    flags = [field for field in capabilities.__struct_fields__ if getattr(capabilities, field) is True]
+    return sorted([*(capabilities.operations - {"embeddings"}), "stream", *flags])
+
+
+async def until_told_to_stop() -> None:
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.emulators")
+    parser.add_argument("--with-gateway", action="store_true", help="a gateway in front of them; prints one JSON line")
+    parser.add_argument("--port", type=int, default=4100, help="the gateway's, or the first emulator's (4100)")
+    asked = parser.parse_args()
+    asyncio.run(serve_with_gateway(asked.port) if asked.with_gateway else serve(asked.port))
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(4100))
+    main()
