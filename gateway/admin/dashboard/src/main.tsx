@@ -25,6 +25,8 @@ const queries = new QueryClient({
 onSignedOut(() => queries.setQueryData(["session"], null));
 
 const nonce = document.querySelector<HTMLMetaElement>('meta[name="csp-nonce"]')?.content ?? "";
+// What keeps the page from scrolling behind a dialog asks for the nonce under this name.
+(globalThis as { __webpack_nonce__?: string }).__webpack_nonce__ = nonce;
 const root = document.getElementById("root");
 if (root) {
   createRoot(root).render(

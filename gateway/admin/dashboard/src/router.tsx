@@ -1,4 +1,6 @@
 import { createRootRoute, createRoute, createRouter, lazyRouteComponent, Outlet, redirect } from "@tanstack/react-router";
+import { Box } from "@mantine/core";
+import { Failure } from "./parts/states";
 import { asPeriod, type Period } from "./period";
 import { Shell } from "./shell";
 
@@ -81,6 +83,7 @@ export const router = createRouter({
   ]),
   basepath: "/ui",
   defaultPreload: "intent",
+  defaultErrorComponent: ({ error, reset }) => <Box p="lg"><Failure error={error} again={reset} /></Box>,
   defaultNotFoundComponent: lazyRouteComponent(() => import("./pages/nowhere")),
   // Values are plain words: ?by=key, not ?by=%22key%22.
   parseSearch: (search) => Object.fromEntries(new URLSearchParams(search)),

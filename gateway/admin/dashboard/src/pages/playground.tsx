@@ -30,7 +30,8 @@ export default function Playground() {
   const running = useRef<AbortController | null>(null);
   const [busy, setBusy] = useState(false);
   const end = useRef<HTMLDivElement>(null);
-  useEffect(() => end.current?.scrollIntoView({ block: "nearest" }), [turns]);
+  // In braces: what scrollIntoView returns, a promise in newer browsers, is no clean-up.
+  useEffect(() => { void end.current?.scrollIntoView({ block: "nearest" }); }, [turns]);
   useEffect(() => () => running.current?.abort(), []);
   const chosen = project ?? projects.data?.[0]?.id ?? null;
   const spent = turns.reduce((sum, { ending }) => sum + (ending?.cost ?? 0), 0);

@@ -10,7 +10,7 @@ export function Loading({ label = "Loading" }: { label?: string }) {
 
 /** What went wrong and what to do about it, from the server's own words. */
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
-  const problem = error instanceof Problem ? error : new Problem(0, "bug", String(error), "Reload the page.");
+  const problem = error instanceof Problem ? error : new Problem(0, "bug", "This page broke.", `Reload it; if that does not help, tell us: ${String(error)}`);
   return (
     <Alert color={problem.status === 403 ? "gray" : "red"} icon={<CircleAlert size={18} aria-hidden />} title={problem.message} role="alert">
       <Text size="sm">{problem.todo}</Text>
