@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -235,6 +236,8 @@ class PriceBook:
         for model in models:
             self._models.setdefault(model.provider, []).append(model)
         self._listed: dict[str, set[str]] = {}
+        # Most books know no other than the standard one, and then asking for all of them is one look-up.
+        self._variants = tuple(sorted({variant for _, _, variant in self._rows}))
         for listed, model_name, _ in self._rows:
             self._listed.setdefault(listed, set()).add(model_name)
         self._found: dict[tuple[str, str, str], list[PriceSheet]] = {}
@@ -267,6 +270,20 @@ class PriceBook:
                 margin_bps = self._margins.get(organisation_id) if organisation_id is not None else None
                 return sheet if margin_bps is None else self._with_margin(sheet, margin_bps)
         raise UnknownPrice(f"{provider}/{model}" + (f" as {variant}" if variant else ""))
+
+    def tiers(
+        self, provider: str, model: str, at_ns: int, *, organisation_id: str | None = None
+    ) -> dict[str, PriceSheet]:
+        """The sheets in force by variant: what an answer may be charged at, whichever tier it came from.
+
+        Raises: UnknownPrice if there is none at all."""
+        found = {}
+        for variant in self._variants:
+            with suppress(UnknownPrice):
+                found[variant] = self.sheet(provider, model, at_ns, variant=variant, organisation_id=organisation_id)
+        if not found:
+            raise UnknownPrice(f"{provider}/{model}")
+        return found
 
     def models(self, provider: str) -> list[str]:
         """The names that the provider's own list prices, sorted."""

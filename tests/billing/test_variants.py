@@ -49,6 +49,10 @@ def test_a_tier_is_sold_at_its_own_price_or_not_at_all() -> None:
     assert book.sheet("openai", "gpt-test", AT_NS) is SHEET
     with pytest.raises(UnknownPrice, match="flex"):
         book.sheet("openai", "gpt-test", AT_NS, variant="flex")
+    assert book.tiers("openai", "gpt-test", AT_NS) == {"": SHEET, PRIORITY: FAST}
+    assert BOOK.tiers("openai", "gpt-test", AT_NS) == {"": SHEET}
+    with pytest.raises(UnknownPrice):
+        book.tiers("openai", "gpt-unknown", AT_NS)
     assert variants_asked("priority") == ("priority", "")
     assert variants_asked(None) == ("",)
 
