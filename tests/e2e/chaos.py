@@ -51,7 +51,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import accounts, ledger, schema, statements
+from billing import accounts, journal, ledger, schema, statements
 from billing.accounts import Scope, Window
 from billing.db import create_engine, reading, writing
 from billing.migrate import upgrade
@@ -149,6 +149,8 @@ class Replica:
                     sys.executable, "-m", "gateway", "serve", "--config", str(self._config), "--port", str(self._port),
                     stdout=log, stderr=log, preexec_fn=services._die_with_parent,
                 )  # fmt: skip
+            if self._stopping:  # `stop` came while this one was being made.
+                self._process.terminate()
             await self._process.wait()
 
     def kill(self) -> None:
@@ -396,7 +398,7 @@ async def _audit(stage: Scene) -> dict[str, Any]:
     worker = Worker(stage.settings.data_dir / "journal", engine, prices)
     async with asyncio.timeout(60):
         # A gateway that drains holds its run's owner lock until its last answer; then it is there to be shipped.
-        while any((stage.settings.data_dir / "journal").iterdir()):
+        while journal.runs(stage.settings.data_dir / "journal"):
             await worker.recover()
             await asyncio.sleep(0.05)
     table, moves = schema.usage_records.c, schema.transfers.c
