@@ -43,6 +43,9 @@ _WEB = ("https://", "http://")
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^,]*)?;base64,(?P<data>.*)", re.DOTALL)
 
 
+_CALLED_DIRECTLY = ("caller", {"type": "direct"})
+
+
 def parts_in(content: str | Sequence[wire.Block], path: str, extras: Extras) -> tuple[Part, ...]:
     """Raises: BadRequest."""
     if isinstance(content, str):
@@ -81,7 +84,9 @@ def _part_in(block: wire.Block, path: str, extras: Extras) -> Part | None:
             return _attachment_in(block, path, extras)
         case "tool_use":
             call = read(block, wire.ToolUseBlock, path)
-            leftovers(block, wire.ToolUseBlock, path, extras)
+            # Who called, where it is the model itself, goes without saying: clients send it back as we told them.
+            told = {key: value for key, value in block.items() if (key, value) != _CALLED_DIRECTLY}
+            leftovers(told, wire.ToolUseBlock, path, extras)
             ident, signature = split_signature(call.id)
             arguments = msgspec.json.encode(call.input).decode()
             return ToolCallPart(ident, call.name, arguments, signature=signature, cache=cache_in(call.cache_control))
@@ -349,12 +354,10 @@ def response_block_out(part: Part) -> wire.Block | None:
         case TextPart("") | RefusalPart(""):
             return None  # their clients send an answer back as it came, and an empty text is refused
         case TextPart(text):
-            block: wire.Block = {"type": "text", "text": text}
-            if cited := [c for c in map(citation_out, part.citations) if c is not None]:
-                block["citations"] = cited
-            return block
+            cited = [c for c in map(citation_out, part.citations) if c is not None]
+            return {"type": "text", "text": text, "citations": cited or None}
         case RefusalPart(text):
-            return {"type": "text", "text": text}
+            return {"type": "text", "text": text, "citations": None}
         case ReasoningPart():
             if is_redacted(part):
                 return {"type": "redacted_thinking", "data": part.redacted}
@@ -366,7 +369,8 @@ def response_block_out(part: Part) -> wire.Block | None:
                 found = arguments_object(part.arguments, "arguments")
             except BadRequest:
                 found = {"_malformed": part.arguments}  # the model's slip; the client's own schema check will say so
-            return {"type": "tool_use", "id": id_with_signature(part), "name": part.name, "input": found}
+            ident = id_with_signature(part)
+            return {"type": "tool_use", "id": ident, "name": part.name, "input": found, "caller": _CALLED_DIRECTLY[1]}
         case _:
             return None
 

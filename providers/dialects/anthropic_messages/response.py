@@ -95,6 +95,8 @@ def encode_response(response: ChatResponse, request: ChatRequest) -> bytes:
         "content": [block for block in map(response_block_out, candidate.content) if block is not None],
         "stop_reason": stop_reason(candidate),
         "stop_sequence": candidate.stop_sequence,
+        "stop_details": None,
+        "container": None,
         "usage": usage_out(response.usage),
     }
     return msgspec.json.encode(message)

@@ -34,8 +34,9 @@ def usage_in(u: wire.Usage) -> Usage:
 
 
 def usage_out(u: Usage) -> dict[str, Any]:
-    """Of a whole message and of `message_start`."""
-    body = delta_usage_out(u)
+    """Of a whole message and of `message_start`. Required there, if only as null: source as above."""
+    names = ("cache_creation", "inference_geo", "output_tokens_details", "server_tool_use", "service_tier")
+    body = {**dict.fromkeys(names), **delta_usage_out(u)}
     if u.cache_write_tokens is not None:
         written_1h = u.cache_write_1h_tokens or 0
         body["cache_creation"] = {
