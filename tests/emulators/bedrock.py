@@ -301,8 +301,9 @@ def problem_of(body: Mapping[str, Any], model: str) -> str | None:
     messages = body.get("messages") or []
     called = declared = False
     for number, message in enumerate(messages):
-        expected = ("user", "assistant")[number % 2]
-        if message["role"] not in (expected, "system"):
+        # Source: ConversationRole of botocore 1.44 has "system" too, which stands between the turns and is none.
+        before = messages[number - 1]["role"] if number else "assistant"
+        if message["role"] == before:
             return "A conversation must alternate between user and assistant roles."
         if not message["content"]:
             return f"The content field in the Message object at messages.{number} is empty."

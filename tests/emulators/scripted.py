@@ -9,6 +9,7 @@ What it does, first match wins:
   `say=TEXT_WITH_UNDERSCORES`, `long=200` (that many words), `reasoning=12` (words of thinking first), `refusal`,
   `tools=2` (that many parallel calls), `text=0` (no text), `unicode`, `empty`, `finish=content_filter`,
   `cached=40` / `cache_write=10` (of the input tokens), `pace_ms=5` (between pieces), `fault=NAME`.
+- an `x-call: NAME {"json": "arguments"}` line in the prompt calls that tool so, until a tool has answered.
 - a model name that holds "reason" thinks first; a model name `fault-NAME` plays that fault.
 - a tool result at the end: "The tool said: ...". A forced tool, or one whose name the last user text mentions: a call
   with arguments made from its JSON schema (`get_weather` gets San Francisco; the word "parallel" gives two calls).
@@ -30,6 +31,7 @@ UNICODE_TEXT = 'naïve 日本語 👩‍👩‍👧 line\u2028separator "quoted"
 
 _PIECE = re.compile(r"\s*\S+|\s+$")
 _SCRIPT_LINE = re.compile(r"x-script:[ \t]*([^\r\n]*)")
+_CALL_LINE = re.compile(r"x-call:[ \t]*(\S+)[ \t]+(\{[^\r\n]*\})")
 _NAME_TOLD = re.compile(r"my name is (\w+)", re.IGNORECASE)
 _SAY = re.compile(r"(?:say|reply with|respond with|answer with)(?: exactly)?:? [\"'“]?([^\"'”\n.]+)", re.IGNORECASE)
 
@@ -275,6 +277,10 @@ def _reasoning(prompt: Prompt, script: Mapping[str, str]) -> str:
 def _tool_calls(prompt: Prompt, script: Mapping[str, str]) -> tuple[ToolCall, ...]:
     if not prompt.tools or prompt.tools_forbidden or (prompt.tool_results and not prompt.forced_tool):
         return ()
+    offered = {tool.name for tool in prompt.tools}
+    told = [found for text in prompt.texts for found in _CALL_LINE.findall(text) if found[0] in offered]
+    if told and not prompt.forced_tool:
+        return tuple(ToolCall(f"call_{name[:32]}_{number}", name, text) for number, (name, text) in enumerate(told))
     named = prompt.last_user.lower()
     if prompt.forced_tool and prompt.forced_tool != "*":
         chosen = [tool for tool in prompt.tools if tool.name == prompt.forced_tool]
