@@ -50,6 +50,7 @@ class SeedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str
     prices: tuple[SeedPrice, ...]
     match: dict[str, Any] | None = None
+    variant: str = STANDARD
 
 
 class Seed(msgspec.Struct, frozen=True):
@@ -174,16 +175,14 @@ async def seed_prices(db: AsyncConnection, seed: Seed, *, at_ns: int) -> int:
     A model that is not there yet comes with its history. For one that is, the seed is heard from `at_ns` on if it says
     something new: a release that corrects a price does not rewrite what has been charged."""
     listed = select(schema.prices).where(
-        schema.prices.c.source != OPERATOR,
-        schema.prices.c.source.not_like(f"{IMPORTED}%"),
-        schema.prices.c.variant == STANDARD,
+        schema.prices.c.source != OPERATOR, schema.prices.c.source.not_like(f"{IMPORTED}%")
     )
-    known: dict[tuple[str, str], list[PriceSheet]] = {}
+    known: dict[tuple[str, str, str], list[PriceSheet]] = {}
     for row in (await db.execute(listed)).mappings():
-        known.setdefault((row["provider"], row["model"]), []).append(_sheet(row))
+        known.setdefault((row["provider"], row["model"], row["variant"]), []).append(_sheet(row))
     fresh: list[tuple[PriceSheet, Rates]] = []
     for model in seed.models:
-        rows = known.get((model.provider, model.model), [])
+        rows = known.get((model.provider, model.model, model.variant), [])
         offered = _offer(model, seed.source, since_ns=0, first_position=0)
         if rows:
             if _from_now_on(rows, at_ns) == _from_now_on([sheet for sheet, _ in offered], at_ns):
@@ -205,7 +204,13 @@ def _offer(model: SeedModel, source: str, *, since_ns: int, first_position: int)
     return [
         (
             _new_sheet(
-                model.provider, model.model, max(price.effective_from_ns, since_ns), price.rates, source, position
+                model.provider,
+                model.model,
+                max(price.effective_from_ns, since_ns),
+                price.rates,
+                source,
+                position,
+                model.variant,
             ),
             price.rates,
         )

@@ -1,7 +1,7 @@
 """Writes prices_seed.json from genai-prices: `python -m billing.seed`, at release time. Needs the dev dependencies.
 
-Source: genai-prices 0.2.3 (MIT), read 2026-11. What it holds and we leave out: price variants (batch, flex, priority),
-prices per text message, providers that resell others.
+Source: genai-prices 0.2.3 (MIT), read 2026-11. What it holds and we leave out: price variants by anything but service
+tier and batch, prices per text message, providers that resell others.
 """
 
 import datetime
@@ -13,10 +13,18 @@ from typing import Any, Final
 
 import msgspec
 from genai_prices.data import providers
-from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, StartDateConstraint, TieredPrices
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    PriceVariant,
+    StartDateConstraint,
+    TieredPrices,
+)
 
 from billing.money import PUSD_PER_USD
 from billing.pricelist import SEED_PATH, Seed, SeedModel, SeedPrice
+from billing.prices import STANDARD, variant_of
 from billing.usage import Meter
 
 # Their provider -> the name it goes by with us.
@@ -81,6 +89,8 @@ def build() -> Seed:
                 prices = seed_prices_of(model)
                 if any(price.cost for price in prices):
                     models.append(SeedModel(name, model.id, prices, clause(model.match)))
+                    # Found by the names of the standard one, so without names of their own.
+                    models += [SeedModel(name, model.id, p, None, v) for v, p in sorted(variants_of(model).items())]
     return Seed(f"genai-prices {version('genai-prices')}", tuple(models))
 
 
@@ -103,7 +113,24 @@ def seed_prices_of(model: ModelInfo) -> tuple[SeedPrice, ...]:
     return tuple(history)
 
 
-def _start_ns(entry: ConditionalPrice) -> int:
+def variants_of(model: ModelInfo) -> dict[str, tuple[SeedPrice, ...]]:
+    """The dated history of each service tier, and of batches."""
+    found: dict[str, list[SeedPrice]] = {}
+    for entry in model.price_variants or ():
+        match entry.when:
+            case {"service_tier": str(tier), **rest} if not rest:
+                variant = variant_of(tier)
+            case {"processing": str(processing), **rest} if not rest:
+                variant = variant_of(processing)
+            case _:
+                continue
+        price = price_of(entry.prices, None, _start_ns(entry))
+        if variant != STANDARD and price.cost:
+            found.setdefault(variant, []).append(price)
+    return {v: tuple(sorted(prices, key=lambda price: price.effective_from_ns)) for v, prices in found.items()}
+
+
+def _start_ns(entry: ConditionalPrice | PriceVariant) -> int:
     if isinstance(entry.constraint, StartDateConstraint):
         day = datetime.datetime.combine(entry.constraint.start_date, datetime.time(), datetime.UTC)
         return int(day.timestamp()) * 10**9

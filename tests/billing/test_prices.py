@@ -50,7 +50,7 @@ def shipped() -> PriceBook:
         matches.append(ModelMatch(model.provider, model.model, model.match))
         for i, price in enumerate(model.prices):
             row = (f"{name}/{i}", model.provider, model.model, price.effective_from_ns, price.rates, content.source, i)
-            sheets.append(make_sheet(*row))
+            sheets.append(make_sheet(*row, model.variant))
     return PriceBook(sheets, matches)
 
 

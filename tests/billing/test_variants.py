@@ -57,6 +57,18 @@ def test_a_tier_is_sold_at_its_own_price_or_not_at_all() -> None:
     assert variants_asked(None) == ("",)
 
 
+async def test_the_shipped_list_prices_tiers_and_batches(fresh_engine: AsyncEngine) -> None:
+    async with reading(fresh_engine) as db:
+        book = await load_prices(db)
+    tiers = book.tiers("openai", "gpt-5", AT_NS)
+    assert {"", "batch", "flex", "priority"} <= tiers.keys()
+    cost = {variant: sheet.cost[Meter.OUTPUT_TOKENS] for variant, sheet in tiers.items()}
+    assert cost["batch"] * 2 == cost["flex"] * 2 == cost[""] == cost["priority"] // 2
+    assert all(sheet.variant == variant for variant, sheet in tiers.items())
+    async with writing(fresh_engine) as db:
+        assert await seed_prices(db, read_seed(), at_ns=AT_NS) == 0
+
+
 async def test_an_answer_of_an_unpriced_tier_waits_for_its_price(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     book = Journal.open(folder, "gw")
