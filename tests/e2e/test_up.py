@@ -144,6 +144,37 @@ async def test_a_spent_cent_refuses_the_next_request(up: Up) -> None:
     assert refusal.value.code == "insufficient_quota"
 
 
+async def test_a_prompt_longer_than_the_window_is_refused_and_costs_nothing(up: Up) -> None:
+    before = up.cli("usage", "--by", "day")["total_charge_pusd"]
+    async with up.sdk() as sdk:
+        with pytest.raises(openai.BadRequestError) as refusal:
+            await sdk.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "one two three " * 5000}], max_tokens=5
+            )
+    assert refusal.value.code == "context_length_exceeded"
+    assert up.cli("usage", "--by", "day")["total_charge_pusd"] == before
+
+
+async def test_an_engine_that_is_killed_is_an_error_and_comes_back(up: Up) -> None:
+    engine = [child for child in up.children() if "local_backend" in " ".join(child.cmdline())]
+    assert engine
+    ask: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    async with up.sdk() as sdk:
+        for process in engine:
+            process.kill()
+        with pytest.raises(openai.APIStatusError) as failure:
+            await sdk.chat.completions.create(**ask)
+        assert failure.value.status_code in (502, 503)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    answer = await sdk.chat.completions.create(**ask)
+                    break
+                except openai.APIStatusError:
+                    await asyncio.sleep(0.2)
+    assert answer.choices[0].message.content
+
+
 def test_the_doctor_finds_nothing_wrong_and_the_books_balance(up: Up) -> None:
     assert up.cli("check")["ok"] is True
     assert up.cli("ledger", "trial")["sound"] is True
