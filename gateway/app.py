@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 import socket
 import time
@@ -33,8 +34,11 @@ from gateway.ingress.body import Receive
 from gateway.observe.health import health_routes
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
+from gateway.responses import Store
+from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
+from gateway.routing.retries import RetryTerms
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 
@@ -117,7 +121,11 @@ class Gateway:
                 own.engine_key,
                 time.time_ns,
             )
-            pipeline = Pipeline(keys, gate, journal, providers, offer, time.time_ns, settings.strict)
+            tries = RetryTerms(
+                settings.routing.retries, settings.routing.retry_share, total_s=settings.timeouts.total_s
+            )
+            dispatcher = Dispatcher(tries, time.monotonic, random.random)
+            pipeline = Pipeline(keys, gate, journal, providers, offer, time.time_ns, settings.strict, Store(engine), dispatcher)
             self._hot = HotPath(
                 pipeline,
                 lambda: offer.catalog,

@@ -13,7 +13,7 @@ from gateway.desk import Ask, Booking, Desk
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
-from gateway.routing.fallback import first_arrival
+from gateway.routing.fallback import Journey
 from gateway.routing.policy import Leg, needed_features
 from gateway.settlement import Ending, Settlement
 from providers.base import Call
@@ -67,7 +67,7 @@ class Chat:
             body, usage, reason = await read_whole(answer, call)
             return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
 
-        arrival = await first_arrival(booking.plan, attempt)
+        arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
         booking.settlement.answered(arrival.leg, arrival.attempts)
         body, ending = arrival.got
         amount_pusd = await booking.settlement.finish(ending)
@@ -80,7 +80,7 @@ class Chat:
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
             return await open_stream(answer, call)
 
-        arrival = await first_arrival(booking.plan, attempt)
+        arrival = await booking.dispatcher.first_arrival(booking.plan, attempt, streams=True)
         settlement, opened = booking.settlement, arrival.got
         settlement.answered(arrival.leg, arrival.attempts)
         settlement.first_token()
@@ -90,10 +90,10 @@ class Chat:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
         ]
-        return Reply(200, headers, self._relay(opened, call.request, call.dialect, settlement))
+        return Reply(200, headers, self._relay(opened, call.request, call.dialect, settlement, arrival.journey))
 
     async def _relay(
-        self, opened: Opened, request: ChatRequest, dialect: str, settlement: Settlement
+        self, opened: Opened, request: ChatRequest, dialect: str, settlement: Settlement, journey: Journey
     ) -> AsyncIterator[bytes]:
         """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
         stream, held = opened.stream, opened.head
@@ -117,10 +117,12 @@ class Chat:
         except ProviderError as error:
             cut = isinstance(error, Interrupted)
             log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
+            journey.failed(error)
             ending = Ending(outcome_of(error))
             held += load(dialect).event_encoder(request).fail(self._say(error, settlement.id))
         finally:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
+            journey.end(stream.usage.output_tokens)
             await opened.answer.aclose()
             amount_pusd = await settlement.finish(
                 replace(

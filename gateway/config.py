@@ -164,10 +164,17 @@ class DeploymentSettings(_Section, frozen=True):
     """What the provider charges us, with a `price` of your own. None: the same."""
 
 
+Strategy = Literal["weighted", "priority", "lowest_cost", "lowest_latency", "least_busy"]
+
+
 class ModelSettings(_Section, frozen=True):
     alias: Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*)$", max_length=200)]
     """What clients ask for. `*` is every name that nothing else answers to; a deployment's model `*` is that name."""
     deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
+    strategy: Strategy = "weighted"
+    """Among deployments of equal priority: by weight, as listed, cheapest, quickest, or the one with least to do."""
+    max_request_usd: Decimal | None = None
+    """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 
 
 class LocalSettings(_Section, frozen=True):
@@ -206,6 +213,16 @@ class TimeoutSettings(_Section, frozen=True):
     total_s: Seconds = 900.0
 
 
+class RoutingSettings(_Section, frozen=True):
+    """Asking the only deployment again, before any of its answer has arrived. Time-outs and the client's own mistakes
+    are never tried again."""
+
+    retries: Annotated[int, Meta(ge=0, le=5)] = 2
+    """Tries after the first, of one request. 0: never."""
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
+
+
 class LogSettings(_Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
@@ -226,6 +243,7 @@ class Settings(_Section, frozen=True):
     models: tuple[ModelSettings, ...] = ()
     local: LocalSettings = LocalSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    routing: RoutingSettings = RoutingSettings()
     log: LogSettings = LogSettings()
     strict: bool = True
     """Refuse by name what a target cannot say. False: leave it out and list it in a response header."""
@@ -491,6 +509,8 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if model.alias in aliases:
             raise refuse(f"models[{at}].alias", f"{model.alias!r} is there twice", "one entry, several deployments")
         aliases.add(model.alias)
+        if (most := model.max_request_usd) is not None and not (most.is_finite() and most > 0):
+            raise refuse(f"models[{at}].max_request_usd", f"{most} is no ceiling", "USD above zero, or leave it out")
         for nth, deployment in enumerate(model.deployments):
             dotted = f"models[{at}].deployments[{nth}]"
             if deployment.provider not in known:
@@ -534,6 +554,7 @@ def _fields_at(dotted: str) -> set[str]:
         "server": ServerSettings,
         "local": LocalSettings,
         "timeouts": TimeoutSettings,
+        "routing": RoutingSettings,
         "log": LogSettings,
         "models": ModelSettings,
         "providers": ProviderSettings,

@@ -15,8 +15,10 @@ from gateway.errors import Forbidden, Unauthenticated
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.metering import Size
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, permits
+from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.policy import RoutePlan, plan
+from gateway.routing.strategies import LIKELY, Load
 from gateway.settlement import Settlement
 
 
@@ -36,6 +38,11 @@ class Ask(Struct, frozen=True):
     candidates: int = 1
     end_user: str | None = None
 
+    @property
+    def load(self) -> Load:
+        """For comparing prices: four bytes a token."""
+        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, self.candidates if self.answers else 0)
+
 
 class Booking(Struct, frozen=True):
     """An admitted request whose intent is on disk. most_output: the longest answer that its deployments give."""
@@ -44,6 +51,7 @@ class Booking(Struct, frozen=True):
     admission: Admission
     settlement: Settlement
     most_output: int
+    dispatcher: Dispatcher
 
     def headers(self, dropped: tuple[str, ...]) -> Headers:
         """Who answered, after how many tries, and what is left of the limits."""
@@ -53,6 +61,7 @@ class Booking(Struct, frozen=True):
             ("x-farebox-provider", deployment.provider),
             ("x-farebox-model", deployment.model),
             ("x-farebox-attempts", str(self.settlement.attempts)),
+            ("x-farebox-route", self.plan.told(self.settlement.leg)),
             *self.admission.limit_headers(),
         ]
         if dropped:
@@ -71,7 +80,9 @@ class Desk:
         providers: Providers,
         offer: Offer,
         clock: Callable[[], int],
+        dispatcher: Dispatcher,
     ) -> None:
+        self._dispatcher = dispatcher
         self._keys = keys
         self._gate = gate
         self._journal = journal
@@ -85,8 +96,8 @@ class Desk:
             raise Unauthenticated("no API key; send it as `Authorization: Bearer fbx-...`", code="missing_api_key")
         return await self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
 
-    def plan(self, alias: str, needs: frozenset[str], who: Principal, now_ns: int) -> RoutePlan:
-        """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel."""
+    def plan(self, alias: str, needs: frozenset[str], who: Principal, now_ns: int, load: Load = LIKELY) -> RoutePlan:
+        """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel, InvalidRequest."""
         deployments = self._offer.catalog.deployments(alias)
         if not permits(who.models, alias):
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
@@ -97,13 +108,16 @@ class Desk:
             lambda d: self._providers.get(d.provider).capabilities,
             lambda d: self._offer.price_of(d, now_ns),
             random.random,
+            terms=self._offer.catalog.terms_of(alias),
+            outlook=self._dispatcher.outlook([d.id for d in deployments]),
+            load=load,
         )
 
     async def check_in(self, ask: Ask, who: Principal, now_ns: int) -> Booking:
         """From here on a usage record is owed: every way on is walked inside `settlement.owed()`.
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
-        route = self.plan(ask.alias, ask.needs, who, now_ns)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load)
         most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
         admission = await self._gate.admit(
             who,
@@ -125,7 +139,7 @@ class Desk:
         except JournalUnavailable:
             await self._gate.release(admission)
             raise
-        return Booking(route, admission, settlement, most)
+        return Booking(route, admission, settlement, most, self._dispatcher)
 
     def _owe(self, ask: Ask, who: Principal, route: RoutePlan, admission: Admission, now_ns: int) -> Settlement:
         leg = route.legs[0]

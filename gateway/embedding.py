@@ -10,7 +10,6 @@ from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
 from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
 from gateway.metering import size_of_texts
-from gateway.routing.fallback import first_arrival
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
 from providers.base import Embedder, EmbeddingCall
@@ -47,7 +46,7 @@ class Embedding:
             return spoken.encode_response(_named(response, request), request), response.usage
 
         async with booking.settlement.owed(self._say):
-            arrival = await first_arrival(booking.plan, attempt)
+            arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
             booking.settlement.answered(arrival.leg, arrival.attempts)
             body, usage = arrival.got
             amount_pusd = await booking.settlement.finish(_ending(usage))

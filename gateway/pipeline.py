@@ -17,6 +17,8 @@ from gateway.embedding import Embedding
 from gateway.exchange import Inbound, Providers, Reply
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
+from gateway.routing.fallback import Dispatcher
+from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.offer import Offer
 
 
@@ -37,12 +39,17 @@ class Pipeline:
         offer: Offer,
         clock: Callable[[], int],
         strict: bool,
+        responses: Store,
+        dispatcher: Dispatcher,
     ) -> None:
-        self._desk = Desk(keys, gate, journal, providers, offer, clock)
+        self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
         chat = Chat(self._desk, providers, strict, as_body)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,
+            "conversation": Conversation(chat, responses, clock),
+            "retrieve": Retrieval(responses),
+            "forget": Retrieval(responses),
             "embeddings": Embedding(self._desk, providers, strict, as_body),
             "count_tokens": Counting(self._desk, providers, strict),
         }

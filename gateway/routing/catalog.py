@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from fnmatch import fnmatchcase
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from billing.prices import PriceBook
-from gateway.config import DeploymentSettings, Settings
+from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
 
 LOCAL = "local"
@@ -48,13 +50,30 @@ class Deployment(Struct, frozen=True):
         return self.max_output_tokens or max(UNKNOWN_MAX_OUTPUT_TOKENS, stated or 0)
 
 
+class Terms(Struct, frozen=True):
+    """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling."""
+
+    strategy: Strategy = "weighted"
+    most_pusd: int | None = None
+
+
+AS_EVER: Final = Terms()
+
+
 class Catalog(Struct, frozen=True):
     """aliases: what clients may ask for by name. open_providers: provider name -> kind, whose every priced model can be
-    asked for as `provider/model`. others: what answers to every other name; a model `*` is that name."""
+    asked for as `provider/model`. others: what answers to every other name; a model `*` is that name. terms: how an
+    alias' deployments are chosen among, where somebody said so."""
 
     aliases: Mapping[str, tuple[Deployment, ...]]
     open_providers: Mapping[str, str]
     others: tuple[Deployment, ...] = ()
+    terms: Mapping[str, Terms] = {}
+
+    def terms_of(self, alias: str) -> Terms:
+        if (found := self.terms.get(alias)) is not None:
+            return found
+        return AS_EVER if alias in self.aliases else self.terms.get(ANY, AS_EVER)
 
     def deployments(self, alias: str) -> tuple[Deployment, ...]:
         """Raises: ModelNotFound, telling what could have been asked for."""
@@ -89,7 +108,12 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:
         aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
-    return Catalog(aliases, enabled, aliases.pop(ANY, ()))
+    terms = {entry.alias: Terms(entry.strategy, _pusd(entry.max_request_usd)) for entry in settings.models}
+    return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms)
+
+
+def _pusd(usd: Decimal | None) -> int | None:
+    return None if usd is None else int(usd * 10**12)
 
 
 def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deployment:

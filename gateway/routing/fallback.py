@@ -1,38 +1,169 @@
-"""Tries a plan's legs in order until one gives a first event. After that there is no second try."""
+"""Tries a plan's legs in order until one gives a first event. After that there is no second try.
+
+Each try is told to the health of its deployment and to the metrics; here the clock is asked."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
 from gateway.errors import NoRouteLeft
+from gateway.observe.metrics import METRICS
+from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.policy import Leg, RoutePlan
-from providers.errors import AuthFailed, ContextTooLong, ProviderError
+from gateway.routing.retries import RetryTerms, delay_s
+from providers.errors import AuthFailed, ContextTooLong, ProviderError, TimedOut
 
 T = TypeVar("T")
+OK: Final = "ok"
 
 
 class Arrival(Struct, Generic[T], frozen=True):
-    """What came of it: the first leg that answered, and how many were tried."""
+    """What came of it: the first leg that answered, how many calls were made. journey: for a stream, to be ended."""
 
     got: T
     leg: Leg
     attempts: int
+    journey: Journey
 
 
-async def first_arrival(plan: RoutePlan, attempt: Callable[[Leg], Awaitable[T]]) -> Arrival[T]:
-    """Raises: the ProviderError at once where another deployment would say the same (the client's own mistake);
-    NoRouteLeft with every attempt's story once the plan is used up."""
-    stories: list[str] = []
-    last: ProviderError | None = None
-    for number, leg in enumerate(plan.legs, 1):
+class Journey:
+    """The rest of an answer that has begun: its deployment has one in flight until `end`, which is owed for streams."""
+
+    __slots__ = ("_clock", "_provider", "_trip")
+
+    def __init__(self, trip: Trip, provider: str, clock: Callable[[], float]) -> None:
+        self._trip = trip
+        self._provider = provider
+        self._clock = clock
+
+    def failed(self, error: ProviderError) -> None:
+        self._trip.failed(error, self._clock())
+        METRICS.attempted(self._provider, type(error).__name__)
+
+    def end(self, output_tokens: int | None = None) -> None:
+        self._trip.end(self._clock(), output_tokens)
+
+
+class Dispatcher:
+    """One a process: what it has learned of the deployments, and what it may still try."""
+
+    def __init__(
+        self,
+        terms: RetryTerms,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """clock: monotonic seconds. chance: draws from [0, 1)."""
+        self._terms = terms
+        self._clock = clock
+        self._chance = chance
+        self._sleep = sleep
+        self.health = HealthTable()
+
+    def outlook(self, deployment_ids: list[str]) -> Outlook:
+        return self.health.outlook(deployment_ids, self._clock())
+
+    async def first_arrival(
+        self, plan: RoutePlan, attempt: Callable[[Leg], Awaitable[T]], *, streams: bool = False
+    ) -> Arrival[T]:
+        """attempt: returns with a stream's first event, or with the whole answer; its `journey` is then to be ended.
+
+        Raises: the ProviderError at once where another deployment would say the same (the client's own mistake);
+        NoRouteLeft with every attempt's story once the plan, its retries or its time are used up."""
+        run = _Run(plan, self._clock() + self._terms.total_s)
+        while run.legs:
+            leg = run.legs.popleft()
+            health = self.health.of(leg.deployment.id)
+            if run.legs and run.may_defer(leg) and not self._is_well(health):
+                run.legs.append(leg)  # Things have changed since the choice: what was well then may be open by now.
+                continue
+            try:
+                return await self._try(run, leg, health, attempt, streams)
+            except ProviderError as error:
+                if not (error.retryable or isinstance(error, AuthFailed | ContextTooLong)):
+                    raise
+                run.stories.append(f"{leg.deployment.id}: {error.message}")
+                run.last = error
+                if await self._again(run, health, error):
+                    run.legs.append(leg)
+            if self._clock() >= run.deadline:
+                run.stories.append(f"no time left after {self._terms.total_s:g} s")
+                break
+        raise NoRouteLeft("; ".join(run.stories), attempts=run.stories, last=run.last)
+
+    def _is_well(self, health: Health) -> bool:
+        return health.breaker.condition(self._clock()) in ("closed", "half_open")
+
+    async def _try(
+        self, run: _Run, leg: Leg, health: Health, attempt: Callable[[Leg], Awaitable[T]], streams: bool
+    ) -> Arrival[T]:
+        run.attempts += 1
+        provider, began = leg.deployment.provider, self._clock()
+        if run.attempts == 1:
+            health.retries.requested(began)
+        trip = Trip(health, began)
+        arrived = False
         try:
-            return Arrival(await attempt(leg), leg, number)
+            if run.attempts == 1:
+                got = await attempt(leg)  # bounded by the transport's own limits, which are the plan's
+            else:
+                got = await _within(attempt(leg), run.deadline - began)
+            trip.answered(self._clock(), streams=streams)
+            arrived = True
         except ProviderError as error:
-            if not (error.retryable or isinstance(error, AuthFailed | ContextTooLong)):
-                raise
-            stories.append(f"{leg.deployment.id}: {error.message}")
-            last = error
-    raise NoRouteLeft("; ".join(stories), attempts=stories, last=last)
+            trip.failed(error, self._clock())
+            METRICS.attempted(provider, type(error).__name__)
+            raise
+        finally:
+            if not (arrived and streams):
+                trip.end(self._clock())
+        METRICS.attempted(provider, OK)
+        return Arrival(got, leg, run.attempts, Journey(trip, provider, self._clock))
+
+    async def _again(self, run: _Run, health: Health, error: ProviderError) -> bool:
+        """Waits before the only deployment is asked once more. Another one is asked at once, and costs no retry."""
+        if len(run.plan.legs) > 1:
+            return False
+        now = self._clock()
+        wait = delay_s(error, run.attempts, self._terms, self._chance)
+        if wait is None or now + wait >= run.deadline or not health.retries.take(self._terms, now):
+            return False
+        await self._sleep(wait)
+        return True
+
+
+class _Run:
+    """One request's way through its plan."""
+
+    __slots__ = ("_deferred", "attempts", "deadline", "last", "legs", "plan", "stories")
+
+    def __init__(self, plan: RoutePlan, deadline: float) -> None:
+        self.plan = plan
+        self.deadline = deadline
+        self.legs = deque(plan.legs)
+        self.attempts = 0
+        self.stories: list[str] = []
+        self.last: ProviderError | None = None
+        self._deferred: set[str] = set()
+
+    def may_defer(self, leg: Leg) -> bool:
+        """Once: the second time it is its turn, well or not."""
+        if leg.deployment.id in self._deferred:
+            return False
+        self._deferred.add(leg.deployment.id)
+        return True
+
+
+async def _within(attempt: Awaitable[T], seconds: float) -> T:
+    """Raises: TimedOut, not the TimeoutError that nobody upstream knows."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await attempt
+    except TimeoutError as error:
+        raise TimedOut("the request's time is used up", "total") from error

@@ -10,8 +10,9 @@ from billing.prices import PriceSheet, Rates, make_sheet
 from billing.usage import Meter
 from gateway.errors import ModelNotFound, NoRouteLeft, UnpricedModel, Unsupported
 from gateway.routing.catalog import Catalog, Deployment, permits
-from gateway.routing.fallback import first_arrival
+from gateway.routing.fallback import Dispatcher
 from gateway.routing.policy import Leg, RoutePlan, needed_features, plan
+from gateway.routing.retries import RetryTerms
 from providers.base import Capabilities
 from providers.errors import AuthFailed, Broken, ContextTooLong, Rejected
 from providers.neutral import ChatRequest, Message, TextPart, Tool
@@ -100,17 +101,20 @@ async def test_the_next_leg_is_tried_only_where_it_may_help() -> None:
             raise answer
         return answer
 
-    arrival = await first_arrival(route, attempt)
+    def fresh() -> Dispatcher:
+        return Dispatcher(RetryTerms(), lambda: 1000.0, random.Random(3).random)
+
+    arrival = await fresh().first_arrival(route, attempt)
     assert (arrival.got, arrival.leg.deployment, arrival.attempts) == ("here", C, 3)
 
     answers["c"] = ContextTooLong("too long")
     with pytest.raises(NoRouteLeft) as failure:
-        await first_arrival(route, attempt)
+        await fresh().first_arrival(route, attempt)
     assert len(failure.value.attempts) == 3
     assert isinstance(failure.value.last, ContextTooLong)
 
     tried.clear()
     answers["a"] = Rejected("your fault")
     with pytest.raises(Rejected):
-        await first_arrival(route, attempt)
+        await fresh().first_arrival(route, attempt)
     assert tried == ["a"]

@@ -1,0 +1,304 @@
+"""What recent calls say of each deployment: a circuit breaker, a latency window, calls in flight.
+
+State machines that ask nobody for the time: `now` is an argument everywhere, in seconds of one monotonic clock.
+One process sees only its own calls: no round trip to learn what the next failure tells anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import exp
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from gateway.routing.retries import RetryBudget, Window
+from providers.errors import AuthFailed, BadRequest, ProviderError, Rejected, Throttled, Unsupported
+
+# Opened by so many failures in a row, or by this share of the calls of one window when there are enough to judge by.
+CONSECUTIVE_FAILURES: Final = 5
+FAILED_SHARE: Final = 0.5
+JUDGED_CALLS: Final = 10
+# Seconds. Each probe that fails doubles the next wait, up to the longest.
+OPEN_S: Final = 5.0
+OPEN_LONGEST_S: Final = 60.0
+# A refused credential does not mend itself, and some providers lock accounts that go on knocking.
+OPEN_AUTH_S: Final = 60.0
+OPEN_AUTH_LONGEST_S: Final = 600.0
+COOL_S: Final = 1.0  # after a 429 without a hint
+COOL_LONGEST_S: Final = 600.0  # hints of a day exist (Groq's daily tokens); a raised quota should not wait for that
+# A latency peak is half forgotten after 7 s. Source: Finagle's PeakEwma, decay time 10 s, read 2026-11.
+EWMA_S: Final = 10.0
+# Tokens of a middling answer: turns tokens/s into the seconds that a client waits for it.
+ANSWER_TOKENS: Final = 100
+UNKNOWN_WAIT_S: Final = 1.0
+# Clients can name any model of an open provider; what nobody has called for longest is forgotten.
+DEPLOYMENTS_MAX: Final = 4096
+
+Condition = Literal["closed", "half_open", "open", "cooling"]
+
+
+class Standing(Struct, frozen=True):
+    """One deployment now, as the policy sees it.
+
+    closed: calls go there. half_open: one call may find out. open, cooling: for `wait_s` seconds only where nothing
+    else is left. first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet."""
+
+    condition: Condition = "closed"
+    wait_s: float = 0.0
+    first_token_s: float | None = None
+    tokens_per_s: float | None = None
+    in_flight: int = 0
+
+    @property
+    def well(self) -> bool:
+        return self.condition in ("closed", "half_open")
+
+    @property
+    def answer_s(self) -> float | None:
+        """Seconds to a middling answer's end, were nobody else in line."""
+        if self.first_token_s is None:
+            return None
+        return self.first_token_s + (ANSWER_TOKENS / self.tokens_per_s if self.tokens_per_s else 0.0)
+
+    @property
+    def expected_s(self) -> float:
+        """The same behind those in flight. A deployment nobody has measured is tried, but not by everyone at once."""
+        seconds = self.answer_s
+        if seconds is None:
+            return UNKNOWN_WAIT_S * self.in_flight
+        return seconds * (self.in_flight + 1)
+
+
+UNKNOWN: Final = Standing()
+
+
+class Outlook(Struct, frozen=True):
+    """Snapshot of all that one choice looks at; who is not in it is well and unmeasured."""
+
+    standings: Mapping[str, Standing] = {}
+
+    def of(self, deployment_id: str) -> Standing:
+        return self.standings.get(deployment_id, UNKNOWN)
+
+
+CALM: Final = Outlook()
+
+
+class PeakEwma:
+    """A mean that believes a rise at once and a fall slowly."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+        self._at = 0.0
+
+    def observe(self, value: float, now: float) -> None:
+        if self._value is None or value > self._value:
+            self._value = value
+        else:
+            kept = exp(-max(0.0, now - self._at) / EWMA_S)
+            self._value = self._value * kept + value * (1 - kept)
+        self._at = now
+
+    def read(self, now: float) -> float | None:
+        """Falls towards zero while nothing is heard, so that what was slow once is tried again."""
+        return None if self._value is None else self._value * exp(-max(0.0, now - self._at) / EWMA_S)
+
+    @property
+    def latest(self) -> float | None:
+        return self._value
+
+
+class Breaker:
+    """closed -> open -> half_open -> closed. Beside it a cool-down, which a provider asks for and which is no fault."""
+
+    __slots__ = ("_calls", "_consecutive", "_cool_until", "_failures", "_open_until", "_opened_at", "_probing", "_span")
+
+    def __init__(self) -> None:
+        self._calls = Window()
+        self._failures = Window()
+        self._consecutive = 0
+        self._open_until: float | None = None
+        self._opened_at = 0.0
+        self._span = 0.0
+        self._cool_until = 0.0
+        self._probing = False
+
+    def condition(self, now: float) -> Condition:
+        if self._open_until is not None:
+            return "open" if now < self._open_until or self._probing else "half_open"
+        return "cooling" if now < self._cool_until else "closed"
+
+    def wait_s(self, now: float) -> float:
+        return max(0.0, (self._open_until or 0.0) - now, self._cool_until - now)
+
+    def begin(self, now: float) -> bool:
+        """A call starts. Returns: whether it is the probe, whose end must be told by `succeeded`, `failed`, `throttled`
+        or `let_go`."""
+        if self.condition(now) != "half_open":
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self, began: float, now: float, probe: bool) -> None:
+        """began: a call from before the opening says nothing of what came after it."""
+        self._calls.add(now)
+        if self._open_until is None:
+            self._consecutive = 0
+        elif probe or began >= self._opened_at:
+            # Also one that had nowhere else to go: an answer is an answer, whoever sent it.
+            self._close()
+
+    def failed(self, began: float, now: float, probe: bool, *, auth: bool = False) -> None:
+        self._calls.add(now)
+        self._failures.add(now)
+        self._consecutive += 1
+        if probe:
+            self._probing = False
+        if self._open_until is not None:
+            if probe or auth:
+                self._open(now, auth)
+        elif auth or self._tripped(now):
+            self._open(now, auth)
+
+    def throttled(self, retry_after_s: float | None, now: float, probe: bool) -> None:
+        wait = COOL_S if retry_after_s is None else min(retry_after_s, COOL_LONGEST_S)
+        self._cool_until = max(self._cool_until, now + wait)
+        if probe:
+            # It is there and knows us: what it was opened for is over, but the next one waits as long as it asks.
+            self._close()
+
+    def let_go(self, probe: bool) -> None:
+        """The call ended without telling anything: its client left, or it was never sent."""
+        if probe:
+            self._probing = False
+
+    def _tripped(self, now: float) -> bool:
+        if self._consecutive >= CONSECUTIVE_FAILURES:
+            return True
+        calls = self._calls.total(now)
+        return calls >= JUDGED_CALLS and self._failures.total(now) >= FAILED_SHARE * calls
+
+    def _open(self, now: float, auth: bool) -> None:
+        least, most = (OPEN_AUTH_S, OPEN_AUTH_LONGEST_S) if auth else (OPEN_S, OPEN_LONGEST_S)
+        self._span = min(max(least, self._span * 2), max(most, self._span))
+        self._opened_at = now
+        self._open_until = now + self._span
+
+    def _close(self) -> None:
+        self._open_until = None
+        self._span = 0.0
+        self._consecutive = 0
+        self._probing = False
+        self._calls.clear()
+        self._failures.clear()
+
+
+class Health:
+    """One deployment: made on its first call, told of each call by its Trip."""
+
+    __slots__ = ("breaker", "first_token", "in_flight", "retries", "token", "whole")
+
+    def __init__(self) -> None:
+        self.breaker = Breaker()
+        self.retries = RetryBudget()
+        self.first_token = PeakEwma()
+        self.whole = PeakEwma()
+        self.token = PeakEwma()
+        self.in_flight = 0
+
+    def standing(self, now: float) -> Standing:
+        first = self.first_token.read(now)
+        token_s = self.token.latest
+        return Standing(
+            self.breaker.condition(now),
+            self.breaker.wait_s(now),
+            self.whole.read(now) if first is None else first,
+            1 / token_s if token_s and first is not None else None,
+            self.in_flight,
+        )
+
+
+class Trip:
+    """One call to one deployment. `end` is owed, once; what is told twice counts once."""
+
+    __slots__ = ("_began", "_ended", "_first", "_health", "_judged", "_probe")
+
+    def __init__(self, health: Health, now: float) -> None:
+        self._health = health
+        self._began = now
+        self._probe = health.breaker.begin(now)
+        self._first: float | None = None
+        self._judged = False
+        self._ended = False
+        health.in_flight += 1
+
+    def answered(self, now: float, *, streams: bool) -> None:
+        """The first event is here, or the whole of an answer that does not stream."""
+        health = self._health
+        if streams:
+            self._first = now
+            health.first_token.observe(now - self._began, now)
+        else:
+            health.whole.observe(now - self._began, now)
+        self._judge()
+        health.breaker.succeeded(self._began, now, self._probe)
+        self._probe = False
+
+    def failed(self, error: ProviderError, now: float) -> None:
+        """Before the first event or, as Interrupted, after it: an answer that broke is no health either."""
+        breaker = self._health.breaker
+        self._judge()
+        match error:
+            case Throttled():
+                breaker.throttled(error.retry_after_s, now, self._probe)
+            case Unsupported():  # found out by us: nothing was sent
+                breaker.let_go(self._probe)
+            case Rejected() | BadRequest():  # it looked at the request and said no: it is well
+                breaker.succeeded(self._began, now, self._probe)
+            case _:
+                breaker.failed(self._began, now, self._probe, auth=isinstance(error, AuthFailed))
+        self._probe = False
+
+    def end(self, now: float, output_tokens: int | None = None) -> None:
+        """Nothing more comes. output_tokens: of a stream, where its provider counted them."""
+        if self._ended:
+            return
+        self._ended = True
+        self._health.in_flight -= 1
+        if not self._judged:
+            self._health.breaker.let_go(self._probe)
+        # A few tokens come in one network read and would tell of gigantic speeds.
+        if self._first is not None and output_tokens is not None and output_tokens >= 8 and now > self._first:
+            self._health.token.observe((now - self._first) / output_tokens, now)
+
+    def _judge(self) -> None:
+        self._judged = True
+
+
+class HealthTable:
+    """Of every deployment that this process has called."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Health] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, deployment_id: str) -> Health:
+        if (health := self._of.get(deployment_id)) is None:
+            if len(self._of) >= DEPLOYMENTS_MAX:
+                self._forget()
+            health = self._of[deployment_id] = Health()
+        return health
+
+    def outlook(self, deployment_ids: Iterable[str], now: float) -> Outlook:
+        known = self._of
+        return Outlook({name: known[name].standing(now) for name in deployment_ids if name in known})
+
+    def _forget(self) -> None:
+        """The oldest quarter that is idle. Its trips, should any be left, hold their own Health."""
+        idle = [name for name, health in self._of.items() if not health.in_flight]
+        for name in idle[: DEPLOYMENTS_MAX // 4]:
+            del self._of[name]
