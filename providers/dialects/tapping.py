@@ -65,7 +65,7 @@ class FrameTap(ABC):
         """The frames that may leave. An error waits for the next call when good frames came in the same read."""
         out: list[bytes] = []
         for raw in frames:
-            data = _data_of(raw)
+            data = sse.data_of(raw)
             try:
                 if data:
                     self.look(data)
@@ -76,20 +76,6 @@ class FrameTap(ABC):
                 break
             out.append(self.frame_out(raw, data))
         return out[0] if len(out) == 1 else b"".join(out)
-
-
-def _data_of(raw: bytes) -> bytes:
-    """The frame's data. The two shapes that our dialects' owners send are cut out without a search for every line."""
-    size = len(raw)
-    if raw.startswith(b"data: ") and raw.endswith(b"\r\n\r\n"):
-        if raw.find(b"\n", 6) == size - 3 and raw.find(b"\r", 6) == size - 4:
-            return raw[6:-4]
-    elif raw.startswith(b"event: ") and raw.endswith(b"\n\n"):
-        start = raw.find(b"\n") + 1
-        if raw.startswith(b"data: ", start) and raw.find(b"\n", start) == size - 2 and raw.find(b"\r") < 0:
-            return raw[start + 6 : -2]
-    frame = sse.parse(raw)
-    return frame.data if frame is not None else b""
 
 
 def text_bytes(text: str) -> int:

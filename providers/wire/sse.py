@@ -18,6 +18,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024  # an inline image fits; a peer that never en
 # A line end and an empty line. The lookahead keeps a CRLF whole when the expression backtracks.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?!\n)|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_CRLF2 = b"\r\n\r\n"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,6 +52,10 @@ class FrameSplitter:
                 if len(data) > self._limit:
                     raise WireError(f"an event of more than {self._limit} bytes")
                 return [data]  # The usual case: the peer flushes frame by frame.
+            if data.endswith(_CRLF2) and data.find(_CRLF2) == len(data) - 4 and _only_crlf(data, 0):
+                if len(data) > self._limit:
+                    raise WireError(f"an event of more than {self._limit} bytes")
+                return [data]  # The same from a server that ends lines as HTTP does.
             buffer = data
             start = 0
         else:
@@ -105,8 +110,15 @@ class SseDecoder:
 
 def parse(raw: bytes) -> Frame | None:
     """One raw frame, read. None for a frame that says nothing: blank lines, comments."""
-    if raw.startswith(b"data: ") and raw.find(b"\n", 6) == len(raw) - 2 and b"\r" not in raw:
-        return Frame(raw[6:-2])
+    if raw.startswith(b"data: "):
+        if (end := _single_line(raw, 6)) > 0:
+            return Frame(raw[6:end])
+    elif raw.startswith(b"event: "):
+        start = raw.find(b"\n") + 1
+        if raw.startswith(b"data: ", start) and (end := _single_line(raw, start + 6)) > 0:
+            name = raw[7 : start - 1].removesuffix(b"\r")
+            if b"\r" not in name:
+                return Frame(raw[start + 6 : end], name.decode("utf-8", "replace"))
     data: list[bytes] = []
     event: str | None = None
     ident: str | None = None
@@ -127,11 +139,39 @@ def parse(raw: bytes) -> Frame | None:
     return Frame(b"\n".join(data), event, ident)
 
 
+def data_of(raw: bytes) -> bytes:
+    """The data of one raw frame, b"" where it has none: all that a tap asks of most frames."""
+    if raw.startswith(b"event: "):
+        start = raw.find(b"\n") + 1
+        plain = raw.startswith(b"data: ", start) and raw.find(b"\r", 0, start - 2) < 0
+        if plain and (end := _single_line(raw, start + 6)) > 0:
+            return raw[start + 6 : end]
+    elif raw.startswith(b"data: ") and (end := _single_line(raw, 6)) > 0:
+        return raw[6:end]
+    frame = parse(raw)
+    return frame.data if frame is not None else b""
+
+
 def encode(data: bytes, event: str | None = None) -> bytes:
     """One frame. data: a single line, as JSON without indentation is."""
     if event is None:
         return b"data: %b\n\n" % data
     return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+
+
+def _single_line(raw: bytes, start: int) -> int:
+    """Where the line from `start` ends when it is the frame's last and its ends are all LF or all CRLF; else -1."""
+    end = raw.find(b"\n", start)
+    if end == len(raw) - 2:
+        return end if raw.endswith(b"\n") and raw.find(b"\r") < 0 else -1
+    if end == len(raw) - 3 and raw.endswith(_CRLF2) and raw.find(b"\r", start) == end - 1:
+        return end - 1
+    return -1
+
+
+def _only_crlf(buffer: bytes | bytearray, start: int) -> bool:
+    pairs = buffer.count(b"\r\n", start)
+    return pairs == buffer.count(b"\n", start) == buffer.count(b"\r", start)
 
 
 def _ends(buffer: bytes | bytearray, start: int) -> Iterator[int]:
@@ -141,6 +181,12 @@ def _ends(buffer: bytes | bytearray, start: int) -> Iterator[int]:
         while at >= 0:
             yield at + 2
             at = buffer.find(b"\n\n", at + 2)
+        return
+    if _only_crlf(buffer, start):
+        at = buffer.find(_CRLF2, start)
+        while at >= 0:
+            yield at + 4
+            at = buffer.find(_CRLF2, at + 4)
         return
     for match in _BLANK_LINE.finditer(buffer, start):
         yield match.end()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from providers.errors import WireError
-from providers.wire.sse import Frame, FrameSplitter, SseDecoder, encode, parse
+from providers.wire.sse import Frame, FrameSplitter, SseDecoder, data_of, encode, parse
 
 STREAM = (
     ": a comment\n\n"
@@ -65,6 +65,43 @@ def test_raw_frames_joined_are_the_stream(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     out = [raw for a, b in pairwise(edges) for raw in splitter.feed(data[a:b])]
     assert b"".join([*out, splitter.close()]) == data
+
+
+def plainly_read(raw: bytes) -> Frame | None:
+    """The standard's steps, line by line, without a shortcut."""
+    data, event, ident = [], None, None
+    for line in raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match name:
+            case b"data":
+                data.append(value)
+            case b"event":
+                event = value.decode()
+            case b"id":
+                ident = value.decode()
+    return Frame(b"\n".join(data), event, ident) if data or event is not None else None
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"event: ", b"data: ", b"data:", b"x", b"y y", b"\r", b"\n", b"\r\n", b"id: 1"]), max_size=9
+    )
+)
+def test_shortcuts_read_what_the_standard_reads(pieces: list[bytes]) -> None:
+    raw = b"".join(pieces)
+    plain = plainly_read(raw)
+    assert parse(raw) == plain
+    assert data_of(raw) == (plain.data if plain is not None else b"")
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("text", [b"data: x\n\n", b"event: e\ndata: x\n\n", b"event: e\nid: 1\ndata: x\n\n"])
+def test_usual_frames_read_alike_whatever_ends_their_lines(text: bytes, line_end: bytes) -> None:
+    raw = text.replace(b"\n", line_end)
+    assert FrameSplitter().feed(raw * 3) == [raw] * 3
+    assert parse(raw) == plainly_read(raw)
+    assert data_of(raw) == b"x"
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_field() -> None:
