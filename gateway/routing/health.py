@@ -113,7 +113,17 @@ class PeakEwma:
 class Breaker:
     """closed -> open -> half_open -> closed. Beside it a cool-down, which a provider asks for and which is no fault."""
 
-    __slots__ = ("_calls", "_consecutive", "_cool_until", "_failures", "_open_until", "_opened_at", "_probing", "_span")
+    __slots__ = (
+        "_calls",
+        "_consecutive",
+        "_cool_until",
+        "_failures",
+        "_open_until",
+        "_opened_at",
+        "_probes",
+        "_span",
+        "probing",
+    )
 
     def __init__(self) -> None:
         self._calls = Window()
@@ -123,56 +133,60 @@ class Breaker:
         self._opened_at = 0.0
         self._span = 0.0
         self._cool_until = 0.0
-        self._probing = False
+        self._probes = 0
+        self.probing: int | None = None
 
     def condition(self, now: float) -> Condition:
         if self._open_until is not None:
-            return "open" if now < self._open_until or self._probing else "half_open"
+            return "open" if now < self._open_until or self.probing is not None else "half_open"
         return "cooling" if now < self._cool_until else "closed"
 
     def wait_s(self, now: float) -> float:
         return max(0.0, (self._open_until or 0.0) - now, self._cool_until - now)
 
-    def begin(self, now: float) -> bool:
-        """A call starts. Returns: whether it is the probe, whose end must be told by `succeeded`, `failed`, `throttled`
-        or `let_go`."""
+    def begin(self, now: float) -> int | None:
+        """A call starts. Returns: its number if it is the probe, whose end must be told with it by `succeeded`,
+        `failed`, `throttled` or `let_go`. One that outlives its opening is a call like any other."""
         if self.condition(now) != "half_open":
-            return False
-        self._probing = True
-        return True
+            return None
+        self._probes += 1
+        self.probing = self._probes
+        return self.probing
 
-    def succeeded(self, began: float, now: float, probe: bool) -> None:
+    def succeeded(self, began: float, now: float, probe: int | None) -> None:
         """began: a call from before the opening says nothing of what came after it."""
         self._calls.add(now)
         if self._open_until is None:
             self._consecutive = 0
-        elif probe or began >= self._opened_at:
+        elif self._is_probe(probe) or began >= self._opened_at:
             # Also one that had nowhere else to go: an answer is an answer, whoever sent it.
             self._close()
 
-    def failed(self, began: float, now: float, probe: bool, *, auth: bool = False) -> None:
+    def failed(self, began: float, now: float, probe: int | None, *, auth: bool = False) -> None:
         self._calls.add(now)
         self._failures.add(now)
         self._consecutive += 1
-        if probe:
-            self._probing = False
+        probed = self._is_probe(probe)
         if self._open_until is not None:
-            if probe or auth:
+            if probed or auth:
                 self._open(now, auth)
         elif auth or self._tripped(now):
             self._open(now, auth)
 
-    def throttled(self, retry_after_s: float | None, now: float, probe: bool) -> None:
+    def throttled(self, retry_after_s: float | None, now: float, probe: int | None) -> None:
         wait = COOL_S if retry_after_s is None else min(retry_after_s, COOL_LONGEST_S)
         self._cool_until = max(self._cool_until, now + wait)
-        if probe:
+        if self._is_probe(probe):
             # It is there and knows us: what it was opened for is over, but the next one waits as long as it asks.
             self._close()
 
-    def let_go(self, probe: bool) -> None:
+    def let_go(self, probe: int | None) -> None:
         """The call ended without telling anything: its client left, or it was never sent."""
-        if probe:
-            self._probing = False
+        if self._is_probe(probe):
+            self.probing = None
+
+    def _is_probe(self, probe: int | None) -> bool:
+        return probe is not None and probe == self.probing
 
     def _tripped(self, now: float) -> bool:
         if self._consecutive >= CONSECUTIVE_FAILURES:
@@ -185,12 +199,13 @@ class Breaker:
         self._span = min(max(least, self._span * 2), max(most, self._span))
         self._opened_at = now
         self._open_until = now + self._span
+        self.probing = None
 
     def _close(self) -> None:
         self._open_until = None
         self._span = 0.0
         self._consecutive = 0
-        self._probing = False
+        self.probing = None
         self._calls.clear()
         self._failures.clear()
 
@@ -244,7 +259,7 @@ class Trip:
             health.whole.observe(now - self._began, now)
         self._judge()
         health.breaker.succeeded(self._began, now, self._probe)
-        self._probe = False
+        self._probe = None
 
     def failed(self, error: ProviderError, now: float) -> None:
         """Before the first event or, as Interrupted, after it: an answer that broke is no health either."""
@@ -259,7 +274,7 @@ class Trip:
                 breaker.succeeded(self._began, now, self._probe)
             case _:
                 breaker.failed(self._began, now, self._probe, auth=isinstance(error, AuthFailed))
-        self._probe = False
+        self._probe = None
 
     def end(self, now: float, output_tokens: int | None = None) -> None:
         """Nothing more comes. output_tokens: of a stream, where its provider counted them."""

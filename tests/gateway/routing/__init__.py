@@ -1,0 +1,1 @@
+"""The switchyard: health, order, retries."""
