@@ -100,7 +100,7 @@ usage_records: Final = Table(
     Column("quantities", _Json, nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
-    # None: counted, but its price is not known yet; Worker.post_unpriced comes back to it.
+    # None: counted, but its price is not known yet; billing.worker.post_unpriced comes back to it.
     Column("charge_pusd", BigInteger),
     Column("cost_pusd", BigInteger),
     Column("hold_pusd", BigInteger, nullable=False),

@@ -12,6 +12,8 @@ from cyclopts import App, Parameter
 from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from billing.litellm import Difference, Listed
 
 app = App(name="prices")
@@ -109,14 +111,16 @@ async def set_(
     if cost_input is not None or cost_output is not None:
         cost = pusd_per_token(PriceSettings(input=cost_input or input, output=cost_output or output))
     async with database(common.settings()) as engine, writing(engine) as db:
-        sheet = await set_price(db, provider, model, sale, cost, at_ns=time.time_ns(), variant=variant_of(variant))
-    value_out = {"provider": provider, "model": model, "variant": sheet.variant, "price_id": sheet.id}
+        now_ns = time.time_ns()
+        sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
+        posted = await _post_waiting(db, now_ns)
+    value_out = {"provider": provider, "model": model, "variant": sheet.variant, "price_id": sheet.id, "posted": posted}
     emit(
         common,
         value_out,
         lambda: (
             f"{provider}/{model} costs {input} in, {output} out (USD per million tokens) from now on; "
-            "running gateways charge it after their next start"
+            f"running gateways charge it within seconds{_and_posted(posted)}"
         ),
     )
     return OK
@@ -171,14 +175,16 @@ async def import_(file: Path, /, *, provider: str = "", replace: bool = False, c
     kept = {(d.provider, d.model, d.variant) for d in differences} - said
     chosen = [(e.provider, e.model, e.variant, e.rates) for e in listed if (e.provider, e.model, e.variant) in said]
     async with database(common.settings()) as engine, writing(engine) as db:
-        count = await import_prices(db, chosen, file.name, at_ns=time.time_ns())
-    value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": len(kept)}
+        now_ns = time.time_ns()
+        count = await import_prices(db, chosen, file.name, at_ns=now_ns)
+        posted = await _post_waiting(db, now_ns)
+    value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": len(kept), "posted": posted}
     emit(
         common,
         value,
         lambda: (
             f"{count} of {len(listed)} prices imported; {len(kept)} disagree and were kept as they are "
-            "(`farebox prices diff` lists them, --replace takes the list's)"
+            f"(`farebox prices diff` lists them, --replace takes the list's){_and_posted(posted)}"
         ),
     )
     return OK
@@ -226,6 +232,18 @@ async def plan(organisation_id: str, plan: str | None = None, /, *, common: Comm
         common, {"organisation": organisation_id, "plan": plan}, lambda: f"{organisation_id} is on {plan or 'no plan'}"
     )
     return OK
+
+
+async def _post_waiting(db: AsyncConnection, now_ns: int) -> int:
+    """Requests that were served and had no price yet have one now, perhaps. Returns: how many were charged."""
+    from billing.pricelist import load_prices
+    from billing.worker import post_unpriced
+
+    return await post_unpriced(db, await load_prices(db), at_ns=now_ns)
+
+
+def _and_posted(count: int) -> str:
+    return f"; {count} requests that waited for a price are charged" if count else ""
 
 
 def _read(file: Path) -> list[Listed]:

@@ -48,6 +48,7 @@ async def use(folder: Path) -> None:
     sheet = book.sheet("openai", "gpt-test", 2**62, organisation_id="org_1")
     journal = Journal.open(folder / "journal", "gw")
     await journal.settle(record("r1", price_id=sheet.id))
+    await journal.settle(record("scaled", price_id=sheet.id, organisation_id="org_2", variant="scale"))
     await journal.close()
     await Worker(folder / "journal", engine, book).ship_once()
     await engine.dispose()
@@ -80,8 +81,11 @@ def test_from_a_price_list_to_an_invoice_and_the_providers_bill(folder: Path) ->
     assert (bill["usage_pusd"], bill["differing_pusd"]) == (cost * 3 // 2, 0)
     assert (folder / "i.pdf").read_bytes().startswith(b"%PDF-")
     assert "gpt-test,1,90,20,-0.000855" in (folder / "i.csv").read_text()
+    # An answer of a tier that nobody had priced is charged as soon as somebody has.
+    tier = ("openai", "gpt-test", "--input", "9", "--output", "9", "--variant", "scale")
+    assert [farebox_json("prices", "set", *tier, cwd=folder)["posted"] for _ in range(2)] == [1, 0]
     usage = {"data": [{"start_time": AT_NS // 10**9, "results": [
-        {"model": "gpt-test", "input_tokens": 90, "output_tokens": 21}
+        {"model": "gpt-test", "input_tokens": 180, "output_tokens": 41}
     ]}]}  # fmt: skip
     (folder / "usage.json").write_text(json.dumps(usage))
     found = farebox_json("reconcile", "openai", "usage.json", "--differing", cwd=folder, check=1)
