@@ -16,9 +16,11 @@ from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
+from litestar.response import Redirect
 from msgspec import Struct
 
 DIST: Final = Path(__file__).with_name("dashboard") / "dist"
+DOCUMENT: Final = DIST.with_name("openapi.json")
 _NONCE: Final = b"__NONCE__"
 _ENCODINGS: Final = (("br", ".br"), ("gzip", ".gz"))
 
@@ -39,6 +41,7 @@ class _File(Struct, frozen=True):
 def dashboard_routes(dist: Path) -> list[HTTPRouteHandler]:
     """dist: the built files. Read once, at the start: what is not listed then is not served."""
     files = _listed(dist)
+    document = DOCUMENT.read_bytes()
     page = (dist / "index.html").read_bytes() if (dist / "index.html").is_file() else None
 
     @get(["/ui", "/ui/{path:path}"], name="dashboard", include_in_schema=False)
@@ -51,7 +54,15 @@ def dashboard_routes(dist: Path) -> list[HTTPRouteHandler]:
         # Any other path is one of the pages, which the script in index.html tells apart.
         return _page(page)
 
-    return [dashboard]
+    @get("/docs", name="reference", include_in_schema=False, sync_to_thread=False)
+    def reference() -> Redirect:
+        return Redirect("/ui/reference")
+
+    @get("/openapi.json", name="openapi", include_in_schema=False, sync_to_thread=False)
+    def openapi() -> Response[bytes]:
+        return Response(document, media_type="application/json", headers=_SECURITY)
+
+    return [dashboard, reference, openapi]
 
 
 def _listed(dist: Path) -> dict[str, _File]:

@@ -69,6 +69,7 @@ const audit = createRoute({
   validateSearch: (search): { subject?: string; actor?: string; action?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/audit")),
 });
+const reference = createRoute({ getParentRoute: () => shell, path: "/reference", component: lazyRouteComponent(() => import("./pages/reference")) });
 const settings = createRoute({
   getParentRoute: () => shell,
   path: "/settings",
@@ -79,7 +80,7 @@ const settings = createRoute({
 export const router = createRouter({
   routeTree: root.addChildren([
     signIn,
-    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, audit, settings]),
+    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, audit, reference, settings]),
   ]),
   basepath: "/ui",
   defaultPreload: "intent",

@@ -1,5 +1,5 @@
 import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, Menu, NavLink, ScrollArea, Text, Tooltip, UnstyledButton, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
-import { useDisclosure } from "@mantine/hooks";
+import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
 import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, LogOut, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
@@ -47,7 +47,8 @@ export function Shell() {
   const location = useLocation();
   const signedOut = session.data === null;
   useEffect(() => {
-    if (signedOut) void navigate({ to: "/sign-in", search: location.pathname.endsWith("/sign-in") ? {} : { next: location.href } });
+    // Once: on its way there the address changes, and this would run again for each change.
+    if (signedOut && !location.pathname.endsWith("/sign-in")) void navigate({ to: "/sign-in", search: { next: location.href } });
   }, [signedOut, navigate, location]);
   if (session.isError) return <Box p="xl"><Failure error={session.error} again={() => void session.refetch()} /></Box>;
   if (!session.data) return <Loading label="Signing in" />;
@@ -56,6 +57,13 @@ export function Shell() {
 
 function Frame({ name, role, may }: { name: string; role: string; may: string[] }) {
   const [open, { toggle, close }] = useDisclosure();
+  // Loaded when first asked for; the keys work from the first moment.
+  const [asked, { open: ask }] = useDisclosure();
+  const search = () => {
+    ask();
+    void import("./parts/palette").then(({ openPalette }) => openPalette());
+  };
+  useHotkeys([["mod+K", search], ["/", search]]);
   const location = useLocation();
   useEffect(close, [location.pathname, close]);
   return (
@@ -68,7 +76,7 @@ function Frame({ name, role, may }: { name: string; role: string; may: string[] 
             <UnstyledButton component={Link} to="/overview" aria-label="Farebox: overview"><Logo /></UnstyledButton>
           </Group>
           <Group gap="xs" wrap="nowrap">
-            <PaletteButton />
+            <PaletteButton open={search} />
             <Scheme />
             <Person name={name} role={role} />
           </Group>
@@ -87,19 +95,18 @@ function Frame({ name, role, may }: { name: string; role: string; may: string[] 
           ))}
         </AppShell.Section>
         <AppShell.Section>
-          <NavLink component="a" href="/docs" label="API reference" className="fb-nav" leftSection={<BookOpen size={17} strokeWidth={1.8} aria-hidden />} />
+          <NavLink component={Link} to="/reference" active={location.pathname.startsWith("/reference")} label="API reference" className="fb-nav" leftSection={<BookOpen size={17} strokeWidth={1.8} aria-hidden />} />
         </AppShell.Section>
       </AppShell.Navbar>
       <AppShell.Main id="content" tabIndex={-1}>
         <Box maw={1280} mx="auto"><Suspense fallback={<Loading />}><Outlet /></Suspense></Box>
       </AppShell.Main>
-      <Suspense><Palette may={may} /></Suspense>
+      {asked && <Suspense><Palette may={may} /></Suspense>}
     </AppShell>
   );
 }
 
-function PaletteButton() {
-  const open = () => void import("./parts/palette").then(({ openPalette }) => openPalette());
+function PaletteButton({ open }: { open: () => void }) {
   return (
     <>
       <UnstyledButton visibleFrom="xs" onClick={open} px="sm" py={6} aria-label="Search and commands"
@@ -128,8 +135,8 @@ function Person({ name, role }: { name: string; role: string }) {
   const queries = useQueryClient();
   const leave = async () => {
     await remove("/auth/session");
-    queries.clear();
     queries.setQueryData(["session"], null);
+    queries.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== "session" });
   };
   return (
     <Menu position="bottom-end" width={220}>

@@ -91,7 +91,7 @@ function Prices({ id }: { id: string }) {
           {rows.length === 0 && <Text size="sm" c="dimmed">This model is priced by its family's list. A price set here takes its place from now on.</Text>}
           {rows.map((row) => (
             <Box key={row.id} pl="md" style={{ borderLeft: `3px solid ${row.in_force ? "var(--mantine-primary-color-filled)" : "var(--fb-line)"}` }}>
-              <Group gap="xs"><Text size="sm" fw={600}>Since {dateTime(row.effective_from)}</Text>{row.in_force && <State name="active" />}<Text size="xs" c="dimmed">by {row.source}</Text></Group>
+              <Group gap="xs"><Text size="sm" fw={600}>{Date.parse(row.effective_from) > 0 ? `Since ${dateTime(row.effective_from)}` : "From the start"}</Text>{row.in_force && <State name="active" />}<Text size="xs" c="dimmed">by {row.source}</Text></Group>
               {Object.entries(row.sale).map(([meter, amount]) => (
                 <Group key={meter} justify="space-between" maw={360}><Text size="sm" c="dimmed">{words(meter)}</Text><Text size="sm" className="fb-num">${amount}{row.cost[meter] !== undefined && row.cost[meter] !== amount ? ` (costs $${row.cost[meter]})` : ""}</Text></Group>
               ))}

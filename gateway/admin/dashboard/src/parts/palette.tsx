@@ -18,7 +18,7 @@ export default function Palette({ may }: { may: string[] }) {
         onClick: () => void navigate({ to: "/keys", search: { new: "1" } }) }]
     : [];
   return (
-    <Spotlight actions={[...places, ...more]} shortcut={["mod + K", "/"]} highlightQuery nothingFound="Nothing by that name"
+    <Spotlight actions={[...places, ...more]} shortcut={null} highlightQuery nothingFound="Nothing by that name"
       searchProps={{ leftSection: <Search size={18} aria-hidden />, placeholder: "Go to a page or start something", "aria-label": "Search pages and commands" }} />
   );
 }

@@ -1,0 +1,206 @@
+"""Every page in both themes: nothing in the console, nothing to strangers, nothing that axe finds, and it fits a phone.
+
+With FAREBOX_SCREENSHOTS=folder each page leaves a picture there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.async_api import Page, expect
+
+from gateway.admin.auth.roles import Role
+from tests.e2e.dashboard.browser import Scheme, Watched, chromium, page
+from tests.gateway.admin.world import NOW_NS, World, traffic, world
+
+REQUESTS = 900
+SCRIPT_BYTES_MAX = 200_000
+"""gzip or brotli, for everything that the first view after signing in has loaded."""
+
+# path: what has to be seen before the page counts as loaded.
+PAGES = {
+    "overview?period=30d": "Spend by model",
+    "usage?period=30d": "Spend by model",
+    "usage?period=30d&by=key&metric=tokens&provider=openai": "Tokens by key",
+    "usage?provider=nobody": "Nothing matches",
+    "requests?period=30d": "web-production",
+    "start": "Point your client here",
+    "playground": "Ask something",
+    "keys": "nightly-batch",
+    "keys?new=1": "More limits",
+    "models": "claude-sonnet-5",
+    "models?price=openai/gpt-5-mini": "Set a price from now on",
+    "money": "Harbour Books",
+    "engine": "The local engine is off",
+    "audit": "Key create",
+    "reference": "Signing in",
+    "settings": "Your password",
+    "settings?tab=people": "Signs in by",
+    "settings?tab=tokens": "No tokens",
+    "settings?tab=system": "This installation",
+    "nowhere": "There is no such page",
+}
+
+
+@asynccontextmanager
+async def serving(made: World) -> AsyncIterator[str]:
+    """The front office on a real socket. Yields its address."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(made.app(), log_level="warning", lifespan="off"))
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def office(template: Path, folder: Path, requests: int = REQUESTS) -> AsyncIterator[tuple[World, str]]:
+    copy = shutil.copy(template, folder / "farebox.db")
+    async with world(f"sqlite+aiosqlite:///{copy}", folder) as made:
+        if requests:
+            await traffic(made, folder / "journal", requests)
+        async with serving(made) as base:
+            yield made, base
+
+
+async def sign_in(made: World, base: str, visit: Page, role: Role = Role.OWNER) -> None:
+    """In the world's own time, so that its traffic is of today."""
+    await visit.clock.set_fixed_time(datetime.datetime.fromtimestamp(NOW_NS // 10**9, datetime.UTC))
+    await visit.goto(f"{base}/ui/sign-in#token={await made.link(role)}")
+    await visit.get_by_role("button", name="Not now").click()
+    await expect(visit.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+async def picture(watched: Watched, name: str) -> None:
+    if folder := os.environ.get("FAREBOX_SCREENSHOTS"):
+        await watched.page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def file_name(path: str, scheme: str) -> str:
+    return f"{path.replace('?', '-').replace('&', '-').replace('=', '-').replace('/', '_')}-{scheme}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_is_quiet_local_and_accessible(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
+    async with (
+        chromium() as browser,
+        office(sqlite_template, tmp_path) as (made, base),
+        page(browser, scheme) as watched,
+    ):
+        await sign_in(made, base, watched.page)
+        wrong = []
+        for path, seen in PAGES.items():
+            await watched.page.goto(f"{base}/ui/{path}")
+            await expect(watched.page.get_by_text(seen).first).to_be_visible()
+            await watched.page.wait_for_load_state("networkidle")
+            wrong += [f"{path}: {each}" for each in await watched.violations()]
+            await picture(watched, file_name(path, scheme))
+        # One request, with everything about it.
+        await watched.page.goto(f"{base}/ui/requests?period=30d&outcome=completed")
+        await watched.page.get_by_role("row", name="web-production").first.click()
+        await expect(watched.page.get_by_text("Ledger postings")).to_be_visible()
+        wrong += [f"request: {each}" for each in await watched.violations()]
+        await picture(watched, file_name("request", scheme))
+        assert not wrong
+        watched.check()
+
+
+@pytest.mark.timeout(120)
+async def test_the_first_view_is_light_and_everything_fits_a_phone(sqlite_template: Path, tmp_path: Path) -> None:
+    async with (
+        chromium() as browser,
+        office(sqlite_template, tmp_path, 100) as (made, base),
+        page(browser, width=390, height=844) as watched,
+    ):
+        await sign_in(made, base, watched.page)
+        await watched.page.wait_for_load_state("networkidle")
+        assert 0 < sum(watched.script_bytes.values()) < SCRIPT_BYTES_MAX
+        wide = []
+        for path, seen in PAGES.items():
+            await watched.page.goto(f"{base}/ui/{path}")
+            await expect(watched.page.get_by_text(seen).first).to_be_attached()
+            width = await watched.page.evaluate("document.documentElement.scrollWidth")
+            if width > 390:
+                wide.append((path, width))
+            await picture(watched, file_name(path, "phone"))
+        assert not wide
+        await watched.page.goto(f"{base}/ui/overview")
+        await watched.page.get_by_role("button", name="Navigation").click()
+        await watched.page.get_by_role("link", name="Keys").click()
+        await expect(watched.page.get_by_role("heading", name="Keys")).to_be_visible()
+        watched.check()
+
+
+@pytest.mark.timeout(120)
+async def test_it_works_by_keyboard_and_the_address_keeps_what_is_seen(sqlite_template: Path, tmp_path: Path) -> None:
+    async with chromium() as browser, office(sqlite_template, tmp_path, 200) as (made, base), page(browser) as watched:
+        visit = watched.page
+        await sign_in(made, base, visit)
+        await visit.keyboard.press("Control+k")
+        await expect(visit.get_by_label("Search pages and commands")).to_be_focused()
+        await visit.keyboard.type("usa")
+        await visit.keyboard.press("ArrowDown")
+        await visit.keyboard.press("Enter")
+        await expect(visit.get_by_role("heading", name="Usage")).to_be_visible()
+        await visit.get_by_text("30 days").click()
+        await visit.get_by_role("button", name="gpt-5-mini", exact=True).click()
+        await expect(visit).to_have_url(f"{base}/ui/usage?period=30d&alias=gpt-5-mini&by=key")
+        await expect(visit.get_by_text("Spend by key")).to_be_visible()
+        async with page(browser) as other:  # The address alone tells somebody else's browser the same.
+            await sign_in(made, base, other.page)
+            await other.page.goto(visit.url)
+            await expect(other.page.get_by_text("Spend by key")).to_be_visible()
+            await expect(other.page.get_by_text("Model: gpt-5-mini")).to_be_visible()
+        await visit.get_by_role("button", name="Remove the filter Model").click()
+        await expect(visit).to_have_url(f"{base}/ui/usage?period=30d&by=key")
+        async with visit.expect_download() as saving:
+            await visit.get_by_role("link", name="CSV").click()
+        saved = await saving.value
+        assert saved.suggested_filename == "usage-by-key.csv"
+        # A row of the list opens by Enter.
+        await visit.goto(f"{base}/ui/requests?period=30d")
+        await visit.get_by_role("row", name="web-production").first.focus()
+        await visit.keyboard.press("Enter")
+        await expect(visit.get_by_role("dialog").get_by_text("Price, line by line")).to_be_visible()
+        await visit.keyboard.press("Escape")
+        await expect(visit.get_by_role("dialog")).to_have_count(0)
+        watched.check()
+
+
+@pytest.mark.timeout(120)
+async def test_a_role_is_offered_what_it_may_do_and_a_signed_out_page_asks_to_sign_in(
+    sqlite_template: Path, tmp_path: Path
+) -> None:
+    async with chromium() as browser, office(sqlite_template, tmp_path, 20) as (made, base), page(browser) as watched:
+        visit = watched.page
+        await sign_in(made, base, visit, Role.VIEWER)
+        for hidden in ("Money", "Audit", "Playground"):
+            await expect(visit.get_by_role("link", name=hidden, exact=True)).to_have_count(0)
+        await visit.goto(f"{base}/ui/keys?project=proj_shop")
+        await expect(visit.get_by_text("web-production")).to_be_visible()
+        await expect(visit.get_by_role("button", name="Create key")).to_have_count(0)
+        await visit.get_by_role("button", name="Account of").click()
+        await visit.get_by_role("menuitem", name="Sign out").click()
+        await expect(visit.get_by_role("heading", name="Sign in")).to_be_visible()
+        watched.check()
+        # A deep link of somebody signed out comes back to itself.
+        await visit.goto(f"{base}/ui/keys?project=proj_shop")
+        await expect(visit.get_by_role("heading", name="Sign in")).to_be_visible()
+        async with contextlib.AsyncExitStack():
+            await visit.goto(f"{visit.url}#token={await made.link(Role.VIEWER)}")
+            await visit.reload()
+        await visit.get_by_role("button", name="Not now").click()
+        await expect(visit).to_have_url(f"{base}/ui/keys?project=proj_shop")
