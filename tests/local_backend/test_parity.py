@@ -123,7 +123,7 @@ def test_prefix_hit_preemption_and_budget_change_no_token(tiny: Path) -> None:
 def test_greedy_tokens_of_smollm2_equal_transformers(smollm2: Path) -> None:
     tokenizer = Tokenizer(smollm2)
     prompts = [tokenizer.encode(text, special=True) for text in PROMPTS]
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     outputs = run_all(make_engine(smollm2), prompts, greedy(40, stop_token_ids=(2,)))
     for text, prompt, output in zip(PROMPTS, prompts, outputs, strict=True):
         # If after each of our tokens theirs is the same one, then their greedy output is ours: one pass instead of 40.
