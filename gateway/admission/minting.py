@@ -33,6 +33,8 @@ LOOPBACK_CHARS_MIN: Final = 8
 GIVEN_CHARS_MAX: Final = 512
 
 _KEY: Final = re.compile(rf"{PREFIX}[{ALPHABET}]{{{PUBLIC_CHARS}}}_[{ALPHABET}]{{{SECRET_CHARS + CHECK_CHARS}}}")
+# What begins like this is one of ours, whole or mistyped; it is never looked up as somebody else's.
+_OURS: Final = re.compile(rf"{PREFIX}[!-~]{{{PUBLIC_CHARS}}}_")
 _GIVEN: Final = re.compile(rf"[!-~]{{{LOOPBACK_CHARS_MIN},{GIVEN_CHARS_MAX}}}")
 
 
@@ -70,7 +72,7 @@ def accept(plain: str, pepper: bytes, chars_min: int = GIVEN_CHARS_MIN) -> Minte
 
 def public_id_of(presented: str, pepper: bytes) -> str | None:
     """Under which public id a presented key would be found; None if it can be no key at all."""
-    if presented.startswith(PREFIX) and len(presented) == KEY_CHARS:
+    if _OURS.match(presented):
         well_formed = _KEY.fullmatch(presented) and _checksum(presented[:-CHECK_CHARS]) == presented[-CHECK_CHARS:]
         return presented[len(PREFIX) : len(PREFIX) + PUBLIC_CHARS] if well_formed else None
     if _GIVEN.fullmatch(presented) is None:

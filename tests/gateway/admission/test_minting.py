@@ -32,7 +32,7 @@ def test_every_single_typo_is_refused(at: int, to: str) -> None:
 def test_any_text_is_judged_without_error(text: str) -> None:
     for presented in (text, "fbx-" + text):
         public_id = public_id_of(presented, PEPPER)
-        assert public_id is None or len(presented) >= 24
+        assert public_id is None or len(presented) >= 8
         assert len(hash_of(presented, PEPPER)) == 32
 
 
@@ -52,7 +52,7 @@ def test_given_keys() -> None:
     assert given_key.public_id not in given_key.plain
     assert accept(given_key.plain, PEPPER) == given_key
     assert accept(given_key.plain, b"another").public_id != given_key.public_id
-    for bad in ("short", "x" * 23, "fbx-" + "x" * 60, "with a space in the middle of it", "x" * 513, "é" * 30):
+    for bad in ("short", "x" * 23, ours.plain[:-1], "with a space in the middle of it", "x" * 513, "é" * 30):
         with pytest.raises(ValueError) as refused:
             accept(bad, PEPPER)
         assert bad not in str(refused.value)
