@@ -27,6 +27,7 @@ COMMANDS = {
     "reconcile": "Compare with what a provider says it counted and charged.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",
+    "route": "Where a request would go, and why.",
     "prices": "The price book.",
     "bench": "Measure a gateway from outside; `bench serve` is one to measure.",
 }

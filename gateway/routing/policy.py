@@ -109,11 +109,11 @@ def _affordable(
     if not kept:
         least = format_usd(min(pusd for pusd, _ in prices))
         raise InvalidRequest(
-            f"{alias!r} allows {format_usd(most_pusd)} a request and this one may cost {least}; "
+            f"{alias!r} allows {format_usd(most_pusd)} USD a request and this one may cost {least} USD; "
             "ask for fewer output tokens or send a shorter prompt",
             code="cost_ceiling_exceeded",
         )
-    left_out.extend((c.deployment.id, f"may cost {format_usd(pusd)}") for pusd, c in prices if pusd > most_pusd)
+    left_out.extend((c.deployment.id, f"may cost {format_usd(pusd)} USD") for pusd, c in prices if pusd > most_pusd)
     return kept
 
 

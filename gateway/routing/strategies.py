@@ -72,7 +72,7 @@ def order(strategy: Strategy, equals: Sequence[Candidate], load: Load, chance: C
     if strategy == "lowest_cost":
         size = (load.input_tokens, load.likely())
         priced = sorted((price_pusd(c.sheet, *size), chance(), c.place, c) for c in equals)
-        return [Choice(c, f"about {format_usd(pusd)}") for pusd, _, _, c in priced]
+        return [Choice(c, f"about {format_usd(pusd)} USD") for pusd, _, _, c in priced]
     if strategy == "lowest_latency":
         return [Choice(c, _seconds(c.standing)) for c in _two_picks(equals, lambda c: c.standing.expected_s, chance)]
     return [Choice(c, f"{c.standing.in_flight} in flight") for c in _two_picks(equals, _crowding, chance)]
