@@ -72,7 +72,7 @@ def accept(plain: str, pepper: bytes, chars_min: int = GIVEN_CHARS_MIN) -> Minte
 
 def public_id_of(presented: str, pepper: bytes) -> str | None:
     """Under which public id a presented key would be found; None if it can be no key at all."""
-    if _OURS.match(presented):
+    if _OURS.match(presented) or (presented.startswith(PREFIX) and len(presented) == KEY_CHARS):
         well_formed = _KEY.fullmatch(presented) and _checksum(presented[:-CHECK_CHARS]) == presented[-CHECK_CHARS:]
         return presented[len(PREFIX) : len(PREFIX) + PUBLIC_CHARS] if well_formed else None
     if _GIVEN.fullmatch(presented) is None:
