@@ -34,6 +34,7 @@ from gateway.ingress.body import Receive
 from gateway.observe.health import health_routes
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
+from gateway.responses import Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
@@ -124,7 +125,9 @@ class Gateway:
                 settings.routing.retries, settings.routing.retry_share, total_s=settings.timeouts.total_s
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
-            pipeline = Pipeline(keys, gate, journal, providers, offer, time.time_ns, settings.strict, dispatcher)
+            pipeline = Pipeline(
+                keys, gate, journal, providers, offer, time.time_ns, settings.strict, Store(engine), dispatcher
+            )
             self._hot = HotPath(
                 pipeline,
                 lambda: offer.catalog,

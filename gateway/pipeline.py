@@ -17,6 +17,7 @@ from gateway.embedding import Embedding
 from gateway.exchange import Inbound, Providers, Reply
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
+from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 
@@ -38,6 +39,7 @@ class Pipeline:
         offer: Offer,
         clock: Callable[[], int],
         strict: bool,
+        responses: Store,
         dispatcher: Dispatcher,
     ) -> None:
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
@@ -45,6 +47,9 @@ class Pipeline:
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,
+            "conversation": Conversation(chat, responses, clock),
+            "retrieve": Retrieval(responses),
+            "forget": Retrieval(responses),
             "embeddings": Embedding(self._desk, providers, strict, as_body),
             "count_tokens": Counting(self._desk, providers, strict),
         }

@@ -145,3 +145,19 @@ audit: Final = Table(
     Index(None, "at_ns"),
     Index(None, "subject", "at_ns"),
 )
+
+# What clients of the Responses API said `store` to: the whole conversation up to an answer, and the answer itself.
+# People's words, so they are kept for a while only, and for nobody but the project that had them.
+stored_responses: Final = Table(
+    "stored_responses",
+    metadata,
+    # A provider's ids may meet by chance or by design: one is found in its own project alone.
+    Column("project_id", String(64), ForeignKey("projects.id"), primary_key=True),
+    Column("id", String(128), primary_key=True),
+    Column("conversation", LargeBinary, nullable=False),  # JSON array: input and output, as the next turn needs them.
+    Column("body", LargeBinary, nullable=False),  # JSON object, as the client got it.
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    # What is past its time goes.
+    Index(None, "expires_at_ns"),
+)

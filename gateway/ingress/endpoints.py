@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote
 
 from msgspec import Struct
 
-Operation = Literal["chat", "completions", "embeddings", "models", "count_tokens"]
+Operation = Literal["chat", "completions", "conversation", "embeddings", "models", "count_tokens", "retrieve", "forget"]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
 
 
@@ -19,7 +19,7 @@ class Route(Struct, frozen=True):
     """model, stream: set where the path carries them, None where the body does.
 
     batch: several texts in Gemini's own batch form. envelope: what the dialect is wrapped in on this path, see
-    `envelopes.py`."""
+    `envelopes.py`. item: id of the stored thing that the path names."""
 
     dialect: str
     operation: Operation
@@ -27,6 +27,7 @@ class Route(Struct, frozen=True):
     stream: bool | None = None
     batch: bool = False
     envelope: Envelope = ""
+    item: str | None = None
 
     @property
     def error_dialect(self) -> str:
@@ -39,7 +40,7 @@ class Route(Struct, frozen=True):
 CHAT = Route("openai_chat", "chat")
 COMPLETIONS = Route("openai_completions", "completions")
 EMBEDDINGS = Route("openai_embeddings", "embeddings")
-RESPONSES = Route("openai_responses", "chat")
+RESPONSES = Route("openai_responses", "conversation")
 RESPONSES_COUNT = Route("openai_responses", "count_tokens")
 MESSAGES = Route("anthropic_messages", "chat")
 MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
@@ -76,6 +77,7 @@ _VERTEX_CLAUDE = re.compile(
 _BEDROCK = re.compile(
     r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
 )
+_STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)")
 _AZURE = re.compile(r"/openai/deployments/(?P<model>[^/]+)(?P<path>/chat/completions|/completions|/embeddings)")
 
 
@@ -84,6 +86,8 @@ def match(method: str, path: str, query: str = "") -> Route | None:
 
     path: raw, percent-encoded, without the query. A model in the path is decoded exactly once. query: raw; it decides
     only in which framing Gemini's clients want a stream."""
+    if method in ("GET", "DELETE") and (found := _STORED.fullmatch(path)):
+        return Route("openai_responses", "retrieve" if method == "GET" else "forget", item=unquote(found["id"]))
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:

@@ -13,7 +13,7 @@ from gateway.ingress.endpoints import Route, match
         ("/openai/v1/chat/completions", Route("openai_chat", "chat")),
         ("/chat/completions", Route("openai_chat", "chat")),
         ("/v1/completions", Route("openai_completions", "completions")),
-        ("/v1/responses", Route("openai_responses", "chat")),
+        ("/v1/responses", Route("openai_responses", "conversation")),
         ("/v1/messages", Route("anthropic_messages", "chat")),
         ("/v1beta/models/gemini-3-pro:generateContent", Route("gemini", "chat", "gemini-3-pro", False)),
         (
@@ -57,6 +57,11 @@ from gateway.ingress.endpoints import Route, match
 def test_path_names_dialect_and_operation(path: str, route: Route) -> None:
     assert match("POST", path) == route
     assert match("GET", path) is None
+
+
+def test_a_stored_response_is_read_and_deleted_by_its_path() -> None:
+    assert match("GET", "/v1/responses/resp_1") == Route("openai_responses", "retrieve", item="resp_1")
+    assert match("DELETE", "/openai/v1/responses/resp_1") == Route("openai_responses", "forget", item="resp_1")
 
 
 def test_a_gemini_stream_is_an_array_unless_sse_is_asked_for() -> None:

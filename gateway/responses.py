@@ -1,0 +1,193 @@
+"""The state of the Responses API: `store`, `previous_response_id`, and stored answers read and deleted.
+
+The gateway keeps it, whoever answers: a turn is sent upstream with the whole conversation before it, so each turn may
+go to another provider. Source: OpenAI API reference "Responses" and its 30 days of retention, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.db import reading, writing
+from gateway import schema
+from gateway.admission import Principal
+from gateway.errors import InvalidRequest, NotFound
+from gateway.exchange import Inbound, Reply
+from providers.wire import jsonio
+from providers.wire.sse import SseDecoder
+
+log = structlog.get_logger(__name__)
+
+RETENTION_S: Final = 30 * 24 * 3600
+# The events that carry the whole answer.
+_ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+_table: Final = schema.stored_responses
+
+
+class Way(Protocol):
+    async def serve(self, inbound: Inbound, who: Principal) -> Reply: ...
+
+
+class Stored(Struct, frozen=True):
+    """conversation: JSON array of all that was said, this answer included. body: the answer as its client got it."""
+
+    id: str
+    conversation: bytes
+    body: bytes
+
+
+class Store:
+    """Rows of one project are invisible to every other. Raises: SQLAlchemyError wherever SQL is away."""
+
+    def __init__(self, engine: AsyncEngine, retention_s: int = RETENTION_S) -> None:
+        self._engine = engine
+        self._retention_ns = retention_s * 10**9
+
+    async def keep(self, project_id: str, stored: Stored, now_ns: int) -> None:
+        """Also forgets what is past its time: nothing else has to remember to."""
+        async with writing(self._engine) as db:
+            await db.execute(delete(_table).where(_table.c.expires_at_ns <= now_ns))
+            # Engines there are that give an id twice; then the newer answer is the one that was meant.
+            await db.execute(delete(_table).where(_table.c.project_id == project_id, _table.c.id == stored.id))
+            await db.execute(
+                insert(_table).values(
+                    project_id=project_id,
+                    id=stored.id,
+                    conversation=stored.conversation,
+                    body=stored.body,
+                    created_at_ns=now_ns,
+                    expires_at_ns=now_ns + self._retention_ns,
+                )
+            )
+
+    async def find(self, project_id: str, ident: str, now_ns: int) -> Stored | None:
+        found = select(_table.c.id, _table.c.conversation, _table.c.body).where(
+            _table.c.project_id == project_id, _table.c.id == ident, _table.c.expires_at_ns > now_ns
+        )
+        async with reading(self._engine) as db:
+            row = (await db.execute(found)).one_or_none()
+        return None if row is None else Stored(row.id, row.conversation, row.body)
+
+    async def forget(self, project_id: str, ident: str) -> bool:
+        """Whether there was one."""
+        gone = delete(_table).where(_table.c.project_id == project_id, _table.c.id == ident)
+        async with writing(self._engine) as db:
+            return (await db.execute(gone)).rowcount > 0
+
+
+class Conversation:
+    """The chat way, for clients that leave the memory to us. One that says `store: false` and names no previous answer
+    passes through untouched."""
+
+    def __init__(self, chat: Way, store: Store, clock: Callable[[], int]) -> None:
+        self._chat = chat
+        self._store = store
+        self._clock = clock
+
+    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
+        members = jsonio.split_object(inbound.body)
+        previous = jsonio.plain(members.pop("previous_response_id", None))
+        keeps = jsonio.plain(members.get("store")) is not False
+        if previous is None and not keeps:
+            return await self._chat.serve(inbound, who)
+        said = _items(jsonio.plain(members.get("input")))
+        if previous is not None:
+            said = await self._before(previous, who, inbound.now_ns) + said
+            members["input"] = said
+            inbound = replace(inbound, body=jsonio.joined(members))
+        reply = await self._chat.serve(inbound, who)
+        if not keeps:
+            return reply
+        if isinstance(reply.body, bytes):
+            await self._keep(jsonio.split_object(reply.body), said, who)
+            return reply
+        return replace(reply, body=self._watched(reply.body, said, who))
+
+    async def _before(self, previous: Any, who: Principal, now_ns: int) -> list[Any]:
+        if not isinstance(previous, str):
+            raise InvalidRequest("previous_response_id must be a string", param="previous_response_id")
+        found = await self._store.find(who.project_id, previous, now_ns)
+        if found is None:
+            raise NotFound(
+                f"no response {previous[:200]!r} is stored for this project; it was not stored, or is past its time",
+                code="previous_response_not_found",
+                param="previous_response_id",
+            )
+        before: list[Any] = msgspec.json.decode(found.conversation)
+        return before
+
+    async def _watched(self, body: AsyncIterator[bytes], said: list[Any], who: Principal) -> AsyncIterator[bytes]:
+        """The answer stands in SQL before the client learns that it is whole: its next turn may follow at once."""
+        frames = SseDecoder()
+        pieces = aiter(body)
+        try:
+            async for piece in pieces:
+                for frame in frames.feed(piece):
+                    if frame.event in _ENDS:
+                        await self._keep(msgspec.json.decode(frame.data, type=_Ended).response, said, who)
+                yield piece
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+
+    async def _keep(self, answer: dict[str, Any], said: list[Any], who: Principal) -> None:
+        """A store that fails costs the client its memory, not the answer that it has paid for."""
+        output = [item for item in jsonio.plain(answer["output"]) if _says_something(item)]
+        stored = Stored(jsonio.plain(answer["id"]), msgspec.json.encode([*said, *output]), jsonio.joined(answer))
+        try:
+            # Shielded: a client that leaves after the last byte has still been answered.
+            await asyncio.shield(self._store.keep(who.project_id, stored, self._clock()))
+        except SQLAlchemyError as error:
+            log.error("response not stored", response_id=stored.id, reason=type(error).__name__)
+
+
+class Retrieval:
+    """GET and DELETE of a stored answer."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
+        ident = inbound.route.item or ""
+        headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
+        if inbound.route.operation == "forget":
+            if not await self._store.forget(who.project_id, ident):
+                raise _not_found(ident)
+            return Reply(200, headers, msgspec.json.encode({"id": ident, "object": "response", "deleted": True}))
+        found = await self._store.find(who.project_id, ident, inbound.now_ns)
+        if found is None:
+            raise _not_found(ident)
+        return Reply(200, headers, found.body)
+
+
+class _Ended(Struct):
+    response: dict[str, msgspec.Raw]
+
+
+def _not_found(ident: str) -> NotFound:
+    return NotFound(f"no response {ident[:200]!r} is stored for this project", param="response_id")
+
+
+def _items(given: Any) -> list[Any]:
+    """Raises: InvalidRequest for an input that no dialect takes either."""
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": given}]
+    if isinstance(given, list):
+        return given
+    raise InvalidRequest("input must be a string or a list of items", param="input")
+
+
+def _says_something(item: Any) -> bool:
+    """Thinking without its seal cannot be given back to anybody: its provider would look for it in its own store."""
+    return not (isinstance(item, dict) and item.get("type") == "reasoning" and not item.get("encrypted_content"))
