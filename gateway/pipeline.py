@@ -17,6 +17,7 @@ from gateway.embedding import Embedding
 from gateway.exchange import Inbound, Providers, Reply
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
+from gateway.rerank import Rerank
 from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
@@ -48,6 +49,7 @@ class Pipeline:
             "chat": chat,
             "completions": chat,
             "conversation": Conversation(chat, responses, clock),
+            "rerank": Rerank(self._desk),
             "retrieve": Retrieval(responses),
             "forget": Retrieval(responses),
             "embeddings": Embedding(self._desk, providers, strict, as_body),

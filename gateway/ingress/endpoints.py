@@ -11,7 +11,9 @@ from urllib.parse import parse_qs, unquote
 
 from msgspec import Struct
 
-Operation = Literal["chat", "completions", "conversation", "embeddings", "models", "count_tokens", "retrieve", "forget"]
+Operation = Literal[
+    "chat", "completions", "conversation", "embeddings", "models", "count_tokens", "rerank", "retrieve", "forget"
+]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
 
 
@@ -42,6 +44,7 @@ COMPLETIONS = Route("openai_completions", "completions")
 EMBEDDINGS = Route("openai_embeddings", "embeddings")
 RESPONSES = Route("openai_responses", "conversation")
 RESPONSES_COUNT = Route("openai_responses", "count_tokens")
+RERANK = Route("openai_chat", "rerank")
 MESSAGES = Route("anthropic_messages", "chat")
 MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
 
@@ -63,6 +66,8 @@ EXACT: dict[str, Route] = {
     "/anthropic/v1/messages/count_tokens": MESSAGES_COUNT,
     "/models/chat/completions": CHAT,
     "/models/embeddings": EMBEDDINGS,
+    "/v1/rerank": RERANK,
+    "/v2/rerank": RERANK,
 }
 
 _GEMINI = re.compile(

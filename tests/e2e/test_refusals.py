@@ -265,3 +265,16 @@ async def test_no_secret_goes_astray(yard: Yard, client: str, backend: str, capf
             assert ours not in told
     for secret in (UPSTREAM_KEY, UPSTREAM_SECRET, gateway.key):
         assert secret not in logged
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_reranking_is_refused_by_name(yard: Yard, version: str) -> None:
+    body = {"model": "via-openai", "query": "q", "documents": ["a", "b"]}
+    async with httpx.AsyncClient(base_url=f"{yard.gateway.url}/{version}") as http:
+        assert (await http.post("/rerank", json=body)).status_code == 401
+        key = {"authorization": f"Bearer {yard.gateway.key}"}
+        refusal = await http.post("/rerank", json=body, headers=key)
+        unknown = await http.post("/rerank", json=body | {"model": "nope"}, headers=key)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "unsupported")
+    assert "rerank" in refusal.json()["error"]["message"]
+    assert unknown.status_code == 404
