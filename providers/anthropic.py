@@ -35,6 +35,10 @@ class Anthropic(DialectProvider):
     def path(self, call: Call, model: str) -> str:
         return self._versioned("/messages")
 
+    def dialect_for(self, call: Call, model: str) -> Dialect:
+        super().dialect_for(call, model)
+        return anthropic_messages.AnthropicMessages(call.request.model)
+
     async def send(self, call: Call, model: str) -> UpstreamAnswer:
         return await super().send(forwardable(call), model)
 

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
 from providers.base import Call, Endpoint, UpstreamAnswer
-from providers.dialects import load
 from providers.dialects.base import Dialect
 from providers.errors import ProviderError, Throttled, Unsupported
 from providers.neutral import ChatRequest
@@ -72,7 +71,7 @@ class AzureAI(OpenAILike):
         if self._surface(call, model) == "claude":
             if call.operation != "chat":
                 raise Unsupported((call.operation,), self.name)
-            return load("anthropic_messages")
+            return _claude(call)
         return super().dialect_for(call, model)
 
     def path(self, call: Call, model: str) -> str:
@@ -162,3 +161,10 @@ def _has_foreign_seals(request: ChatRequest) -> bool:
     from providers.dialects.anthropic_messages import carries_foreign_seals
 
     return carries_foreign_seals(request)
+
+
+def _claude(call: Call) -> Dialect:
+    """Imported on use, as above."""
+    from providers.dialects.anthropic_messages import AnthropicMessages
+
+    return AnthropicMessages(call.request.model)

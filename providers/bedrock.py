@@ -90,7 +90,7 @@ class Bedrock(DialectProvider):
 
     def dialect_for(self, call: Call, model: str) -> base.Dialect:
         if self._is_native(call, model):
-            return NATIVE
+            return MessagesOverBedrock(call.request.model)
         super().dialect_for(call, model)
         return BedrockConverse(call.request_id, model)
 
@@ -108,7 +108,7 @@ class Bedrock(DialectProvider):
         if shrunk or (call.dialect == NATIVE.name and anthropic_messages.carries_foreign_seals(call.request)):
             call = replace(call, body=b"")  # its bytes cannot go on as they are: the neutral request is encoded
         answer = await super().send(call, model)
-        if (ident := answer.headers.get("x-amzn-requestid")) and answer.dialect is not NATIVE:
+        if (ident := answer.headers.get("x-amzn-requestid")) and answer.dialect.name != NATIVE.name:
             answer.dialect = BedrockConverse(ident, model)
         return answer
 

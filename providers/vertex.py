@@ -63,7 +63,7 @@ class Vertex(DialectProvider):
             raise Unsupported((call.operation,), self.name)
         match self._surface(model):
             case "claude":
-                return load("anthropic_messages")
+                return _claude(call)
             case "openai":
                 return load("openai_chat")
         return gemini.DIALECT
@@ -174,3 +174,10 @@ def _has_foreign_seals(request: ChatRequest) -> bool:
     from providers.dialects.anthropic_messages import carries_foreign_seals
 
     return carries_foreign_seals(request)
+
+
+def _claude(call: Call) -> Dialect:
+    """Imported on use, as above."""
+    from providers.dialects.anthropic_messages import AnthropicMessages
+
+    return AnthropicMessages(call.request.model)

@@ -134,6 +134,8 @@ async def test_claude_code_writes_a_file(agents: Agents, yard: Yard, tmp_path: P
     assert said["result"].startswith("The tool said:"), said
     assert "out.txt" in said["result"]
     assert said["num_turns"] == 2
+    if backend == "anthropic":
+        assert SEALS[backend].encode() in books.backend.last.body
     await books.closed()
 
 

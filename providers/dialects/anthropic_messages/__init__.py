@@ -40,6 +40,10 @@ class AnthropicMessages:
     name = NAME
     stream_media_type = "text/event-stream; charset=utf-8"
 
+    def __init__(self, told_model: str | None = None) -> None:
+        """told_model: what a client of a forwarded stream is told in place of the provider's name for the model."""
+        self._told_model = told_model
+
     def decode_request(self, body: bytes, *, model: str | None = None, stream: bool | None = None) -> ChatRequest:
         return decode_request(body, model=model, stream=stream)
 
@@ -59,7 +63,7 @@ class AnthropicMessages:
         return EventEncoder(request)
 
     def tap(self, request_included_usage: bool) -> base.Tap:
-        return StreamTap()
+        return StreamTap(self._told_model)
 
     def encode_error(self, error: ErrorBody) -> bytes:
         return encode_error(error)

@@ -280,7 +280,7 @@ class EventEncoder:
             "id": message_id(start.id),
             "type": "message",
             "role": "assistant",
-            "model": start.model or self._model,
+            "model": self._model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,

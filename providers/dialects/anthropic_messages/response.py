@@ -91,7 +91,7 @@ def encode_response(response: ChatResponse, request: ChatRequest) -> bytes:
         "id": message_id(response.id),
         "type": "message",
         "role": "assistant",
-        "model": response.model or request.model,
+        "model": request.model,
         "content": [block for block in map(response_block_out, candidate.content) if block is not None],
         "stop_reason": stop_reason(candidate),
         "stop_sequence": candidate.stop_sequence,

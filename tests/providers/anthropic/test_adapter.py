@@ -324,3 +324,18 @@ async def test_count_tokens_and_models(transport: Http1Transport) -> None:
         assert "claude-opus-4-6" in await provider.models()
         with pytest.raises(AuthFailed):
             await adapter(emulator, transport, "wrong").models()
+
+
+async def test_a_streams_client_is_told_the_model_it_asked_for(transport: Http1Transport) -> None:
+    """Claude Code leaves thinking out of the next turn when the names differ."""
+    async with AnthropicEmulator() as emulator:
+        answer = await adapter(emulator, transport).send(call_of(ask("say hi", stream=True)), "claude-sonnet-4-5")
+        tap = answer.dialect.tap(True)
+        got = b"".join([tap.feed(chunk) async for chunk in answer.chunks()]) + tap.close()
+        await answer.aclose()
+    first, rest = got.split(b"\n\n", 1)
+    message = json.loads(first.partition(b"data: ")[2])["message"]
+    assert first.startswith(b"event: message_start\n")
+    assert message["model"] == json.loads(call_of(ask("x")).body)["model"]
+    assert message["usage"]["input_tokens"] == emulator.stats.input_tokens
+    assert b"message_start" not in rest
