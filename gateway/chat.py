@@ -19,7 +19,6 @@ from gateway.settlement import Ending, Settlement
 from providers.base import Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
-from providers.neutral import ChatRequest
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +40,8 @@ class Chat:
         call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):
             if call.request.stream:
-                return await self._stream(call, booking)
-            return await self._whole(call, booking)
+                return await self._stream(call, booking, inbound.now_ns // 10**9)
+            return await self._whole(call, booking, inbound.now_ns // 10**9)
 
     def _decode(self, inbound: Inbound) -> Call:
         route = inbound.route
@@ -57,14 +56,14 @@ class Chat:
             strict=self._strict,
         )
 
-    async def _whole(self, call: Call, booking: Booking) -> Reply:
+    async def _whole(self, call: Call, booking: Booking, now_s: int) -> Reply:
         dropped: tuple[str, ...] = ()
 
         async def attempt(leg: Leg) -> tuple[bytes, Ending]:
             nonlocal dropped
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
             dropped = answer.dropped
-            body, usage, reason = await read_whole(answer, call)
+            body, usage, reason = await read_whole(answer, call, now_s)
             return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
 
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
@@ -75,10 +74,10 @@ class Chat:
         headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
         return Reply(200, headers, body)
 
-    async def _stream(self, call: Call, booking: Booking) -> Reply:
+    async def _stream(self, call: Call, booking: Booking, now_s: int) -> Reply:
         async def attempt(leg: Leg) -> Opened:
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
-            return await open_stream(answer, call)
+            return await open_stream(answer, call, now_s)
 
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt, streams=True)
         settlement, opened = booking.settlement, arrival.got
@@ -90,14 +89,16 @@ class Chat:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
         ]
-        return Reply(200, headers, self._relay(opened, call.request, call.dialect, settlement, arrival.journey))
+        return Reply(200, headers, self._relay(opened, call, settlement, arrival.journey))
 
     async def _relay(
-        self, opened: Opened, request: ChatRequest, dialect: str, settlement: Settlement, journey: Journey
+        self, opened: Opened, call: Call, settlement: Settlement, journey: Journey
     ) -> AsyncIterator[bytes]:
         """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
         stream, held = opened.stream, opened.head
-        several = request.candidates > 1  # then one finish is not the last: the newest piece always waits for the next
+        several = (
+            call.request.candidates > 1
+        )  # then a finish may not be the last: the newest piece waits
         ending = Ending(Outcome.CLIENT_GONE)
         try:
             if not opened.ended:
@@ -119,7 +120,7 @@ class Chat:
             log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
             journey.failed(error)
             ending = Ending(outcome_of(error))
-            held += load(dialect).event_encoder(request).fail(self._say(error, settlement.id))
+            held += opened.fail(self._say(error, settlement.id), call)
         finally:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
             journey.end(stream.usage.output_tokens)
@@ -133,7 +134,7 @@ class Chat:
                     output_bytes=stream.output_bytes,
                 )
             )
-        yield with_cost(held, amount_pusd) if dialect in _TELLS_COST else held
+        yield with_cost(held, amount_pusd) if call.dialect in _TELLS_COST else held
 
 
 def ask_of(call: Call) -> Ask:

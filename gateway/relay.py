@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from providers.base import Answer, Call
 from providers.dialects import load
-from providers.dialects.base import Dialect
+from providers.dialects.base import Dialect, ErrorBody
 from providers.errors import Broken, Interrupted, ProviderError
 from providers.neutral import (
     Event,
@@ -17,6 +19,7 @@ from providers.neutral import (
     PartStart,
     ReasoningPart,
     RefusalPart,
+    ResponseStart,
     TextPart,
     ToolCallPart,
     Usage,
@@ -44,9 +47,12 @@ class Stream(Protocol):
 
 
 class Translation:
-    """A stream that changes dialect: decoded to neutral events, encoded in the client's words."""
+    """A stream that changes dialect: decoded to neutral events, encoded in the client's words.
 
-    def __init__(self, upstream: Dialect, call: Call) -> None:
+    now_s: unix seconds, told as the answer's date where the provider's dialect has none."""
+
+    def __init__(self, upstream: Dialect, call: Call, now_s: int) -> None:
+        self._now_s = now_s
         self._decoder = upstream.event_decoder()
         self._encoder = load(call.dialect).event_encoder(call.request)
         self._error: ProviderError | None = None
@@ -63,6 +69,10 @@ class Translation:
 
     def close(self) -> bytes:
         return self._said(self._decoder.close()) + self._encoder.close()
+
+    def fail(self, error: ErrorBody) -> bytes:
+        """Said by the encoder that began: some dialects end what is open before they tell of an error."""
+        return self._encoder.fail(error)
 
     def _said(self, events: Iterator[Event]) -> bytes:
         """An error waits for the next call when good events came in the same read: they were made, and are paid for,
@@ -82,6 +92,9 @@ class Translation:
     def _watch(self, events: Iterator[Event]) -> Iterator[Event]:
         for event in events:
             match event:
+                case ResponseStart(created=None):
+                    yield replace(event, created=self._now_s)
+                    continue
                 case PartDelta():
                     self.started = True
                     self.output_bytes += len(event.text.encode())
@@ -113,8 +126,14 @@ class Opened:
         self.head = head
         self.ended = ended
 
+    def fail(self, error: ErrorBody, call: Call) -> bytes:
+        """The error in the middle of the stream, in the client's words."""
+        if isinstance(self.stream, Translation):
+            return self.stream.fail(error)
+        return load(call.dialect).event_encoder(call.request).fail(error)
 
-async def open_stream(answer: Answer, call: Call) -> Opened:
+
+async def open_stream(answer: Answer, call: Call, now_s: int) -> Opened:
     """Read up to the first event, so that a failure before it can still go to another deployment.
 
     Raises: a ProviderError; then the answer is closed and no byte is owed to the client.
@@ -123,7 +142,7 @@ async def open_stream(answer: Answer, call: Call) -> Opened:
     if answer.dialect.name == call.dialect:
         stream = answer.dialect.tap(call.request.include_usage)
     else:
-        stream = Translation(answer.dialect, call)
+        stream = Translation(answer.dialect, call, now_s)
     chunks = answer.chunks()
     head = b""
     try:
@@ -136,13 +155,14 @@ async def open_stream(answer: Answer, call: Call) -> Opened:
         # Nothing has reached the client, so another deployment may still answer.
         await answer.aclose()
         raise Broken(f"the stream ended before its first event: {error.message}") from error
-    except ProviderError:
+    except BaseException:
+        # Also when the client has gone while it waited: the upstream must not write on.
         await answer.aclose()
         raise
     return Opened(answer, stream, chunks, head, ended=True)
 
 
-async def read_whole(answer: Answer, call: Call) -> tuple[bytes, Usage, str | None]:
+async def read_whole(answer: Answer, call: Call, now_s: int) -> tuple[bytes, Usage, str | None]:
     """The client's bytes of an answer that does not stream, what it used and how it ended."""
     try:
         body = await answer.read()
@@ -150,6 +170,7 @@ async def read_whole(answer: Answer, call: Call) -> tuple[bytes, Usage, str | No
         await answer.aclose()
     response = answer.dialect.decode_response(body)
     if answer.dialect.name != call.dialect:
-        body = load(call.dialect).encode_response(response, call.request)
+        dated = response if response.created is not None else replace(response, created=now_s)
+        body = load(call.dialect).encode_response(dated, call.request)
     reason = response.candidates[0].finish_reason if response.candidates else None
     return body, response.usage, reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -101,21 +101,21 @@ class HotPath:
         reply = await self._pipeline.serve(unwrapped(inbound))
         if isinstance(reply.body, bytes):
             return await respond(send, reply.status, reply.headers, reply.body)
-        body, headers, wrapping = aiter(reply.body), reply.headers, wrapping_of(inbound.route.envelope)
+        pieces, headers, wrapping = aiter(reply.body), reply.headers, wrapping_of(inbound.route.envelope)
         if wrapping is not None:
             headers = [(n, wrapping.media_type if n == "content-type" else v) for n, v in headers]
         # The first piece is ready, and taking it before anything can be cancelled arms the stream's own settlement.
-        piece = await anext(body, b"")
+        first = await anext(pieces, b"")
         try:
             await send({"type": "http.response.start", "status": reply.status, "headers": encoded(headers)})
-            while piece:
+            async for piece in chain(first, pieces):
                 out = piece if wrapping is None else wrapping.feed(piece)
-                await send({"type": "http.response.body", "body": out, "more_body": True})
-                piece = await anext(body, b"")
+                if out:
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
             last = b"" if wrapping is None else wrapping.close()
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
-            await body.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()  # type: ignore[attr-defined]
 
     async def _models(
         self, scope: Scope, headers: Mapping[str, str], path: str, request_id: str, now_ns: int, send: Send
@@ -155,6 +155,12 @@ def path_of(scope: Scope) -> str:
     """The raw path, never one rebuilt from the Host header: what is authorised is what is served."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.split(b"?", 1)[0].decode("ascii", "replace")
+
+
+async def chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
