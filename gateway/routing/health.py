@@ -24,7 +24,7 @@ OPEN_LONGEST_S: Final = 60.0
 # A refused credential does not mend itself, and some providers lock accounts that go on knocking.
 OPEN_AUTH_S: Final = 60.0
 OPEN_AUTH_LONGEST_S: Final = 600.0
-COOL_S: Final = 1.0  # after a 429 without a hint
+COOL_S: Final = 5.0  # after a 429 without a hint: quotas are counted by the minute, most in sliding windows
 COOL_LONGEST_S: Final = 600.0  # hints of a day exist (Groq's daily tokens); a raised quota should not wait for that
 # A latency peak is half forgotten after 7 s. Source: Finagle's PeakEwma, decay time 10 s, read 2026-11.
 EWMA_S: Final = 10.0

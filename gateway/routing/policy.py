@@ -129,7 +129,11 @@ def _legs(candidates: Sequence[Candidate], strategy: Strategy, load: Load, chanc
     several = len({priority for priority, _ in well}) > 1
     for priority, spare in sorted(well):
         group = well[priority, spare]
-        said = f"priority {priority}, " if several else ""
+        said = f"priority {priority}" if several else ""
+        if len(group) == 1:
+            yield Leg(group[0].deployment, group[0].sheet, said or "the only one well")
+            continue
+        said += ", " if said else ""
         if spare:
             yield from (Leg(c.deployment, c.sheet, f"{said}spare") for c in group)
         else:

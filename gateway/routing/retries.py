@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from providers.errors import Broken, Overloaded, ProviderError, Throttled, Unreachable, WireError
+from providers.errors import Broken, Overloaded, ProviderError, Throttled, Unreachable
 
 WINDOW_S: Final = 30.0
 _SLOTS: Final = 6
@@ -75,8 +75,9 @@ def delay_s(error: ProviderError, retry: int, terms: RetryTerms, chance: Callabl
 
     Full jitter: anything from zero to a bound that doubles, since clients that fail together would return together.
     A hint is waited out and jittered on top. Source: AWS Architecture Blog "Exponential Backoff And Jitter", 2026-11.
-    A time-out is not tried again here: the client has waited for all of it, and the provider may still be at work."""
-    if retry > terms.most or not isinstance(error, Unreachable | Throttled | Overloaded | Broken | WireError):
+    A time-out is not tried again here: the client has waited for all of it, and the provider may still be at work.
+    Nor is an answer that does not parse: it was made, and is billed to us each time."""
+    if retry > terms.most or not isinstance(error, Unreachable | Throttled | Overloaded | Broken):
         return None
     jitter: float = chance() * min(terms.longest_s, terms.base_s * 2.0 ** (retry - 1))
     hint = error.retry_after_s

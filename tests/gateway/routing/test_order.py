@@ -198,4 +198,7 @@ def test_weight_is_capacity_to_the_least_busy() -> None:
 def test_the_client_is_told_where_and_why() -> None:
     outlook = Outlook({A.id: Standing("open", 4.2)})
     route = plan("m", NEEDS, (A, B), lambda _: Capabilities(), sheet, lambda: 0.5, outlook=outlook)
-    assert [route.told(leg) for leg in route.legs] == ["weighted; 1/2; weight 1 of 1", "weighted; 2/2; open for 4.2 s"]
+    assert [route.told(leg) for leg in route.legs] == [
+        "weighted; 1/2; the only one well",
+        "weighted; 2/2; open for 4.2 s",
+    ]
