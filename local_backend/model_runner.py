@@ -11,7 +11,7 @@ from local_backend.config import Settings
 from local_backend.errors import ModelUnavailable
 from local_backend.layers.attention import AttentionBatch, DecodeGroup, KVCache, PrefillChunk
 from local_backend.layers.linear import HalfWeightLinear
-from local_backend.memory import CachePlan, free_host_memory, plan_cache
+from local_backend.memory import CachePlan, free_host_memory, plan_cache, return_freed_memory
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models.llama import Llama
 from local_backend.sampler import Sampled, sample
@@ -52,6 +52,7 @@ class ModelRunner:
                 device=self.device,
             )
             weights.close()
+            return_freed_memory()
             self.plan: CachePlan = plan_cache(
                 self.config,
                 settings,

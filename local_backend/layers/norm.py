@@ -10,7 +10,8 @@ class RMSNorm:
     """x / rms(x) * weight over the last dimension, computed in float32 whatever comes in."""
 
     def __init__(self, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        self.weight, self.eps = weight.to(dtype), eps
+        self.weight = weight.to(dtype, copy=True)  # a view would keep the whole file mapped
+        self.eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float32:

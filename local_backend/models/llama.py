@@ -76,7 +76,7 @@ class Llama:
         embedding = weights.get("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
         self.dtype = dtype
         # Rows are widened as they are looked up: the table itself stays as small as it is stored.
-        self.embedding = embedding if half_weights else embedding.to(dtype)
+        self.embedding = embedding.to(embedding.dtype if half_weights else dtype, copy=True)
         self.norm = RMSNorm(weights.get("model.norm.weight", c.hidden_size), c.norm_eps, dtype)
         untied = None if c.tied_embeddings else weights.get("lm_head.weight", c.vocab_size, c.hidden_size)
         # Packing runs on one core each and lets go of the interpreter: side by side it halves the start on two cores.

@@ -110,7 +110,7 @@ def test_every_chunk_size_gives_the_same_logits(tiny: Path, block_size: int) -> 
 def test_prefix_hit_preemption_and_budget_change_no_token(tiny: Path) -> None:
     chance = random.Random(1)
     shared = [chance.randrange(3, 259) for _ in range(40)]
-    prompts = [shared[: chance.randrange(1, 40)] + [chance.randrange(3, 259)] for _ in range(12)]
+    prompts = [[*shared[: chance.randrange(1, 40)], chance.randrange(3, 259)] for _ in range(12)]
     alone = [run_all(make_engine(tiny, prefix_caching=False), [p], greedy(20))[0] for p in prompts]
     for budget, blocks, caching in [(512, 400, True), (7, 400, True), (64, 20, True), (64, 20, False), (1, 18, True)]:
         engine = make_engine(tiny, token_budget=budget, blocks=blocks, block_size=4, prefix_caching=caching)
