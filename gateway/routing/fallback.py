@@ -34,19 +34,27 @@ class Arrival(Struct, Generic[T], frozen=True):
 class Journey:
     """The rest of an answer that has begun: its deployment has one in flight until `end`, which is owed for streams."""
 
-    __slots__ = ("_clock", "_provider", "_trip")
+    __slots__ = ("_clock", "_counted", "_provider", "_trip")
 
     def __init__(self, trip: Trip, provider: str, clock: Callable[[], float]) -> None:
         self._trip = trip
         self._provider = provider
         self._clock = clock
+        self._counted = False
 
     def failed(self, error: ProviderError) -> None:
         self._trip.failed(error, self._clock())
-        METRICS.attempted(self._provider, type(error).__name__)
+        self._count(type(error).__name__)
 
     def end(self, output_tokens: int | None = None) -> None:
         self._trip.end(self._clock(), output_tokens)
+        self._count(OK)
+
+    def _count(self, result: str) -> None:
+        """A call counts once, by how it ended."""
+        if not self._counted:
+            self._counted = True
+            METRICS.attempted(self._provider, result)
 
 
 class Dispatcher:
@@ -108,23 +116,25 @@ class Dispatcher:
         if run.attempts == 1:
             health.retries.requested(began)
         trip = Trip(health, began)
-        arrived = False
+        going_on = False
         try:
             if run.attempts == 1:
                 got = await attempt(leg)  # bounded by the transport's own limits, which are the plan's
             else:
                 got = await _within(attempt(leg), run.deadline - began)
             trip.answered(self._clock(), streams=streams)
-            arrived = True
+            going_on = streams
         except ProviderError as error:
             trip.failed(error, self._clock())
             METRICS.attempted(provider, type(error).__name__)
             raise
         finally:
-            if not (arrived and streams):
+            if not going_on:
                 trip.end(self._clock())
-        METRICS.attempted(provider, OK)
-        return Arrival(got, leg, run.attempts, Journey(trip, provider, self._clock))
+        journey = Journey(trip, provider, self._clock)
+        if not streams:
+            journey.end()
+        return Arrival(got, leg, run.attempts, journey)
 
     async def _again(self, run: _Run, health: Health, error: ProviderError) -> bool:
         """Waits before the only deployment is asked once more. Another one is asked at once, and costs no retry."""

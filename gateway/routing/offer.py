@@ -14,7 +14,7 @@ from billing import schema
 from billing.db import reading
 from billing.errors import UnknownPrice
 from billing.pricelist import load_prices
-from billing.prices import PriceBook, PriceSheet
+from billing.prices import STANDARD, PriceBook, PriceSheet
 from gateway.config import Settings
 from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
 
@@ -53,13 +53,17 @@ class Offer:
             except (SQLAlchemyError, OSError) as error:
                 log.warning("price list not read, the old one stands", reason=type(error).__name__)
 
-    def price_of(self, deployment: Deployment, at_ns: int) -> PriceSheet:
+    def price_of(
+        self, deployment: Deployment, at_ns: int, *, variant: str = STANDARD, organisation_id: str | None = None
+    ) -> PriceSheet:
         """By the name the operator gave the provider, else by the list of its kind, else what the operator set for
-        any model of it. Raises: UnknownPrice."""
-        model = deployment.model
+        any model of it; at the service tier's own price and with the organisation's margin.
+
+        Raises: UnknownPrice; a tier without a price is not sold at the standard one."""
+        model, prices = deployment.model, self.prices
         for provider, name in ((deployment.provider, model), (deployment.kind, model)):
             try:
-                return self.prices.sheet(provider, name, at_ns)
+                return prices.sheet(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
             except UnknownPrice:
                 continue
-        return self.prices.sheet(deployment.provider, ANY, at_ns)
+        return prices.sheet(deployment.provider, ANY, at_ns, variant=variant, organisation_id=organisation_id)

@@ -10,12 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import NoRouteLeft
+from gateway.observe.metrics import METRICS
 from gateway.routing import health
 from gateway.routing.catalog import Deployment
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.policy import Leg, RoutePlan
 from gateway.routing.retries import WINDOW_S, RetryBudget, RetryTerms, delay_s
-from providers.errors import AuthFailed, Broken, Overloaded, ProviderError, Rejected, Throttled, TimedOut, Unreachable
+from providers.errors import (
+    AuthFailed,
+    Broken,
+    Interrupted,
+    Overloaded,
+    ProviderError,
+    Rejected,
+    Throttled,
+    TimedOut,
+    Unreachable,
+)
 from tests.gateway.routing.test_order import sheet
 
 A, B = (Deployment(name, "x", "m") for name in "ab")
@@ -169,6 +180,18 @@ async def test_one_request_probes_and_the_others_go_elsewhere() -> None:
     answers = sorted(arrival.got for arrival in await asyncio.gather(*tasks))
     assert answers == ["a"] + ["b"] * 19
     assert world.condition(A) == "closed"
+
+
+async def test_each_call_is_counted_once_by_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(METRICS, "attempted", lambda provider, result: counted.append((provider, result)))
+    world = World(a=[Overloaded("503")], b=["here"])
+    await world.ask(A, B)
+    await world.ask(B, streams=True)
+    arrival = await world.dispatcher.first_arrival(RoutePlan((Leg(B, sheet(B)),)), world.attempt, streams=True)
+    arrival.journey.failed(Interrupted("cut"))
+    arrival.journey.end(3)
+    assert counted == [("a", "Overloaded"), ("b", "ok"), ("b", "ok"), ("b", "Interrupted")]
 
 
 async def test_a_cancelled_try_leaves_nothing_in_flight() -> None:
