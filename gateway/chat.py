@@ -148,6 +148,7 @@ def ask_of(call: Call) -> Ask:
         max_output_tokens=request.max_output_tokens,
         candidates=request.candidates,
         end_user=request.user,
+        service_tier=request.service_tier,
     )
 
 

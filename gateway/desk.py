@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from msgspec import Struct
 
-from billing.errors import JournalUnavailable
+from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
+from billing.prices import STANDARD, PriceSheet, variant_of, variants_asked
 from billing.usage import Intent
 from gateway.admission import Admission, Gate, KeyStore, Principal
 from gateway.errors import Forbidden, Unauthenticated
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.metering import Size
-from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, permits
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.policy import RoutePlan, plan
@@ -37,6 +39,7 @@ class Ask(Struct, frozen=True):
     answers: bool = True
     candidates: int = 1
     end_user: str | None = None
+    service_tier: str | None = None
 
     @property
     def load(self) -> Load:
@@ -96,7 +99,15 @@ class Desk:
             raise Unauthenticated("no API key; send it as `Authorization: Bearer fbx-...`", code="missing_api_key")
         return await self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
 
-    def plan(self, alias: str, needs: frozenset[str], who: Principal, now_ns: int, load: Load = LIKELY) -> RoutePlan:
+    def plan(
+        self,
+        alias: str,
+        needs: frozenset[str],
+        who: Principal,
+        now_ns: int,
+        load: Load = LIKELY,
+        variant: str = STANDARD,
+    ) -> RoutePlan:
         """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel, InvalidRequest."""
         deployments = self._offer.catalog.deployments(alias)
         if not permits(who.models, alias):
@@ -106,7 +117,7 @@ class Desk:
             needs,
             deployments,
             lambda d: self._providers.get(d.provider).capabilities,
-            lambda d: self._offer.price_of(d, now_ns),
+            lambda d: self._offer.price_of(d, now_ns, variant=variant, organisation_id=who.organisation_id),
             random.random,
             terms=self._offer.catalog.terms_of(alias),
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
@@ -117,7 +128,8 @@ class Desk:
         """From here on a usage record is owed: every way on is walked inside `settlement.owed()`.
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load)
+        variant = variant_of(ask.service_tier)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant)
         most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
         admission = await self._gate.admit(
             who,
@@ -129,7 +141,7 @@ class Desk:
             candidates=ask.candidates,
             deployment_max_output=most,
             context_window=max(leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in route.legs),
-            sheets=[leg.sheet for leg in route.legs],
+            sheets=list(self._sheets(route, ask, who, now_ns)),
             end_user=ask.end_user,
             now_ms=now_ns // 1_000_000,
         )
@@ -158,5 +170,20 @@ class Desk:
             estimate=dict(admission.estimate),
             hold_pusd=admission.hold_pusd,
             dialect=ask.dialect,
+            variant=variant_of(ask.service_tier),
         )
-        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock)
+
+        def price_of(deployment: Deployment, variant: str) -> PriceSheet:
+            return self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
+
+        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock, price_of)
+
+    def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> Iterator[PriceSheet]:
+        """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""
+        for leg in route.legs:
+            yield leg.sheet
+            for variant in variants_asked(ask.service_tier)[1:]:
+                with suppress(UnknownPrice):
+                    yield self._offer.price_of(
+                        leg.deployment, now_ns, variant=variant, organisation_id=who.organisation_id
+                    )

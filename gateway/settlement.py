@@ -11,12 +11,14 @@ from msgspec import Struct
 
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
+from billing.prices import PriceSheet, variant_of
 from billing.rating import charge
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
 from gateway.exchange import SayError
 from gateway.metering import estimated_usage, outcome_of, quantities
 from gateway.observe.metrics import METRICS
+from gateway.routing.catalog import Deployment
 from gateway.routing.policy import Leg
 from providers.neutral import Usage
 
@@ -39,8 +41,17 @@ class Settlement:
     """`open` writes the intent, `finish` the record; only the first `finish` counts."""
 
     def __init__(
-        self, journal: Journal, gate: Gate, admission: Admission, intent: Intent, leg: Leg, clock: Callable[[], int]
+        self,
+        journal: Journal,
+        gate: Gate,
+        admission: Admission,
+        intent: Intent,
+        leg: Leg,
+        clock: Callable[[], int],
+        price_of: Callable[[Deployment, str], PriceSheet],
     ) -> None:
+        """price_of: what a deployment's answer costs at a service tier's variant; raises UnknownPrice."""
+        self._price_of = price_of
         self._journal = journal
         self._gate = gate
         self._admission = admission
@@ -92,8 +103,9 @@ class Settlement:
         return await asyncio.shield(self._finished)
 
     async def _finish(self, ending: Ending) -> int:
-        record = self._record(ending)
-        amount_pusd = self._amount(record)
+        sheet, variant = self._sheet(ending.usage.service_tier)
+        record = self._record(ending, sheet, variant)
+        amount_pusd = self._amount(record, sheet)
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
         counted = (0, 0) if record.estimated else (read, written)
@@ -114,16 +126,30 @@ class Settlement:
             raise settled
         return amount_pusd
 
-    def _amount(self, record: UsageRecord) -> int:
+    def _sheet(self, service_tier: str | None) -> tuple[PriceSheet, str]:
+        """The price of the tier that the answer came from, where the provider says which, and that tier's variant."""
+        asked = self._intent.variant
+        answered = asked if service_tier is None else variant_of(service_tier)
+        if answered == asked:
+            return self.leg.sheet, asked
+        try:
+            return self._price_of(self.leg.deployment, answered), answered
+        except UnknownPrice:
+            # The row names a price of another tier, so the ledger waits until the operator has set this one's.
+            return self.leg.sheet, answered
+
+    def _amount(self, record: UsageRecord, sheet: PriceSheet) -> int:
         """What the client is told. A meter that turns out unpriced (a search nobody foresaw) is written down all the
         same: the ledger posts it once the operator has set its price."""
         try:
-            return charge(record.quantities, self.leg.sheet).sale_pusd
+            if record.variant != sheet.variant:
+                raise UnknownPrice(f"tier {record.variant!r} of {sheet.provider}/{sheet.model}")
+            return charge(record.quantities, sheet).sale_pusd
         except UnknownPrice as error:
             log.error("used something unpriced; `farebox prices set` posts it", request_id=self.id, what=str(error))
             return 0
 
-    def _record(self, ending: Ending) -> UsageRecord:
+    def _record(self, ending: Ending, sheet: PriceSheet, variant: str) -> UsageRecord:
         intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()
         usage, estimated = ending.usage, False
         if ending.produced and (usage.output_tokens is None or ending.finish_reason is None):
@@ -147,7 +173,8 @@ class Settlement:
             provider=deployment.provider,
             model=deployment.model,
             deployment=deployment.id,
-            price_id=self.leg.sheet.id,
+            price_id=sheet.id,
+            variant=variant,
             quantities=used,
             estimated=estimated,
             outcome=ending.outcome,

@@ -289,3 +289,12 @@ async def test_limits_of_rate_refuse_with_the_time_to_wait(gateway: House) -> No
     assert refusal.value.code == "rate_limit_exceeded"
     assert int(refusal.value.response.headers["retry-after-ms"]) > 0
     assert len(await gateway.rows()) == 3
+
+
+async def test_a_service_tier_without_a_price_is_refused_and_never_sold_at_the_standard_one(gateway: House) -> None:
+    async with client(gateway) as sdk:
+        with pytest.raises(openai.PermissionDeniedError) as refusal:
+            await sdk.chat.completions.create(model="echo", messages=QUESTION, service_tier="priority")  # type: ignore[call-overload]
+        assert refusal.value.code == "model_not_priced"
+        await sdk.chat.completions.create(model="echo", messages=QUESTION, service_tier="auto")  # type: ignore[call-overload]
+    assert len(await gateway.rows()) == 1
