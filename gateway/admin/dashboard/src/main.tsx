@@ -1,15 +1,13 @@
 import "@fontsource-variable/inter/wght.css";
 import "@mantine/core/styles.css";
-import "@mantine/notifications/styles.css";
-import "@mantine/spotlight/styles.css";
 import "./app.css";
 import { MantineProvider } from "@mantine/core";
-import { Notifications } from "@mantine/notifications";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
 import { RouterProvider } from "@tanstack/react-router";
-import { StrictMode } from "react";
+import { lazy, StrictMode, Suspense, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { onSignedOut, Problem } from "./api";
+import { onFirstNotice } from "./parts/notify";
 import { router } from "./router";
 import { theme, variables } from "./theme";
 
@@ -24,6 +22,14 @@ const queries = new QueryClient({
 });
 onSignedOut(() => queries.setQueryData(["session"], null));
 
+const Toasts = lazy(() => import("./parts/toasts"));
+
+function Notices() {
+  const [wanted, setWanted] = useState(false);
+  useEffect(() => onFirstNotice(() => setWanted(true)), []);
+  return wanted && <Suspense><Toasts /></Suspense>;
+}
+
 const nonce = document.querySelector<HTMLMetaElement>('meta[name="csp-nonce"]')?.content ?? "";
 // What keeps the page from scrolling behind a dialog asks for the nonce under this name.
 (globalThis as { __webpack_nonce__?: string }).__webpack_nonce__ = nonce;
@@ -33,7 +39,7 @@ if (root) {
     <StrictMode>
       <MantineProvider theme={theme} cssVariablesResolver={variables} defaultColorScheme="auto" getStyleNonce={() => nonce}>
         <QueryClientProvider client={queries}>
-          <Notifications position="bottom-right" />
+          <Notices />
           <RouterProvider router={router} />
         </QueryClientProvider>
       </MantineProvider>

@@ -1,14 +1,15 @@
-import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, Menu, NavLink, ScrollArea, Text, Tooltip, UnstyledButton, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
+import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, NavLink, ScrollArea, Text, UnstyledButton, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, LogOut, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
+import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
 import { remove } from "./api";
 import { Logo } from "./parts/logo";
 import { Failure, Loading } from "./parts/states";
 import { sessionQuery } from "./session";
 
+const PersonMenu = lazy(() => import("./parts/person"));
 const Palette = lazy(() => import("./parts/palette"));
 
 interface Place { to: string; label: string; icon: Icon; needs?: string; about: string }
@@ -123,31 +124,26 @@ function Scheme() {
   const dark = useComputedColorScheme("light") === "dark";
   const label = dark ? "Light theme" : "Dark theme";
   return (
-    <Tooltip label={label}>
-      <ActionIcon variant="subtle" color="gray" size="lg" aria-label={label} onClick={() => setColorScheme(dark ? "light" : "dark")}>
-        {dark ? <Sun size={18} aria-hidden /> : <Moon size={18} aria-hidden />}
-      </ActionIcon>
-    </Tooltip>
+    <ActionIcon variant="subtle" color="gray" size="lg" aria-label={label} title={label} onClick={() => setColorScheme(dark ? "light" : "dark")}>
+      {dark ? <Sun size={18} aria-hidden /> : <Moon size={18} aria-hidden />}
+    </ActionIcon>
   );
 }
 
 function Person({ name, role }: { name: string; role: string }) {
   const queries = useQueryClient();
+  const [asked, { open }] = useDisclosure();
   const leave = async () => {
     await remove("/auth/session");
     queries.setQueryData(["session"], null);
     queries.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== "session" });
   };
+  const face = <Avatar size={32} radius="xl" color="teal" variant="filled" name={name} alt="" />;
+  const label = `Account of ${name}`;
+  if (!asked) return <UnstyledButton aria-label={label} aria-haspopup="menu" onClick={open}>{face}</UnstyledButton>;
   return (
-    <Menu position="bottom-end" width={220}>
-      <Menu.Target>
-        <UnstyledButton aria-label={`Account of ${name}`}><Avatar size={32} radius="xl" color="teal" variant="filled" name={name} alt="" /></UnstyledButton>
-      </Menu.Target>
-      <Menu.Dropdown>
-        <Menu.Label><Text size="sm" fw={600} c="var(--mantine-color-text)">{name}</Text>{role}</Menu.Label>
-        <Menu.Item leftSection={<Settings size={15} aria-hidden />} component={Link} to="/settings">Settings</Menu.Item>
-        <Menu.Item leftSection={<LogOut size={15} aria-hidden />} onClick={() => void leave()}>Sign out</Menu.Item>
-      </Menu.Dropdown>
-    </Menu>
+    <Suspense fallback={<UnstyledButton aria-label={label}>{face}</UnstyledButton>}>
+      <PersonMenu name={name} role={role} leave={() => void leave()}><UnstyledButton aria-label={label}>{face}</UnstyledButton></PersonMenu>
+    </Suspense>
   );
 }

@@ -1,5 +1,4 @@
 import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Text, TextInput } from "@mantine/core";
-import { notifications } from "@mantine/notifications";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Ban, Ellipsis, KeyRound, Pencil, Plus, Wallet } from "../parts/icons";
@@ -8,6 +7,7 @@ import { get, patch, post, put, remove, type Key, type Project } from "../api";
 import { ago, dateTime } from "../format";
 import { Money, Share, State } from "../parts/bits";
 import { KeyForm } from "../parts/key-form";
+import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay } from "../session";
@@ -101,7 +101,7 @@ const whole = (value: FormDataEntryValue | null): number | null => (value === nu
 function Actions({ doing, close }: { doing: Doing; close: () => void }) {
   const queries = useQueryClient();
   const act = useMutation({
-    mutationFn: async (work: () => Promise<string>) => notifications.show({ message: await work(), color: "teal" }),
+    mutationFn: async (work: () => Promise<string>) => notify(await work()),
     onSuccess: () => { void queries.invalidateQueries(); leave(); },
   });
   const leave = () => { act.reset(); close(); };

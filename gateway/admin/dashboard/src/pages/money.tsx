@@ -1,5 +1,4 @@
 import { Alert, Anchor, Box, Button, Grid, Group, Modal, NumberInput, Pill, Select, Stack, Switch, Table, Text, TextInput } from "@mantine/core";
-import { notifications } from "@mantine/notifications";
 import { useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { CircleCheck, CircleX, ReceiptText, Scale } from "../parts/icons";
@@ -7,6 +6,7 @@ import { useState } from "react";
 import { get, post, type Balances, type LedgerAudit, type Page as Slice, type Posting } from "../api";
 import { dateTime, words } from "../format";
 import { Money, Section } from "../parts/bits";
+import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay } from "../session";
@@ -113,7 +113,7 @@ function TopUp({ opened, close, balances }: { opened: boolean; close: () => void
   const [idempotency, setIdempotency] = useState(unique);
   const send = useMutation({
     mutationFn: (said: Record<string, unknown>) => post<{ new: boolean }>("/ledger/top-ups", said, { "idempotency-key": idempotency }),
-    onSuccess: () => { setIdempotency(unique()); notifications.show({ message: "Posted.", color: "teal" }); void queries.invalidateQueries(); close(); },
+    onSuccess: () => { setIdempotency(unique()); notify("Posted."); void queries.invalidateQueries(); close(); },
   });
   return (
     <Modal opened={opened} onClose={close} title="Top up">

@@ -39,7 +39,7 @@ export default function Reference() {
   const shown = operations.filter(({ path, method, operation }) => `${method} ${path} ${operation.description ?? ""}`.toLowerCase().includes(wanted.toLowerCase()));
   const nouns = [...new Set(shown.map(({ path }) => noun(path)))];
   return (
-    <Page title="API reference" about={<>Everything that this dashboard does, for programs. <Anchor size="sm" href="/openapi.json">OpenAPI document</Anchor></>}
+    <Page title="API reference" about={<>Everything that this dashboard does, for programs. <Anchor size="sm" underline="always" href="/openapi.json">OpenAPI document</Anchor></>}
       actions={<TextInput aria-label="Find an endpoint" placeholder="Find an endpoint" leftSection={<Search size={15} aria-hidden />} value={wanted} onChange={(event) => setWanted(event.currentTarget.value)} />}>
       <Section title="Signing in">
         <Stack gap="sm">

@@ -1,5 +1,4 @@
 import { Badge, Button, Code, Group, Modal, NumberInput, PasswordInput, Select, Stack, Table, Tabs, TextInput } from "@mantine/core";
-import { notifications } from "@mantine/notifications";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Bot, UserPlus } from "../parts/icons";
@@ -7,6 +6,7 @@ import { useState } from "react";
 import { get, patch, post, put, remove, type IssuedToken, type Link as SignInLink, type Role, type Settings, type Token, type User } from "../api";
 import { ago, dateTime, words } from "../format";
 import { Facts, Once, Section, State } from "../parts/bits";
+import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay, useSession } from "../session";
@@ -44,7 +44,7 @@ function You() {
   const queries = useQueryClient();
   const save = useMutation({
     mutationFn: (said: { password: string; current?: string }) => put("/auth/password", said),
-    onSuccess: () => { notifications.show({ message: "Your password is set. Other sessions of yours have ended.", color: "teal" }); void queries.invalidateQueries({ queryKey: ["session"] }); },
+    onSuccess: () => { notify("Your password is set. Other sessions of yours have ended."); void queries.invalidateQueries({ queryKey: ["session"] }); },
   });
   return (
     <Section title="Your password" about={`Signed in as ${session?.name}, ${session?.role}`}>

@@ -1,4 +1,4 @@
-import { ActionIcon, Badge, Box, Button, Card, Code, CopyButton, Group, Stack, Text, Title, Tooltip } from "@mantine/core";
+import { ActionIcon, Badge, Box, Button, Card, Code, CopyButton, Group, Stack, Text, Title } from "@mantine/core";
 import { Check, Copy } from "./icons";
 import type { ReactNode } from "react";
 import { exactUsd, usd, words } from "../format";
@@ -35,11 +35,9 @@ export function CopyIcon({ text, label = "Copy" }: { text: string; label?: strin
   return (
     <CopyButton value={text}>
       {({ copied, copy }) => (
-        <Tooltip label={copied ? "Copied" : label}>
-          <ActionIcon variant="subtle" color={copied ? "teal" : "gray"} onClick={copy} aria-label={label}>
-            {copied ? <Check size={16} aria-hidden /> : <Copy size={16} aria-hidden />}
-          </ActionIcon>
-        </Tooltip>
+        <ActionIcon variant="subtle" color={copied ? "teal" : "gray"} onClick={copy} aria-label={copied ? "Copied" : label} title={label}>
+          {copied ? <Check size={16} aria-hidden /> : <Copy size={16} aria-hidden />}
+        </ActionIcon>
       )}
     </CopyButton>
   );
