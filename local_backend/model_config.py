@@ -46,6 +46,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    """This and the next three: what the model's makers advise, for a request that does not say."""
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,9 +98,18 @@ def read_model_config(model_dir: Path) -> ModelConfig:
             mlp_bias=raw.get("mlp_bias", False),
             bos_token_id=raw.get("bos_token_id"),
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            temperature=_advised(generation, "temperature", 1.0),
+            top_p=_advised(generation, "top_p", 1.0),
+            top_k=int(_advised(generation, "top_k", 0)),
+            repetition_penalty=_advised(generation, "repetition_penalty", 1.0),
         )
     except KeyError as error:
         raise ModelUnavailable(f"{model_dir.name}/config.json lacks {error}") from None
+
+
+def _advised(generation: Mapping[str, Any], name: str, otherwise: float) -> float:
+    value = generation.get(name)
+    return otherwise if value is None else float(value)
 
 
 def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:

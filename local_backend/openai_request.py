@@ -232,13 +232,13 @@ def _generation(
     stop_ids = () if body.ignore_eos else config.eos_token_ids
     sampling = Sampling(
         max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(0, body.top_k or 0),
+        temperature=config.temperature if body.temperature is None else body.temperature,
+        top_p=config.top_p if body.top_p is None else body.top_p,
+        top_k=max(0, config.top_k if body.top_k is None else body.top_k),
         min_p=body.min_p or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        repetition_penalty=config.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
         seed=secrets.randbits(64) if body.seed is None else body.seed & (2**64 - 1),
         logit_bias=_bias(body.logit_bias, config.vocab_size),
         logprobs=logprobs,

@@ -113,9 +113,11 @@ def test_llama_4x_configs_read_like_5x_ones(tmp_path: Path) -> None:
     raw.pop("rope_parameters")
     raw |= {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    advised = {"eos_token_id": [2, 3], "temperature": 0.2, "top_p": 0.9}
+    (tmp_path / "generation_config.json").write_text(json.dumps(advised))
     config = read_model_config(tmp_path)
     assert config.rope_theta == 500.0
     assert config.rope_scaling is not None
     assert config.rope_scaling.factor == 2.0
     assert config.eos_token_ids == (2, 3)
+    assert (config.temperature, config.top_p, config.top_k) == (0.2, 0.9, 0)
