@@ -169,8 +169,10 @@ def _limit_header(call: Call) -> list[tuple[str, str]]:
 def with_cost(tail: bytes, amount_pusd: int) -> bytes:
     """Tell the price inside the usage object that a stream ends with, as OpenRouter does, where the client sees one.
 
-    Inside a JSON string the quotes of `"usage":{` would be escaped, so a match is the real key."""
-    for key in (b'"usage":{', b'"usage": {'):
-        if key in tail:
-            return tail.replace(key, key + b'"cost":' + in_usd(amount_pusd).encode() + b",", 1)
-    return tail
+    Inside a JSON string the quotes of `"usage":{` would be escaped, so a match is a real key; the last one, since a
+    Responses answer repeats its tools before its usage, and a tool may have a parameter of that name."""
+    at, key = max((tail.rfind(key), key) for key in (b'"usage":{', b'"usage": {'))
+    if at < 0:
+        return tail
+    at += len(key)
+    return tail[:at] + b'"cost":' + in_usd(amount_pusd).encode() + b"," + tail[at:]

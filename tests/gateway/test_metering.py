@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.usage import Meter, Outcome, input_tokens_total, output_tokens_total
+from gateway.chat import with_cost
 from gateway.errors import NoRouteLeft, Unsupported
 from gateway.metering import estimated_usage, outcome_of, quantities, size_of
 from providers import errors as theirs
@@ -70,3 +71,11 @@ def test_each_failure_has_its_outcome() -> None:
     assert outcome_of(Unsupported("cannot")) is Outcome.REJECTED
     nested = NoRouteLeft("all failed", attempts=["a"], last=theirs.TimedOut("slow", "connect"))
     assert outcome_of(nested) is Outcome.TIMED_OUT
+
+
+def test_the_cost_is_told_in_the_usage_and_nowhere_else() -> None:
+    tail = b'data: {"tools":[{"usage":{"type":"string"}}],"text":"\\"usage\\":{","usage":{"input_tokens":1}}\n\n'
+    told = with_cost(tail, 1_500_000)
+    assert told == tail.replace(b'"usage":{"input', b'"usage":{"cost":0.000001500000,"input')
+    for silent in (b"data: [DONE]\n\n", b'data: {"usage":null}\n\n', b""):
+        assert with_cost(silent, 1) == silent
