@@ -103,7 +103,8 @@ class StreamTap:
         if self._error is not None:
             raise self._error
         rest = self._splitter.close()
-        out = self._pass([rest]) if rest.strip() else b""
+        # Also the line feed of a last blank line that the network tore between CR and LF.
+        out = self._pass([rest]) if rest.strip() else rest
         if self._error is not None:
             raise self._error
         if not self._done and not (self._finished and all(self._finished.values())):

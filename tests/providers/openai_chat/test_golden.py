@@ -141,3 +141,10 @@ def normal(response: Any) -> dict[str, Any]:
         "reasons": [candidate.finish_reason for candidate in response.candidates],
         "logprobs": [candidate.logprobs for candidate in response.candidates],
     }
+
+
+def test_every_single_cut_of_a_crlf_stream_lets_all_of_it_through() -> None:
+    data = (GOLDEN / "gemini_tools_without_index.sse").read_bytes()
+    for cut in range(len(data) + 1):
+        tap = DIALECT.tap(True)
+        assert tap.feed(data[:cut]) + tap.feed(data[cut:]) + tap.close() == data, cut
