@@ -129,6 +129,7 @@ async def make_key(visit: Page) -> str:
     secret = await dialog.get_by_label("secret", exact=True).inner_text()
     assert secret.startswith("fbx-")
     await dialog.get_by_role("button", name="Done").click()
+    await expect(dialog).to_be_hidden()  # It fades, and the secret stays on the page as long.
     row = visit.get_by_role("row", name="my first key")
     await expect(row).to_contain_text(f"$0.00 of ${BUDGET}")
     assert secret not in await visit.content()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from typing import Annotated, Any, Final
 
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
@@ -23,6 +24,9 @@ from gateway.admin.auth.roles import TELLERS
 from gateway.admin.problems import not_found
 from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
 from gateway.admin.wants import Caller, Office
+
+WAIT_TRIES: Final = 10
+WAIT_S: Final = 0.1
 
 
 class RequestView(Struct, frozen=True):
@@ -121,8 +125,15 @@ async def list_requests(
 
 @get("/requests/{request_id:str}", name="requests.read")
 async def read_request(request_id: FromPath[str], actor: Caller, services: Office) -> RequestDetail:
-    """One request with its price sheet line by line, and, for those who may see money, cost and postings."""
+    """One request with its price sheet line by line, and, for those who may see money, cost and postings.
+
+    Who asks the moment an answer is whole waits until its record has come from the journal, a second at most."""
     money = actor.role in TELLERS
+    for _ in range(WAIT_TRIES):
+        async with services.reader.reading() as db:
+            if (await db.execute(select(usage_records.c.id).where(usage_records.c.id == request_id))).first():
+                break
+        await asyncio.sleep(WAIT_S)
     async with services.reader.reading() as db:
         found = await db.execute(select(usage_records).where(usage_records.c.id == request_id))
         row = found.mappings().first()
