@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 import structlog
@@ -29,8 +30,7 @@ from gateway.admission.key_admin import KeyAdmin
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
 from gateway.errors import Unavailable
-from gateway.ingress.asgi import HotPath, Scope, Send
-from gateway.ingress.body import Receive
+from gateway.ingress.hotpath import HotPath
 from gateway.observe.health import health_routes
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
@@ -50,7 +50,8 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._hot: HotPath | None = None
+        self.hot: HotPath | None = None
+        """What `ingress.connection` asks for the data plane; None until everything is built."""
         self._engine: AsyncEngine | None = None
         self._redis: Redis | None = None
         self._journal: Journal | None = None
@@ -65,11 +66,9 @@ class Gateway:
             logging_config=None,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._hot is None:
-            await self._litestar(scope, receive, send)  # type: ignore[arg-type]
-        else:
-            await self._hot(scope, receive, send)
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI: the lifespan, and every path that is not for the data plane."""
+        await self._litestar(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
@@ -128,10 +127,9 @@ class Gateway:
             pipeline = Pipeline(
                 keys, gate, journal, providers, offer, time.time_ns, settings.strict, Store(engine), dispatcher
             )
-            self._hot = HotPath(
+            self.hot = HotPath(
                 pipeline,
                 lambda: offer.catalog,
-                self._litestar,  # type: ignore[arg-type]
                 max_body_bytes=settings.server.max_body_bytes,
                 clock=time.time_ns,
                 request_id=new_request_id,
@@ -148,7 +146,7 @@ class Gateway:
     async def faults(self) -> list[str]:
         """What keeps this process from taking requests, each with what to do. Calls no model."""
         faults = []
-        if self.draining or self._hot is None:
+        if self.draining or self.hot is None:
             return ["not accepting requests: starting or stopping"]
         assert self._redis is not None
         assert self._engine is not None

@@ -96,9 +96,7 @@ class Chat:
     ) -> AsyncIterator[bytes]:
         """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
         stream, held = opened.stream, opened.head
-        several = (
-            call.request.candidates > 1
-        )  # then a finish may not be the last: the newest piece waits
+        several = call.request.candidates > 1  # then a finish may not be the last: the newest piece waits
         ending = Ending(Outcome.CLIENT_GONE)
         try:
             if not opened.ended:

@@ -15,6 +15,7 @@ import uvicorn
 
 from gateway.config import Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
+from gateway.ingress.connection import ClientConnection
 
 WORKER_READY_S = 60.0
 
@@ -61,7 +62,7 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
     trusted = list(settings.server.trusted_proxies)
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=ClientConnection,
         ws="none",
         lifespan="on",
         interface="asgi3",

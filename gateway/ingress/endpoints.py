@@ -12,7 +12,16 @@ from urllib.parse import parse_qs, unquote
 from msgspec import Struct
 
 Operation = Literal[
-    "chat", "completions", "conversation", "embeddings", "models", "count_tokens", "rerank", "retrieve", "forget"
+    "chat",
+    "completions",
+    "conversation",
+    "embeddings",
+    "models",
+    "count_tokens",
+    "rerank",
+    "retrieve",
+    "forget",
+    "warming",
 ]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
 

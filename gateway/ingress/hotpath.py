@@ -1,0 +1,143 @@
+"""The hot path: one request of the data plane to its reply. Free of sockets and of ASGI; `connection.py` carries it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest
+from gateway.exchange import Inbound, Reply
+from gateway.ingress.credentials import check_signature, presented_key
+from gateway.ingress.endpoints import Route, match
+from gateway.ingress.envelopes import Wrapping, unwrapped, wrapping_of
+from gateway.ingress.errors import as_body, headers_for
+from gateway.ingress.models import list_models, wants_models
+from gateway.observe.metrics import METRICS
+from gateway.pipeline import Pipeline
+from gateway.routing.catalog import Catalog
+from providers.dialects import load
+
+log = structlog.get_logger(__name__)
+
+# Cerebras's SDK opens its connection with it before the first request. Source: cerebras_cloud_sdk 1.91, read 2026-11.
+_WARMING = "/v1/tcp_warming"
+_WARM = Route("openai_chat", "warming")
+_MODELS = Route("openai_chat", "models")
+_ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
+
+
+class Asked(Struct, frozen=True):
+    """A request as it came. path, query: raw. headers: lower-case names; of one given twice, the last."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    client_ip: str
+
+
+class HotPath:
+    """One instance a process. `request_id` and `clock` (unix nanoseconds) are the edge: inside, both are values."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        catalog: Callable[[], Catalog],
+        *,
+        max_body_bytes: int,
+        clock: Callable[[], int],
+        request_id: Callable[[], str],
+    ) -> None:
+        self._pipeline = pipeline
+        self._catalog = catalog
+        self.max_body_bytes = max_body_bytes
+        self._clock = clock
+        self._request_id = request_id
+
+    @staticmethod
+    def route_of(method: str, path: str, query: str) -> Route | None:
+        """None where the path is not for the data plane."""
+        if (route := match(method, path, query)) is not None:
+            return route
+        if wants_models(method, path):
+            return _MODELS
+        return _WARM if path == _WARMING and method in ("GET", "HEAD") else None
+
+    def objection(self, asked: Asked) -> GatewayError | None:
+        """Why a request is refused by its head, before any of its body is kept."""
+        headers = asked.headers
+        if headers.get("content-encoding", "identity") not in ("", "identity"):
+            return InvalidRequest("send the body without content-encoding", code="unsupported_content_encoding")
+        announced = headers.get("content-length")
+        if announced is not None and announced.isdigit() and int(announced) > self.max_body_bytes:
+            return self.too_large()
+        return None
+
+    def too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {self.max_body_bytes} bytes, this server's limit")
+
+    async def serve(self, asked: Asked, route: Route, body: bytes, refused: GatewayError | None = None) -> Reply:
+        """The answer, or the error in the client's dialect: raises nothing but cancellation."""
+        request_id, now_ns = self._request_id(), self._clock()
+        try:
+            if refused is not None:
+                raise refused
+            if route.operation == "warming":
+                return Reply(204, [], b"")
+            check_signature(asked.method, asked.path, asked.query, asked.headers, body, now_ns)
+            inbound = Inbound(
+                route=route,
+                headers=asked.headers,
+                body=body,
+                key=presented_key(asked.headers, asked.query),
+                client_ip=asked.client_ip,
+                request_id=request_id,
+                now_ns=now_ns,
+            )
+            if route.operation == "models":
+                return await self._models(inbound, asked.path)
+            if not route.envelope:
+                return await self._pipeline.serve(inbound)
+            return _wrapped(await self._pipeline.serve(unwrapped(inbound)), wrapping_of(route.envelope))
+        except Exception as error:
+            return self._refusal(error, route, request_id)
+
+    async def _models(self, inbound: Inbound, path: str) -> Reply:
+        principal = await self._pipeline.principal(inbound)
+        fields = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
+        return Reply(200, fields, list_models(self._catalog(), principal, inbound.headers, path))
+
+    def _refusal(self, error: Exception, route: Route, request_id: str) -> Reply:
+        body = as_body(error, request_id)
+        METRICS.refused(route.dialect, body.code)
+        if body.status == 500:
+            log.exception("unforeseen error", request_id=request_id, exc_info=error)
+        elif not isinstance(error, GatewayError):
+            log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
+        headers = [("content-type", "application/json"), ("x-request-id", request_id), *headers_for(error)]
+        return Reply(body.status, headers, load(route.error_dialect).encode_error(body))
+
+
+def asks_for_stream(route: Route, body: bytes) -> bool:
+    """Only a stream is given up when its client goes: a whole answer is paid for by then, so it is finished."""
+    return bool(route.stream) or (route.stream is None and _ASKS_FOR_STREAM.search(body) is not None)
+
+
+def _wrapped(reply: Reply, wrapping: Wrapping | None) -> Reply:
+    if wrapping is None or isinstance(reply.body, bytes):
+        return reply
+    headers = [(n, wrapping.media_type if n == "content-type" else v) for n, v in reply.headers]
+    return replace(reply, headers=headers, body=_put_into(wrapping, reply.body))
+
+
+async def _put_into(wrapping: Wrapping, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for piece in pieces:
+            yield wrapping.feed(piece)
+        yield wrapping.close()
+    finally:
+        await pieces.aclose()  # type: ignore[attr-defined]
