@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import structlog
 from msgspec.structs import replace
@@ -15,6 +16,8 @@ from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
 from gateway.routing.fallback import Journey
 from gateway.routing.policy import Leg, needed_features
+from gateway.routing.preferences import NONE, Preferences, preferred, session_of
+from gateway.routing.warmth import chain_of
 from gateway.settlement import Ending, Settlement
 from providers.base import Call
 from providers.dialects import load
@@ -36,7 +39,9 @@ class Chat:
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
         call = self._decode(inbound)
-        booking = await self._desk.check_in(ask_of(call), who, inbound.now_ns)
+        call, preferences = preferred(call, inbound.headers)
+        ask = ask_of(call, preferences, session_of(call.request, inbound.headers))
+        booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):
             if call.request.stream:
@@ -62,6 +67,7 @@ class Chat:
         async def attempt(leg: Leg) -> tuple[bytes, Ending]:
             nonlocal dropped
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+            booking.heard(leg, answer.headers)
             dropped = answer.dropped
             body, usage, reason = await read_whole(answer, call, now_s)
             return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
@@ -77,6 +83,7 @@ class Chat:
     async def _stream(self, call: Call, booking: Booking, now_s: int) -> Reply:
         async def attempt(leg: Leg) -> Opened:
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+            booking.heard(leg, answer.headers)
             return await open_stream(answer, call, now_s)
 
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt, streams=True)
@@ -121,7 +128,7 @@ class Chat:
             held += opened.fail(self._say(error, settlement.id), call)
         finally:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
-            journey.end(stream.usage.output_tokens)
+            journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
             await opened.answer.aclose()
             amount_pusd = await settlement.finish(
                 replace(
@@ -135,7 +142,7 @@ class Chat:
         yield with_cost(held, amount_pusd) if call.dialect in _TELLS_COST else held
 
 
-def ask_of(call: Call) -> Ask:
+def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = None) -> Ask:
     request = call.request
     return Ask(
         request_id=call.request_id,
@@ -147,6 +154,9 @@ def ask_of(call: Call) -> Ask:
         candidates=request.candidates,
         end_user=request.user,
         service_tier=request.service_tier,
+        preferences=preferences,
+        session=session,
+        prompt=partial(chain_of, request),
     )
 
 

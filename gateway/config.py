@@ -158,13 +158,21 @@ class DeploymentSettings(_Section, frozen=True):
     region: str | None = None
     context_window: Annotated[int, Meta(ge=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    zdr: bool = False
+    """You have it in writing that nothing sent there is kept. Requests may ask for such deployments alone."""
+    cache_tokens: Annotated[int, Meta(ge=0)] | None = None
+    """How many tokens of prompts its prefix cache holds, for `prefix` and `auto`. None: as its kind usually does."""
+    cache_s: Seconds | None = None
+    """Until an unused prefix is gone. None: as its kind usually does."""
     price: PriceSettings | None = None
     """What clients are charged. None: the price book's. Neither: the deployment is refused as unpriced."""
     cost: PriceSettings | None = None
     """What the provider charges us, with a `price` of your own. None: the same."""
 
 
-Strategy = Literal["weighted", "priority", "lowest_cost", "lowest_latency", "least_busy"]
+Strategy = Literal[
+    "weighted", "priority", "lowest_cost", "lowest_latency", "least_busy", "most_quota", "sticky", "prefix", "auto"
+]
 
 
 class ModelSettings(_Section, frozen=True):
@@ -172,7 +180,11 @@ class ModelSettings(_Section, frozen=True):
     """What clients ask for. `*` is every name that nothing else answers to; a deployment's model `*` is that name."""
     deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
     strategy: Strategy = "weighted"
-    """Among deployments of equal priority: by weight, as listed, cheapest, quickest, or the one with least to do."""
+    """Among deployments of equal priority: by weight, as listed, cheapest, quickest, the one with least to do, the one
+    with most of its provider's quota left, always the same for a session, the one soonest done with this prompt (which
+    of them still holds its beginning counts), or `auto`: money and seconds weighed against each other."""
+    second_usd: Decimal = Decimal("0.001")
+    """What `auto` pays to save a client one second of waiting. A request may say its own."""
     max_request_usd: Decimal | None = None
     """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
@@ -19,8 +20,10 @@ from gateway.metering import Size
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
-from gateway.routing.policy import RoutePlan, plan
-from gateway.routing.strategies import LIKELY, Load
+from gateway.routing.policy import COLD, Leg, RoutePlan, plan
+from gateway.routing.preferences import NONE, Preferences
+from gateway.routing.strategies import ASK_FOR_PROMPT, LIKELY, Load
+from gateway.routing.warmth import Chain
 from gateway.settlement import Settlement
 
 
@@ -28,7 +31,8 @@ class Ask(Struct, frozen=True):
     """What router, admission and ledger need to know of a request.
 
     needs: the operation and the features it uses. max_output_tokens: as the client stated it. answers: False where the
-    model writes nothing (embeddings), so that no output is held for."""
+    model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
+    session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand."""
 
     request_id: str
     dialect: str
@@ -40,11 +44,16 @@ class Ask(Struct, frozen=True):
     candidates: int = 1
     end_user: str | None = None
     service_tier: str | None = None
+    preferences: Preferences = NONE
+    session: str | None = None
+    prompt: Callable[[str], Chain] | None = None
 
     @property
     def load(self) -> Load:
         """For comparing prices: four bytes a token."""
-        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, self.candidates if self.answers else 0)
+        answers = self.candidates if self.answers else 0
+        session = self.session or self.end_user or ""
+        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session)
 
 
 class Booking(Struct, frozen=True):
@@ -55,6 +64,11 @@ class Booking(Struct, frozen=True):
     settlement: Settlement
     most_output: int
     dispatcher: Dispatcher
+
+    def heard(self, leg: Leg, headers: Mapping[str, str]) -> None:
+        """What the deployment says of its quota, where the choice looks at it."""
+        if self.plan.strategy == "most_quota":
+            self.dispatcher.heard(leg.deployment.id, headers)
 
     def headers(self, dropped: tuple[str, ...]) -> Headers:
         """Who answered, after how many tries, and what is left of the limits."""
@@ -107,29 +121,39 @@ class Desk:
         now_ns: int,
         load: Load = LIKELY,
         variant: str = STANDARD,
+        preferences: Preferences = NONE,
+        prompt: Callable[[str], Chain] | None = None,
     ) -> RoutePlan:
         """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel, InvalidRequest."""
         deployments = self._offer.catalog.deployments(alias)
         if not permits(who.models, alias):
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
-        return plan(
+        terms = self._offer.catalog.terms_of(alias)
+        chain: Chain = ()
+        if prompt is not None and len(deployments) > 1 and (preferences.strategy or terms.strategy) in ASK_FOR_PROMPT:
+            chain = prompt(who.organisation_id)
+        chosen = plan(
             alias,
             needs,
             deployments,
             lambda d: self._providers.get(d.provider).capabilities,
             lambda d: self._offer.price_of(d, now_ns, variant=variant, organisation_id=who.organisation_id),
             random.random,
-            terms=self._offer.catalog.terms_of(alias),
+            terms=terms,
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
-            load=load,
+            load=load if load.session else replace(load, session=who.key_id),
+            preferences=preferences,
+            warm=self._dispatcher.warm(deployments, chain) if chain else COLD,
         )
+        return replace(chosen, chain=chain) if chain else chosen
 
     async def check_in(self, ask: Ask, who: Principal, now_ns: int) -> Booking:
         """From here on a usage record is owed: every way on is walked inside `settlement.owed()`.
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
         variant = variant_of(ask.service_tier)
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
+        route = self._dispatcher.promised(route)
         most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
         admission = await self._gate.admit(
             who,

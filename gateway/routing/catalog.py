@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
+from gateway.routing.warmth import Cache
 
 LOCAL = "local"
 ANY = "*"
@@ -22,12 +23,27 @@ UNKNOWN_CONTEXT_WINDOW = 10_000_000
 UNKNOWN_MAX_OUTPUT_TOKENS = 16_384
 
 
+# What hosts keep of prompts, where the operator says nothing else: an unused prefix is gone after so long. Sources:
+# PROVIDERS.md 1.9; the shortest of what each documents. A server of one's own keeps what fits (Cache's default).
+CACHES: Final[Mapping[str, Cache]] = {
+    "openai": Cache(10_000_000, 300.0),
+    "azure_ai": Cache(10_000_000, 300.0),
+    "anthropic": Cache(10_000_000, 300.0),
+    "bedrock": Cache(10_000_000, 300.0),
+    "gemini": Cache(10_000_000, 180.0),
+    "vertex": Cache(10_000_000, 180.0),
+    "groq": Cache(10_000_000, 120.0),
+    "cerebras": Cache(10_000_000, 300.0),
+}
+
+
 class Deployment(Struct, frozen=True):
     """One way to get an answer: a model at a configured provider.
 
     provider: the name the operator gave it, e.g. "groq" or "azure-east". kind: which adapter speaks to it.
     model: the provider's own name. context_window, max_output_tokens: tokens, None where nobody told.
     unstated_output_tokens: what a request that names no limit is held for; None: the most the model may write.
+    zdr: the operator vouches that nothing sent there is kept. cache: what it keeps of prompts to read them sooner.
     """
 
     provider: str
@@ -38,6 +54,9 @@ class Deployment(Struct, frozen=True):
     context_window: int | None = None
     max_output_tokens: int | None = None
     unstated_output_tokens: int | None = None
+    region: str | None = None
+    zdr: bool = False
+    cache: Cache = Cache()
 
     @property
     def id(self) -> str:
@@ -51,10 +70,12 @@ class Deployment(Struct, frozen=True):
 
 
 class Terms(Struct, frozen=True):
-    """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling."""
+    """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
+    second_pusd: what `auto` pays to save a second."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
+    second_pusd: int = 0
 
 
 AS_EVER: Final = Terms()
@@ -108,7 +129,10 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:
         aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
-    terms = {entry.alias: Terms(entry.strategy, _pusd(entry.max_request_usd)) for entry in settings.models}
+    terms = {
+        entry.alias: Terms(entry.strategy, _pusd(entry.max_request_usd), _pusd(entry.second_usd) or 0)
+        for entry in settings.models
+    }
     return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms)
 
 
@@ -117,14 +141,22 @@ def _pusd(usd: Decimal | None) -> int | None:
 
 
 def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deployment:
+    kind = enabled.get(said.provider, said.provider)
+    usual = CACHES.get(kind, Cache())
     return Deployment(
         said.provider,
-        enabled.get(said.provider, said.provider),
+        kind,
         said.model,
         said.weight,
         said.priority,
         said.context_window,
         said.max_output_tokens,
+        region=said.region,
+        zdr=said.zdr,
+        cache=Cache(
+            usual.tokens if said.cache_tokens is None else said.cache_tokens,
+            usual.seconds if said.cache_s is None else said.cache_s,
+        ),
     )
 
 

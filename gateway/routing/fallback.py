@@ -5,17 +5,22 @@ Each try is told to the health of its deployment and to the metrics; here the cl
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.errors import NoRouteLeft
 from gateway.observe.metrics import METRICS
+from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.policy import Leg, RoutePlan
+from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
+from gateway.routing.warmth import TOKENS_PER_BLOCK, Chain, Warmth
 from providers.errors import AuthFailed, ContextTooLong, ProviderError, TimedOut
 
 T = TypeVar("T")
@@ -34,10 +39,14 @@ class Arrival(Struct, Generic[T], frozen=True):
 class Journey:
     """The rest of an answer that has begun: its deployment has one in flight until `end`, which is owed for streams."""
 
-    __slots__ = ("_clock", "_counted", "_provider", "_trip")
+    __slots__ = ("_clock", "_correct", "_counted", "_provider", "_trip")
 
-    def __init__(self, trip: Trip, provider: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, trip: Trip, provider: str, clock: Callable[[], float], correct: Callable[[int], None] | None = None
+    ) -> None:
+        """correct: to be told how many tokens of the prompt were found cached."""
         self._trip = trip
+        self._correct = correct
         self._provider = provider
         self._clock = clock
         self._counted = False
@@ -46,8 +55,10 @@ class Journey:
         self._trip.failed(error, self._clock())
         self._count(type(error).__name__)
 
-    def end(self, output_tokens: int | None = None) -> None:
+    def end(self, output_tokens: int | None = None, cached_tokens: int | None = None) -> None:
         self._trip.end(self._clock(), output_tokens)
+        if self._correct is not None and cached_tokens is not None:
+            self._correct(cached_tokens)
         self._count(OK)
 
     def _count(self, result: str) -> None:
@@ -73,9 +84,27 @@ class Dispatcher:
         self._chance = chance
         self._sleep = sleep
         self.health = HealthTable()
+        self.warmth = Warmth()
+
+    def promised(self, plan: RoutePlan) -> RoutePlan:
+        """The same plan, whose first leg counts as busy from now on. Nothing to choose, nothing to promise."""
+        if len(plan.legs) == 1:
+            return plan
+        leg, now = plan.legs[0], self._clock()
+        if plan.chain:  # The next prompt with this beginning may come before this one is read.
+            self.warmth.keep(leg.deployment.id, leg.deployment.cache, plan.chain, now)
+        return replace(plan, promise=self.health.promise(leg.deployment.id, leg.fresh_tokens, now))
+
+    def warm(self, deployments: Sequence[Deployment], chain: Chain) -> Mapping[str, int]:
+        return self.warmth.tokens({d.id: d.cache for d in deployments}, chain, self._clock())
 
     def outlook(self, deployment_ids: list[str]) -> Outlook:
         return self.health.outlook(deployment_ids, self._clock())
+
+    def heard(self, deployment_id: str, headers: Mapping[str, str]) -> None:
+        """headers: of an answer, which may tell what is left of a quota."""
+        if (quota := quota_of(headers, self._clock(), time.time())) is not None:
+            self.health.of(deployment_id).quota = quota
 
     async def first_arrival(
         self, plan: RoutePlan, attempt: Callable[[Leg], Awaitable[T]], *, streams: bool = False
@@ -115,7 +144,9 @@ class Dispatcher:
         provider, began = leg.deployment.provider, self._clock()
         if run.attempts == 1:
             health.retries.requested(began)
-        trip = Trip(health, began)
+            if run.plan.promise is not None:
+                run.plan.promise.keep()
+        trip = Trip(health, began, leg.fresh_tokens)
         going_on = False
         try:
             if run.attempts == 1:
@@ -131,10 +162,24 @@ class Dispatcher:
         finally:
             if not going_on:
                 trip.end(self._clock())
-        journey = Journey(trip, provider, self._clock)
+        journey = Journey(trip, provider, self._clock, self._corrector(run.plan, leg) if run.plan.chain else None)
         if not streams:
             journey.end()
         return Arrival(got, leg, run.attempts, journey)
+
+    def _corrector(self, plan: RoutePlan, leg: Leg) -> Callable[[int], None]:
+        """The deployment has read the prompt. Should it tell that it had found much less of it than was thought, what
+        was thought is forgotten: its cache is smaller, or it was started anew."""
+        deployment, chain = leg.deployment, plan.chain
+        thought = len(chain) * TOKENS_PER_BLOCK - leg.fresh_tokens
+        self.warmth.keep(deployment.id, deployment.cache, chain, self._clock())
+
+        def correct(cached_tokens: int) -> None:
+            if cached_tokens < thought // 2:
+                self.warmth.drop(deployment.id)
+                self.warmth.keep(deployment.id, deployment.cache, chain, self._clock())
+
+        return correct
 
     async def _again(self, run: _Run, health: Health, error: ProviderError) -> bool:
         """Waits before the only deployment is asked once more. Another one is asked at once, and costs no retry."""

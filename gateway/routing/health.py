@@ -5,12 +5,14 @@ One process sees only its own calls: no round trip to learn what the next failur
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from math import exp
 from typing import Final, Literal
 
 from msgspec import Struct
 
+from gateway.routing.quotas import Quota
 from gateway.routing.retries import RetryBudget, Window
 from providers.errors import AuthFailed, BadRequest, ProviderError, Rejected, Throttled, Unsupported
 
@@ -31,6 +33,11 @@ EWMA_S: Final = 10.0
 # Tokens of a middling answer: turns tokens/s into the seconds that a client waits for it.
 ANSWER_TOKENS: Final = 100
 UNKNOWN_WAIT_S: Final = 1.0
+# How fast a prompt is read is learned from prompts of at least so many tokens, each moving the mean by this share.
+RATE_TOKENS: Final = 256
+RATE_SHARE: Final = 0.2
+# A choice that was made counts as under way for so long at most, until its call begins.
+PROMISE_S: Final = 2.0
 # Clients can name any model of an open provider; what nobody has called for longest is forgotten.
 DEPLOYMENTS_MAX: Final = 4096
 
@@ -41,13 +48,19 @@ class Standing(Struct, frozen=True):
     """One deployment now, as the policy sees it.
 
     closed: calls go there. half_open: one call may find out. open, cooling: for `wait_s` seconds only where nothing
-    else is left. first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet."""
+    else is left. first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet.
+    queued_tokens: of prompts that wait for their first token, less what was cached. decoding: answers in the making.
+    input_tokens_per_s: how quickly it reads. quota_left: share, by its own rate headers."""
 
     condition: Condition = "closed"
     wait_s: float = 0.0
     first_token_s: float | None = None
     tokens_per_s: float | None = None
     in_flight: int = 0
+    queued_tokens: int = 0
+    decoding: int = 0
+    input_tokens_per_s: float | None = None
+    quota_left: float = 1.0
 
     @property
     def well(self) -> bool:
@@ -213,7 +226,18 @@ class Breaker:
 class Health:
     """One deployment: made on its first call, told of each call by its Trip."""
 
-    __slots__ = ("breaker", "first_token", "in_flight", "retries", "token", "whole")
+    __slots__ = (
+        "breaker",
+        "decoding",
+        "first_token",
+        "in_flight",
+        "input_rate",
+        "queued_tokens",
+        "quota",
+        "retries",
+        "token",
+        "whole",
+    )
 
     def __init__(self) -> None:
         self.breaker = Breaker()
@@ -222,6 +246,16 @@ class Health:
         self.whole = PeakEwma()
         self.token = PeakEwma()
         self.in_flight = 0
+        self.queued_tokens = 0
+        self.decoding = 0
+        self.input_rate: float | None = None
+        self.quota: Quota | None = None
+
+    def read(self, tokens: int, seconds: float) -> None:
+        """So many tokens were read in that time. A short prompt tells of latency, not of speed."""
+        if tokens >= RATE_TOKENS and seconds > 0:
+            rate, known = tokens / seconds, self.input_rate
+            self.input_rate = rate if known is None else known + RATE_SHARE * (rate - known)
 
     def standing(self, now: float) -> Standing:
         first = self.first_token.read(now)
@@ -232,17 +266,25 @@ class Health:
             self.whole.read(now) if first is None else first,
             1 / token_s if token_s and first is not None else None,
             self.in_flight,
+            self.queued_tokens,
+            self.decoding,
+            self.input_rate,
+            1.0 if self.quota is None else self.quota.read(now),
         )
 
 
 class Trip:
     """One call to one deployment. `end` is owed, once; what is told twice counts once."""
 
-    __slots__ = ("_began", "_ended", "_first", "_health", "_judged", "_probe")
+    __slots__ = ("_ahead", "_began", "_ended", "_first", "_health", "_judged", "_probe", "_reading")
 
-    def __init__(self, health: Health, now: float) -> None:
+    def __init__(self, health: Health, now: float, fresh_tokens: int = 0) -> None:
+        """fresh_tokens: of the prompt, that are not cached there."""
         self._health = health
         self._began = now
+        health.queued_tokens += fresh_tokens
+        self._reading = fresh_tokens
+        self._ahead = health.queued_tokens
         self._probe = health.breaker.begin(now)
         self._first: float | None = None
         self._judged = False
@@ -254,9 +296,12 @@ class Trip:
         health = self._health
         if streams:
             self._first = now
+            health.decoding += 1
             health.first_token.observe(now - self._began, now)
+            health.read(self._ahead, now - self._began)
         else:
             health.whole.observe(now - self._began, now)
+        self._has_read()
         self._judge()
         health.breaker.succeeded(self._began, now, self._probe)
         self._probe = None
@@ -281,7 +326,10 @@ class Trip:
         if self._ended:
             return
         self._ended = True
+        self._has_read()
         self._health.in_flight -= 1
+        if self._first is not None:
+            self._health.decoding -= 1
         if not self._judged:
             self._health.breaker.let_go(self._probe)
         # A few tokens come in one network read and would tell of gigantic speeds.
@@ -291,12 +339,37 @@ class Trip:
     def _judge(self) -> None:
         self._judged = True
 
+    def _has_read(self) -> None:
+        self._health.queued_tokens -= self._reading
+        self._reading = 0
+
+
+class Promise:
+    """A choice whose call has not begun: it counts at once, or a thousand requests of one instant would all go where
+    there was least to do. Kept by the call that begins, or by time."""
+
+    __slots__ = ("_health", "_tokens", "until")
+
+    def __init__(self, health: Health, tokens: int, now: float) -> None:
+        self._health: Health | None = health
+        self._tokens = tokens
+        self.until = now + PROMISE_S
+        health.in_flight += 1
+        health.queued_tokens += tokens
+
+    def keep(self) -> None:
+        if self._health is not None:
+            self._health.in_flight -= 1
+            self._health.queued_tokens -= self._tokens
+            self._health = None
+
 
 class HealthTable:
     """Of every deployment that this process has called."""
 
     def __init__(self) -> None:
         self._of: dict[str, Health] = {}
+        self._promises: deque[Promise] = deque()
 
     def __len__(self) -> int:
         return len(self._of)
@@ -308,7 +381,14 @@ class HealthTable:
             health = self._of[deployment_id] = Health()
         return health
 
+    def promise(self, deployment_id: str, fresh_tokens: int, now: float) -> Promise:
+        promise = Promise(self.of(deployment_id), fresh_tokens, now)
+        self._promises.append(promise)
+        return promise
+
     def outlook(self, deployment_ids: Iterable[str], now: float) -> Outlook:
+        while self._promises and self._promises[0].until <= now:
+            self._promises.popleft().keep()
         known = self._of
         return Outlook({name: known[name].standing(now) for name in deployment_ids if name in known})
 

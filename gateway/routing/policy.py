@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -12,29 +12,39 @@ from billing.prices import PriceSheet
 from gateway.config import Strategy
 from gateway.errors import InvalidRequest, UnpricedModel, Unsupported
 from gateway.routing.catalog import AS_EVER, Deployment, Terms
-from gateway.routing.health import CALM, Outlook
-from gateway.routing.strategies import LIKELY, Candidate, Chance, Load, order, price_pusd
+from gateway.routing.health import CALM, Outlook, Promise
+from gateway.routing.preferences import NONE, Preferences
+from gateway.routing.strategies import LIKELY, Candidate, Chance, Choice, Load, order, price_pusd
+from gateway.routing.warmth import Chain
 from providers.base import Capabilities
 from providers.neutral import ChatRequest, ImagePart
 
+COLD: Mapping[str, int] = {}
 PriceOf = Callable[[Deployment], PriceSheet]
 CapabilitiesOf = Callable[[Deployment], Capabilities]
 
 
 class Leg(Struct, frozen=True):
-    """One deployment of a plan, with the price that its answer will be charged at. why: what put it in its place."""
+    """One deployment of a plan, with the price that its answer will be charged at. why: what put it in its place.
+    fresh_tokens: of the prompt, about how many it has to read."""
 
     deployment: Deployment
     sheet: PriceSheet
     why: str = ""
+    fresh_tokens: int = 0
 
 
 class RoutePlan(Struct, frozen=True):
-    """In the order to try. Never empty. left_out: deployment id -> why it may not be tried."""
+    """In the order to try. Never empty. left_out: deployment id -> why it may not be tried.
+
+    chain: names of the prompt's prefixes, where the strategy asks for them. promise: the first leg's, to be kept when
+    its call begins."""
 
     legs: tuple[Leg, ...]
     strategy: Strategy = "weighted"
     left_out: tuple[tuple[str, str], ...] = ()
+    chain: Chain = ()
+    promise: Promise | None = None
 
     def told(self, leg: Leg) -> str:
         """For the client's `x-farebox-route`: which place in which order, and why."""
@@ -53,23 +63,35 @@ def plan(
     terms: Terms = AS_EVER,
     outlook: Outlook = CALM,
     load: Load = LIKELY,
+    preferences: Preferences = NONE,
+    warm: Mapping[str, int] = COLD,
 ) -> RoutePlan:
     """Constraints first, then who is well, then priority (lowest first), then the alias' strategy among equals.
 
-    needs: the operation and the features that the request uses. A weight of 0 is a spare: behind its priority's others.
-    Who is not well goes last, whoever is back soonest first, and is never left out: it may be all there is.
+    needs: the operation and the features that the request uses. preferences: the request's own, which narrow what the
+    operator allows and never widen it. warm: deployment id -> tokens of the prompt that it holds. A weight of 0 is a
+    spare: behind its priority's others. Who is not well goes last, whoever is back soonest first, and is never left
+    out: it may be all there is.
     Raises: Unsupported when no deployment can do what is asked; UnpricedModel when those that could have no price;
-    InvalidRequest when those that have one are dearer than the alias allows.
+    InvalidRequest when those that have one are dearer than the alias allows, or are not what the request prefers.
     """
     able, left_out = _able(alias, needs, deployments, capabilities_of)
     candidates: list[Candidate] = []
+    unwanted: list[tuple[str, str]] = []
     for place, deployment in able:
         try:
             sheet = price_of(deployment)
         except UnknownPrice:
             left_out.append((deployment.id, "no price"))
             continue
-        candidates.append(Candidate(deployment, sheet, outlook.of(deployment.id), place))
+        if (reason := preferences.forbids(deployment, sheet)) is not None:
+            unwanted.append((deployment.id, reason))
+            continue
+        candidates.append(Candidate(deployment, sheet, outlook.of(deployment.id), place, warm.get(deployment.id, 0)))
+    left_out += unwanted
+    if unwanted and not candidates:
+        told = "; ".join(f"{name}: {reason}" for name, reason in unwanted[:8])
+        raise InvalidRequest(f"no deployment of {alias!r} is what `provider` asks for ({told})", param="provider")
     if not candidates:
         raise UnpricedModel(
             f"{alias!r} has no price, so it is not run; the operator sets one with `farebox prices set`",
@@ -77,10 +99,18 @@ def plan(
         )
     if terms.most_pusd is not None:
         candidates = _affordable(alias, candidates, terms.most_pusd, load, left_out)
+    strategy = preferences.strategy or terms.strategy
     if len(candidates) == 1:  # The commonest plan, and nothing to choose.
         only = candidates[0]
-        return RoutePlan((Leg(only.deployment, only.sheet, _only(only)),), terms.strategy, tuple(left_out))
-    return RoutePlan(tuple(_legs(candidates, terms.strategy, load, chance)), terms.strategy, tuple(left_out))
+        return RoutePlan((_leg(only, _only(only), load),), strategy, tuple(left_out))
+    said = preferences.second_usd
+    second_pusd = terms.second_pusd if said is None else round(said * 10**12)
+
+    def choose(equals: Sequence[Candidate]) -> list[Choice]:
+        return order(strategy, equals, load, chance, second_pusd=second_pusd)
+
+    legs = tuple(_legs(candidates, choose, preferences, load))
+    return RoutePlan(legs if preferences.allow_fallbacks else legs[:1], strategy, tuple(left_out))
 
 
 def _able(
@@ -117,30 +147,46 @@ def _affordable(
     return kept
 
 
-def _legs(candidates: Sequence[Candidate], strategy: Strategy, load: Load, chance: Chance) -> Iterator[Leg]:
-    well: dict[tuple[int, bool], list[Candidate]] = {}
+def _legs(
+    candidates: Sequence[Candidate],
+    choose: Callable[[Sequence[Candidate]], list[Choice]],
+    preferences: Preferences,
+    load: Load,
+) -> Iterator[Leg]:
+    well: dict[tuple[int, int, int, bool], list[Candidate]] = {}
     unwell: list[Candidate] = []
     for candidate in candidates:
         if candidate.standing.well:
             deployment = candidate.deployment
-            well.setdefault((deployment.priority, deployment.weight == 0), []).append(candidate)
+            wanted, long = preferences.place(deployment), int(_too_long(candidate, load))
+            well.setdefault((wanted, long, deployment.priority, deployment.weight == 0), []).append(candidate)
         else:
             unwell.append(candidate)
-    several = len({priority for priority, _ in well}) > 1
-    for priority, spare in sorted(well):
-        group = well[priority, spare]
-        said = f"priority {priority}" if several else ""
+    several = len({priority for _, _, priority, _ in well}) > 1
+    for wanted, long, priority, spare in sorted(well):
+        group = well[wanted, long, priority, spare]
+        notes = [f"place {wanted + 1} of the request's order"] if wanted < len(preferences.order) else []
+        notes += ["its context may be too short"] if long else []
+        notes += [f"priority {priority}"] if several else []
         if len(group) == 1:
-            yield Leg(group[0].deployment, group[0].sheet, said or "the only one well")
-            continue
-        said += ", " if said else ""
-        if spare:
-            yield from (Leg(c.deployment, c.sheet, f"{said}spare") for c in group)
+            yield _leg(group[0], ", ".join(notes) or "the only one well", load)
+        elif spare:
+            yield from (_leg(c, ", ".join([*notes, "spare"]), load) for c in group)
         else:
-            chosen = order(strategy, group, load, chance)
-            yield from (Leg(c.candidate.deployment, c.candidate.sheet, said + c.why) for c in chosen)
-    unwell.sort(key=lambda c: (c.standing.wait_s, c.deployment.priority, c.place))
-    yield from (Leg(c.deployment, c.sheet, _unwell(c)) for c in unwell)
+            yield from (_leg(c.candidate, ", ".join([*notes, c.why]), load) for c in choose(group))
+    unwell.sort(key=lambda c: (preferences.place(c.deployment), c.standing.wait_s, c.deployment.priority, c.place))
+    yield from (_leg(c, _unwell(c), load) for c in unwell)
+
+
+def _leg(candidate: Candidate, why: str, load: Load) -> Leg:
+    fresh = max(0, load.input_tokens - candidate.cached_tokens)
+    return Leg(candidate.deployment, candidate.sheet, why, fresh)
+
+
+def _too_long(candidate: Candidate, load: Load) -> bool:
+    """By the usual count, which may be wrong: so this one goes behind the others and is not left out."""
+    window = candidate.deployment.context_window
+    return window is not None and load.input_tokens > window
 
 
 def _only(candidate: Candidate) -> str:

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,11 +141,12 @@ def test_several_workers_share_the_port_and_a_killed_one_comes_back(start: Start
     url = up.ready["base_url"]
 
     def workers() -> set[int]:
-        return {
-            pid
-            for pid in children(up.process.pid)
-            if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        }
+        serving = set()
+        for pid in children(up.process.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    serving.add(pid)
+        return serving
 
     before = workers()
     assert len(before) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from math import sqrt
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from gateway.routing.policy import RoutePlan, plan
 from gateway.routing.strategies import Load, price_pusd
 from providers.base import Capabilities
 
-STRATEGIES: tuple[Strategy, ...] = ("weighted", "priority", "lowest_cost", "lowest_latency", "least_busy")
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 NEEDS = frozenset({"chat", "tools"})
 
 
@@ -46,6 +47,10 @@ standings = st.builds(
     st.none() | st.floats(0.001, 20),
     st.none() | st.floats(0.1, 1000),
     st.integers(0, 50),
+    st.integers(0, 100_000),
+    st.integers(0, 50),
+    st.none() | st.floats(1, 100_000),
+    st.floats(0, 1),
 )
 
 
