@@ -24,7 +24,7 @@ from tests.emulators.responses import SEALED
 from tests.emulators.server import Emulator, Stats
 
 CLIENTS = Path(__file__).with_name("clients") / "agents"
-BACKENDS = ("vllm", "openai", "anthropic", "gemini", "bedrock")
+BACKENDS = ("openai_like", "openai", "anthropic", "gemini", "bedrock")
 # What the providers seal their model's thinking with, and want back with the tool's result.
 SEALS = {"anthropic": SIGNATURE, "openai": SEALED}
 # The model thinks before it calls, so sealed thinking has to find its way back; and some of the prompt was cached.
@@ -169,7 +169,7 @@ async def test_codex_with_its_hosted_search_is_told_what_the_backend_lacks(
     """Nothing is dropped in silence: OpenAI itself is sent the tool, a host of chats refuses it by name."""
     config = (CLIENTS / "codex.toml").read_text().replace('web_search = "disabled"', "")
     (tmp_path / ".codex").mkdir()
-    for backend in ("openai", "vllm"):
+    for backend in ("openai", "openai_like"):
         text = config.replace("GATEWAY", yard.gateway.url).replace("MODEL", f"via-{backend}")
         (tmp_path / ".codex" / "config.toml").write_text(text)
         code, out, err = await run(

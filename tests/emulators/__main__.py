@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import tests.emulators
 from tests.emulators.server import Emulator
@@ -43,62 +42,39 @@ async def serve(first_port: int) -> None:
         for offset, (name, make) in enumerate(sorted(found().items())):
             emulator = await stack.enter_async_context(make(port=first_port + offset))
             print(f"{name:12} {emulator.url}", flush=True)
-        await until_told_to_stop()
+        await told_to_stop().wait()
 
 
 async def serve_with_gateway(port: int) -> None:
     # Imported here: the emulators alone need nothing of the gateway.
     from billing.migrate import upgrade
     from tests import services
-    from tests.e2e.harness import model
-    from tests.e2e.yard import BACKENDS, yard_of
+    from tests.e2e.yard import BACKENDS, all_models, models_of, yard_of
 
+    stop = told_to_stop()  # before anything starts, so that an early signal, too, ends what has begun
     with tempfile.TemporaryDirectory(prefix="farebox-") as name, services.valkey() as redis_url:
         folder, template = Path(name) / "gateway", Path(name) / "template.db"
         folder.mkdir()
         await upgrade(f"sqlite:///{template}")
-        named = {backend: [f"{backend}/{model_name}" for model_name in models_of(backend)] for backend in BACKENDS}
-        models = tuple(model(place, place) for places in named.values() for place in places)
-        async with yard_of(folder, template, redis_url, models, port=port) as yard:
+        async with yard_of(folder, template, redis_url, all_models(), port=port) as yard:
             told = {
                 "base_url": yard.gateway.url,
                 "key": yard.gateway.key,
                 "models": {
-                    backend: [{"id": place, "capabilities": capabilities_of(backend, place)} for place in places]
-                    for backend, places in named.items()
+                    backend: [{"id": place, "capabilities": words} for place, words in models_of(backend).items()]
+                    for backend in BACKENDS
                 },
             }
             print(json.dumps(told), flush=True)
-            await until_told_to_stop()
+            await stop.wait()
 
 
-def models_of(backend: str) -> tuple[str, ...]:
-    match backend:
-        case "anthropic" | "gemini" | "bedrock":
-            listed: tuple[str, ...] = import_module(f"tests.emulators.{backend}").MODELS
-            return ("echo-1", *listed)
-        case "openai":
-            return ("echo-1", "reason-1", "text-embedding-3-small")
-    return ("echo-1", "reason-1")
-
-
-def capabilities_of(backend: str, place: str) -> list[str]:
-    """What may be asked of this model; everything else the gateway refuses by name."""
-    from providers import registry
-
-    if "embedding" in place:
-        return ["embeddings"]
-    kind = "openai_like" if backend == "vllm" else backend
-    capabilities: Any = registry.class_of(kind).capabilities
-    flags = [field for field in capabilities.__struct_fields__ if getattr(capabilities, field) is True]
-    return sorted([*(capabilities.operations - {"embeddings"}), "stream", *flags])
-
-
-async def until_told_to_stop() -> None:
+def told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
     told, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    await told.wait()
+    return told
 
 
 def main() -> None:

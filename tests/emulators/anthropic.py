@@ -98,7 +98,11 @@ class AnthropicEmulator(Emulator):
                 reply = scripted.answer(prompt_of(request.json()))
                 await out.json(200, {"input_tokens": reply.input_tokens})
             case "POST", "/v1/messages":
-                await self._messages(request, out)
+                body = request.json()
+                if problem := problem_of(body):
+                    await self._error(out, 400, "invalid_request_error", problem)
+                    return
+                await self.messages(request, out, str(body["model"]), stream=bool(body.get("stream")))
             case _:
                 await self._error(out, 404, "not_found_error", "Not found")
 
@@ -106,19 +110,15 @@ class AnthropicEmulator(Emulator):
         sent = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
         return bool(sent) if self.api_key is None else sent == self.api_key
 
-    async def _messages(self, request: Request, out: Out) -> None:
-        body = request.json()
-        if problem := problem_of(body):
-            await self._error(out, 400, "invalid_request_error", problem)
-            return
-        prompt = prompt_of(body)
-        reply = scripted.answer(prompt)
+    async def messages(self, request: Request, out: Out, model: str, *, stream: bool) -> None:
+        """The answer to a body that was found good; clouds that host a Claude name the model in the path."""
+        prompt = prompt_of(request.json(), model)
+        reply = self.cache.answer(prompt)
         fault = self.playing(scripted.fault_of(prompt.model, request.headers, prompt))
         if fault is not None and fault in STATUS_ERRORS:
             status, kind = STATUS_ERRORS[fault]
             await self._error(out, status, kind, message_of(fault), RETRY_HEADERS.get(fault))
             return
-        stream = bool(body.get("stream"))
         events = list(stream_events(prompt.model, reply))
         whole = json.dumps(whole_message(prompt.model, reply), ensure_ascii=False).encode()
         if fault == "200-error-body":
@@ -215,12 +215,14 @@ def twisted_stream(fault: str | None, events: list[StreamEvent]) -> list[StreamE
             return None
 
 
-def problem_of(body: Mapping[str, Any], *, on_bedrock: bool = False) -> str | None:
-    """What Anthropic refuses: a few of its rules, those that a translation breaks most easily."""
+def problem_of(body: Mapping[str, Any], *, in_cloud: bool = False) -> str | None:
+    """What Anthropic refuses: a few of its rules, those that a translation breaks most easily.
+
+    in_cloud: on Bedrock and Vertex the path names the model, and the body what else is a header."""
     for field in body:
-        if field not in FIELDS and not (on_bedrock and field in ("anthropic_version", "anthropic_beta")):
+        if field not in FIELDS and not (in_cloud and field in ("anthropic_version", "anthropic_beta")):
             return f"{field}: Extra inputs are not permitted"
-    for field in ("messages", "max_tokens", *(() if on_bedrock else ("model",))):
+    for field in ("messages", "max_tokens", *(() if in_cloud else ("model",))):
         if field not in body:
             return f"{field}: Field required"
     if (thinking := body.get("thinking")) and thinking["type"] == "enabled":
@@ -281,6 +283,7 @@ def _text_of(content: Any) -> str:
 def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
     """What the scripted model is told of a request."""
     texts = [_text_of(body["system"])] if body.get("system") else []
+    marks = [1] if _is_marked(body.get("system")) else []
     results: list[str] = []
     last_user = ""
     images = 0
@@ -289,6 +292,8 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
         blocks = content if isinstance(content, list) else []
         text = _text_of(content)
         texts.append(text)
+        if _is_marked(content):
+            marks.append(len(texts))
         images += sum(block["type"] == "image" for block in blocks)
         if message["role"] == "user":
             results = [_text_of(block.get("content")) for block in blocks if block["type"] == "tool_result"]
@@ -296,6 +301,8 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
             last_user = text or last_user
         elif message["role"] == "assistant":
             results = []
+    if "cache_control" in body:  # the API puts the mark behind the last block that can have one
+        marks.append(len(texts))
     choice = body.get("tool_choice") or {}
     tools = tuple(Tool(tool["name"], tool.get("input_schema") or {}) for tool in body.get("tools") or ())
     shape = (body.get("output_config") or {}).get("format") or {}
@@ -313,7 +320,12 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
         reasoning=(body.get("thinking") or {}).get("type") in ("enabled", "adaptive"),
         max_output_tokens=body.get("max_tokens"),
         stop=tuple(body.get("stop_sequences") or ()),
+        cache_marks=tuple(marks),
     )
+
+
+def _is_marked(content: Any) -> bool:
+    return isinstance(content, list) and any("cache_control" in block for block in content)
 
 
 def usage_of(reply: Reply) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tests.emulators import scripted
+from tests.emulators import anthropic as claude
 from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.server import Out, Request
 
@@ -35,6 +35,8 @@ class AzureEmulator(OpenAIEmulator):
     def __init__(self, *, api_key: str | None = "azure-key", throttle: str = "ptu", **server: Any) -> None:
         super().__init__("azure", api_key=api_key, **server)
         self.throttle = throttle
+        self._claudes = claude.AnthropicEmulator(api_key=None)
+        self._claudes.stats, self._claudes.cache = self.stats, self.cache
 
     async def handle(self, request: Request, out: Out) -> None:
         if not self._authorised(request):
@@ -50,33 +52,16 @@ class AzureEmulator(OpenAIEmulator):
             request = replace(request, body=body, path=f"/openai/v1/{found['rest']}")
         if request.path == "/anthropic/v1/messages":
             await self._claude(request, out)
-        elif request.path.startswith("/openai/v1/") and request.path != "/openai/v1/responses":
+        elif request.path.startswith("/openai/v1/"):
             await super().handle(request, out)
         else:
             await out.json(404, {"error": {"code": "404", "message": "Resource not found"}})
 
     async def _claude(self, request: Request, out: Out) -> None:
-        if "anthropic-version" not in request.headers or request.headers.get("x-api-key") != self.api_key:
-            error = {"type": "authentication_error", "message": "x-api-key or anthropic-version is missing"}
-            await out.json(401, {"type": "error", "error": error})
+        if request.headers.get("x-api-key") != self.api_key:
+            await out.json(401, claude.error_object("authentication_error", "invalid x-api-key"))
             return
-        body = request.json()
-        said = body["messages"][-1]["content"]
-        text = said if isinstance(said, str) else " ".join(part.get("text", "") for part in said)
-        reply = scripted.answer(scripted.Prompt(body["model"], text))
-        await out.json(
-            200,
-            {
-                "id": "msg_foundry_1",
-                "type": "message",
-                "role": "assistant",
-                "model": body["model"],
-                "content": [{"type": "text", "text": reply.text}],
-                "stop_reason": "end_turn",
-                "stop_sequence": None,
-                "usage": {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens},
-            },
-        )
+        await self._claudes.handle(replace(request, path="/v1/messages"), out)
 
     async def _error(
         self,

@@ -151,21 +151,21 @@ class BedrockEmulator(Emulator):
             await self._error(out, 400, "ValidationException", problem)
             return
         prompt = prompt_of(body, model)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         frames = list(stream_frames(reply))
         whole = json.dumps(whole_answer(reply), ensure_ascii=False).encode()
         await self._serve_reply(request, out, prompt, reply, whole, frames, stream)
 
     async def _invoke(self, request: Request, out: Out, model: str, *, stream: bool) -> None:
         body = request.json()
-        problem = claude.problem_of(body, on_bedrock=True)
+        problem = claude.problem_of(body, in_cloud=True)
         if body.get("anthropic_version") != "bedrock-2023-05-31" or "stream" in body:
             problem = "anthropic_version: Field required"
         if problem:
             await self._error(out, 400, "ValidationException", problem)
             return
         prompt = claude.prompt_of(body, model)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         frames = []
         for found in claude.stream_events(model, reply):
             value = dict(found.value)
@@ -335,12 +335,15 @@ def _text_of(blocks: Any) -> str:
 def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
     """What the scripted model is told of a Converse request."""
     texts = [_text_of(body["system"])] if body.get("system") else []
+    marks = [1] if any("cachePoint" in block for block in body.get("system") or ()) else []
     results: list[str] = []
     last_user = ""
     images = 0
     for message in body["messages"]:
         text = _text_of(message["content"])
         texts.append(text)
+        if any("cachePoint" in block for block in message["content"]):
+            marks.append(len(texts))
         images += sum("image" in block for block in message["content"])
         if message["role"] == "user":
             found = [block["toolResult"] for block in message["content"] if "toolResult" in block]
@@ -367,6 +370,7 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
         reasoning=extra.get("thinking", {}).get("type") in ("enabled", "adaptive") or "reasoning_effort" in extra,
         max_output_tokens=inference.get("maxTokens"),
         stop=tuple(inference.get("stopSequences") or ()),
+        cache_marks=tuple(marks),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tests.emulators import anthropic as claude
 from tests.emulators import scripted
 from tests.emulators.openai import OpenAIEmulator, vector
 from tests.emulators.scripted import Prompt, Reply, Tool
@@ -114,7 +115,10 @@ class GeminiEmulator(Emulator):
         super().__init__(**server)
         self.flavour = flavour
         self.key = key
+        self._claudes = claude.AnthropicEmulator(api_key=None)
         self._others = OpenAIEmulator("vllm", api_key=None)
+        for hosted in (self._claudes, self._others):
+            hosted.stats, hosted.cache = self.stats, self.cache
 
     async def handle(self, request: Request, out: Out) -> None:
         if not self._authorised(request):
@@ -132,7 +136,7 @@ class GeminiEmulator(Emulator):
             await self._error(out, (404, "NOT_FOUND", f"no such path: {request.path}", []))
             return
         if found["publisher"] == "anthropic":
-            await self._claude(request, out, found["verb"] == "streamRawPredict")
+            await self._claude(request, out, found["model"], found["verb"])
             return
         match found["verb"]:
             case "generateContent" | "streamGenerateContent":
@@ -163,7 +167,7 @@ class GeminiEmulator(Emulator):
             await self._error(out, (400, "INVALID_ARGUMENT", problem, []))
             return
         prompt = prompt_of(body, model)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         count = int((body.get("generationConfig") or {}).get("candidateCount") or 1)
         chunks = list(self._chunks(body, model, reply, count))
         whole = self._whole(body, model, reply, count)
@@ -268,40 +272,19 @@ class GeminiEmulator(Emulator):
             else {"embedding": vectors[0], "usageMetadata": usage},
         )
 
-    async def _claude(self, request: Request, out: Out, stream: bool) -> None:
+    async def _claude(self, request: Request, out: Out, model: str, verb: str) -> None:
         """Anthropic's Messages as Vertex takes it: no model in the body, a version in its place."""
         body = request.json()
+        if model == "count-tokens":
+            reply = scripted.answer(claude.prompt_of(body))
+            await out.json(200, {"input_tokens": reply.input_tokens})
+            return
         if "model" in body or "anthropic_version" not in body:
             await self._error(out, (400, "INVALID_ARGUMENT", "anthropic_version: Field required", []))
-            return
-        said = body["messages"][-1]["content"]
-        text = said if isinstance(said, str) else " ".join(part.get("text", "") for part in said)
-        reply = scripted.answer(Prompt("claude", text))
-        usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
-        message = {"id": "msg_vrtx_1", "type": "message", "role": "assistant", "model": "claude-emulated"}
-        whole = {**message, "content": [{"type": "text", "text": reply.text}], "stop_reason": "end_turn"}
-        if not stream:
-            await out.json(200, {**whole, "stop_sequence": None, "usage": usage})
-            return
-        empty: dict[str, Any] = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
-        events: list[dict[str, Any]] = [
-            {"type": "message_start", "message": {**empty, "usage": {**usage, "output_tokens": 1}}},
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        ]
-        events += [
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
-            for piece in scripted.pieces(reply.text)
-        ]
-        stop = {"stop_reason": "end_turn", "stop_sequence": None}
-        events += [
-            {"type": "content_block_stop", "index": 0},
-            {"type": "message_delta", "delta": stop, "usage": {"output_tokens": reply.output_tokens}},
-            {"type": "message_stop"},
-        ]
-        await out.start(200, SSE)
-        for event in events:
-            await out.chunk(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-        await out.end()
+        elif problem := claude.problem_of(body, in_cloud=True):
+            await out.json(400, claude.error_object("invalid_request_error", problem))
+        else:
+            await self._claudes.messages(request, out, model, stream=verb == "streamRawPredict")
 
     async def _error(
         self, out: Out, error: _Error, headers: Mapping[str, str] | None = None, as_array: bool = False

@@ -123,7 +123,7 @@ class OpenAIEmulator(Emulator):
             await self._error(out, 400, problem[0], "invalid_request_error", param=problem[1])
             return
         prompt = prompt_of(body)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         count = int(body.get("n") or 1)
         whole = json.dumps(self._whole(body, reply, count), ensure_ascii=False).encode()
         frames = list(self._frames(body, reply, count))
@@ -135,7 +135,7 @@ class OpenAIEmulator(Emulator):
             await self._error(out, 400, problem[0], "invalid_request_error", param=problem[1])
             return
         prompt = responses.prompt_of(body)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         answer = responses.response_of(body, reply)
         events = responses.stream_events(answer)
 
@@ -153,7 +153,7 @@ class OpenAIEmulator(Emulator):
         texts = tuple(text if isinstance(text, str) else " ".join(map(str, text)) for text in prompts)
         limit = body.get("max_tokens", 16)
         prompt = Prompt(str(body.get("model")), texts[-1], texts, max_output_tokens=limit)
-        reply = scripted.answer(prompt)
+        reply = self.cache.answer(prompt)
         count = int(body.get("n") or 1) * len(prompts)
         head = {"id": "cmpl-test1", "object": "text_completion", "created": 1700000000, "model": body.get("model")}
         choices = [

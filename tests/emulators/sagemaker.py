@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tests.emulators.bedrock import EVENT_STREAM, exception, frame, signature_of
-from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.openai import SSE, OpenAIEmulator
 from tests.emulators.server import Out, Request
 
 _PATH = re.compile(r"/endpoints/([^/]+)/(openai/v1/chat/completions|invocations|invocations-response-stream)")
 
+# Said by SageMaker itself; every other fault is the container's.
+OWN_FAULTS = ("429", "not-ready", "500", "503", "530", "stream-error")
 SLICE_BYTES = 37  # falls inside lines, words and characters
 
 
@@ -26,9 +30,7 @@ class SageMakerEmulator(OpenAIEmulator):
         super().__init__("vllm", api_key=None, **server)
 
     async def handle(self, request: Request, out: Out) -> None:
-        found = re.fullmatch(
-            r"/endpoints/([^/]+)/(openai/v1/chat/completions|invocations|invocations-response-stream)", request.raw_path
-        )
+        found = _PATH.fullmatch(request.raw_path)
         if found is None:
             await self._refuse(out, 400, "ValidationError", "no such path")
             return
@@ -38,17 +40,15 @@ class SageMakerEmulator(OpenAIEmulator):
         if sent != expected or not (framed or sent.startswith("Bearer sagemaker-api-key-")):
             await self._refuse(out, 403, "AccessDeniedException", "not signed")
             return
-        if found[1].startswith("fault-"):
-            fault = found[1].removeprefix("fault-")
+        if (fault := found[1].removeprefix("fault-")) in OWN_FAULTS and (framed or fault != "stream-error"):
             await self._fault(fault, out)
             return
-        if request.json().get("model"):
+        body = request.json()
+        if body.get("model"):
             await self._refuse(out, 424, "ModelError", "", 404, '{"error":{"message":"The model `x` does not exist."}}')
             return
-        if found[2] == "invocations-response-stream":
-            await self._chat(request, _Framing(out))
-        else:
-            await self._chat(request, out)
+        request = replace(request, body=json.dumps(body | {"model": found[1]}).encode())
+        await self._chat(request, _Framing(out) if found[2] == "invocations-response-stream" else out)
 
     async def _fault(self, fault: str, out: Out) -> None:
         match fault:
@@ -70,8 +70,21 @@ class SageMakerEmulator(OpenAIEmulator):
                     exception("ModelStreamError", {"Message": "container died", "ErrorCode": "StreamBroken"})
                 )
                 await out.end()
-            case _:
-                raise ValueError(fault)
+
+    async def _error(
+        self,
+        out: Out,
+        status: int,
+        message: str,
+        kind: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """What the container refuses comes as a 424 that holds it."""
+        told = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        plain = out._out if isinstance(out, _Framing) else out
+        await self._refuse(plain, 424, "ModelError", "", status, json.dumps(told))
 
     async def _refuse(
         self, out: Out, status: int, kind: str, message: str, original: int | None = None, told: str = ""
@@ -96,7 +109,7 @@ class _Framing(Out):
         self._out = out
 
     async def start(self, status: int, content_type: str, headers: Any = None) -> None:
-        await self._out.start(status, EVENT_STREAM, headers)
+        await self._out.start(status, EVENT_STREAM if content_type == SSE else content_type, headers)
 
     async def chunk(self, data: bytes) -> None:
         for at in range(0, len(data), SLICE_BYTES):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -66,6 +66,8 @@ class Prompt:
     reasoning: bool = False
     max_output_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    cache_marks: tuple[int, ...] | None = None
+    """How many of `texts` stand before each cache point; None where the provider caches by itself."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,41 @@ def answer(prompt: Prompt) -> Reply:
         cache_write_tokens=min(int(script.get("cache_write") or 0), input_tokens),
         pace_ms=float(script.get("pace_ms") or 0),
     )
+
+
+class PromptCache:
+    """What a provider remembers of prompts: a beginning of 1,024 tokens or more that it has met before is read.
+
+    A token is a word here, so a text counts as long when its characters say so too. With marks (Anthropic, Bedrock)
+    the longest marked beginning is written once and read after; without, whole texts are compared and nothing is
+    written. The script's `cached` and `cache_write` win."""
+
+    MIN_TOKENS = 1024
+
+    def __init__(self) -> None:
+        self._met: set[tuple[object, ...]] = set()
+
+    def answer(self, prompt: Prompt) -> Reply:
+        """The model's answer, with what of its prompt came from here."""
+        reply = answer(prompt)
+        if reply.cache_read_tokens or reply.cache_write_tokens:
+            return reply
+        texts = prompt.texts or (prompt.last_user,)
+        ends = prompt.cache_marks if prompt.cache_marks is not None else tuple(range(1, len(texts) + 1))
+        long = sorted(end for end in ends if self._is_long(texts[:end]))
+        keys = {end: (prompt.model, tuple(tool.name for tool in prompt.tools), texts[:end]) for end in long}
+        known = [end for end in long if keys[end] in self._met]
+        self._met.update(keys.values())
+        read = self._tokens(texts[: known[-1]], reply) if known else 0
+        written = self._tokens(texts[: long[-1]], reply) - read if prompt.cache_marks and long else 0
+        return replace(reply, cache_read_tokens=read, cache_write_tokens=written)
+
+    def _is_long(self, texts: tuple[str, ...]) -> bool:
+        return sum(max(count(text), len(text) // 4) for text in texts) >= self.MIN_TOKENS
+
+    @staticmethod
+    def _tokens(texts: tuple[str, ...], reply: Reply) -> int:
+        return min(sum(map(count, texts)), reply.input_tokens - 1)  # the last token is always computed
 
 
 def instance_of(schema: Mapping[str, Any], name: str = "") -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.emulators.scripted import Fault
+from tests.emulators.scripted import Fault, PromptCache
 
 REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"}
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -146,6 +146,7 @@ class Emulator:
     def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         self.stats = Stats()
+        self.cache = PromptCache()
         self._port = port
         self._tls = tls
         self._played: Counter[str] = Counter()

@@ -110,12 +110,14 @@ def from_object(
     if not isinstance(inner, dict):
         inner = {}
     message = inner.get("message") or inner.get("detail") or outer.get("message") or outer.get("detail")
-    text = message if isinstance(message, str) else msgspec.json.encode(message or found).decode()[:500]
+    text = message if isinstance(message, str) and message else msgspec.json.encode(message or found).decode()[:500]
     code = _word(inner.get("code"))
     kind_word = _word(inner.get("type"))
     param = _word(inner.get("param"))
     if status is None or status < 400:
-        status = _status(inner.get("code"), outer.get("status_code"), inner.get("status_code"), inner.get("status"))
+        told = _status(inner.get("code"), outer.get("status_code"), inner.get("status_code"), inner.get("status"))
+        # A 200 in front of an error says nothing of it; a redirect does.
+        status = told or (status if status is not None and status >= 300 else None)
     kind = _KIND_OF_CODE.get(code or "") or _KIND_OF_CODE.get(_inner_code(inner) or "")
     if kind is None and status is None:
         kind = _KIND_OF_TYPE.get(kind_word or "", Broken)

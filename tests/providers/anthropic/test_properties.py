@@ -49,7 +49,7 @@ def test_a_messages_request_survives(request: ChatRequest) -> None:
     body = MESSAGES.encode_request(request, model="claude-3-opus").body
     assert MESSAGES.decode_request(msgspec.json.encode(body), model="alias") == request
     del body["model"]
-    problem = anthropic_problem(json.loads(msgspec.json.encode(body)), on_bedrock=True)
+    problem = anthropic_problem(json.loads(msgspec.json.encode(body)), in_cloud=True)
     assert problem is None or "tool_use" in problem or "signature" in problem  # random calls have no results
 
 
