@@ -1,8 +1,8 @@
 """Price lists in LiteLLM's format: read, compared with the book, and brought into it.
 
 Source: BerriAI/litellm model_prices_and_context_window.json, read 2026-11. A flat object of model name -> costs in US
-dollars per unit. Left out: costs per pixel, per image and per session, models of providers that we do not know, and
-entries without a price per token, character, second or page.
+dollars per unit. Left out: costs per pixel, per image read and per session, models of providers that we do not know,
+and entries without a price per token, character, second, page, query or image made.
 """
 
 import re
@@ -58,6 +58,8 @@ _METERS: Final = {
     "output_cost_per_image_token": Meter.OUTPUT_IMAGE_TOKENS,
     "input_cost_per_character": Meter.CHARACTERS,
     "input_cost_per_second": Meter.SECONDS,
+    "input_cost_per_query": Meter.SEARCH_UNITS,
+    "output_cost_per_image": Meter.IMAGES,
     "ocr_cost_per_page": Meter.PAGES,
     "annotation_cost_per_page": Meter.ANNOTATED_PAGES,
 }

@@ -1,12 +1,18 @@
 """Quantities times prices. Pure, exact integers; the only place where a token meets a price."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from billing.errors import UnknownPrice
 from billing.prices import PriceSheet
 from billing.usage import Meter, input_tokens_total
+
+# The same thing counted in different units, the preferred one first: what the sheet prices is what counts. One provider
+# sells a minute of sound by the second, another by the token.
+Counts = tuple[Mapping[Meter, int], ...]
+BY_TOKENS: Final[Counts] = ()
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -40,3 +46,12 @@ def charge(quantities: Mapping[Meter, int], sheet: PriceSheet) -> Charge:
     tier = sheet.tier(input_tokens_total(quantities))
     what = f"{sheet.provider}/{sheet.model}"
     return Charge(rate(quantities, tier.sale, what), rate(quantities, tier.cost, what))
+
+
+def priced(counts: Counts, sheet: PriceSheet) -> dict[Meter, int] | None:
+    """The first count whose every unit has a price on this sheet, as one request. None: there is none."""
+    for count in counts:
+        used = {meter: quantity for meter, quantity in count.items() if quantity}
+        if all(meter in sheet.sale for meter in used):
+            return {Meter.REQUESTS: 1, **used}
+    return None

@@ -30,6 +30,8 @@ class Meter(StrEnum):
     FILE_SEARCHES = "file_searches"
     CHARACTERS = "characters"
     SECONDS = "seconds"
+    IMAGES = "images"
+    SEARCH_UNITS = "search_units"  # Of reranking: a query with up to a hundred documents.
     PAGES = "pages"
     ANNOTATED_PAGES = "annotated_pages"
 

@@ -36,6 +36,8 @@ DATABASES = ("postgresql", "postgres", "sqlite")
 
 PUSD_DIGITS = 6
 """A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
+UNIT_DIGITS = 12
+"""As much for a price in USD of one second, image or the like."""
 
 
 class ConfigError(Exception):
@@ -97,6 +99,8 @@ class Secret:
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=200)]
 Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
+PricedUnit = Literal["seconds", "characters", "images", "search_units", "searches", "pages", "requests"]
+UnitUsd = Annotated[Decimal, Meta(description="USD for one unit, as a decimal string with at most twelve decimals")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
@@ -125,13 +129,14 @@ class ServerSettings(_Section, frozen=True):
 
 class PriceSettings(_Section, frozen=True):
     """What a deployment's tokens cost. A kind that is left out is sold as the one it is a part of: cache reads and
-    writes as input, reasoning as output."""
+    writes as input, reasoning as output. A model that is not sold by the token has `per` alone."""
 
-    input: Usd
-    output: Usd
+    input: Usd | None = None
+    output: Usd | None = None
     cache_read: Usd | None = None
     cache_write: Usd | None = None
     reasoning: Usd | None = None
+    per: dict[PricedUnit, UnitUsd] = field(default_factory=dict)
 
 
 class ProviderSettings(_Section, frozen=True):
@@ -537,17 +542,23 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
 def _check_price(price: PriceSettings | None, dotted: str, refuse: Any) -> None:
     if price is None:
         return
-    for meter in PriceSettings.__struct_fields__:
-        value: Decimal | None = getattr(price, meter)
-        if value is None:
-            continue
-        exponent = value.normalize().as_tuple().exponent
-        if not isinstance(exponent, int) or value < 0 or exponent < -PUSD_DIGITS:
-            raise refuse(
-                f"{dotted}.{meter}",
-                f"{value} is no price",
-                f"USD per million tokens, not negative, at most {PUSD_DIGITS} decimals",
-            )
+    missing = [name for name in ("input", "output") if getattr(price, name) is None]
+    if missing and not (price.per and len(missing) == 2):
+        raise refuse(dotted, f"{' and '.join(missing)} is missing", "USD per million tokens, or `per` = {unit = USD}")
+    for name in PriceSettings.__struct_fields__:
+        if name != "per" and (value := getattr(price, name)) is not None and not is_price(value, PUSD_DIGITS):
+            fix = f"USD per million tokens, not negative, at most {PUSD_DIGITS} decimals"
+            raise refuse(f"{dotted}.{name}", f"{value} is no price", fix)
+    for name, value in price.per.items():
+        if not is_price(value, UNIT_DIGITS):
+            fix = f"USD for one unit, not negative, at most {UNIT_DIGITS} decimals"
+            raise refuse(f"{dotted}.per.{name}", f"{value} is no price", fix)
+
+
+def is_price(value: Decimal, digits: int) -> bool:
+    """Whether it is a whole number of pUSD."""
+    exponent = value.normalize().as_tuple().exponent
+    return isinstance(exponent, int) and value >= 0 and exponent >= -digits
 
 
 def _source(sources: Mapping[str, str], dotted: str) -> str:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
 from billing.prices import STANDARD, PriceSheet, variant_of, variants_asked
+from billing.rating import BY_TOKENS, Counts, priced
 from billing.usage import Intent
 from gateway.admission import Admission, Gate, KeyStore, Principal
 from gateway.errors import Forbidden, Unauthenticated
@@ -32,7 +33,8 @@ class Ask(Struct, frozen=True):
 
     needs: the operation and the features it uses. max_output_tokens: as the client stated it. answers: False where the
     model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
-    session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand."""
+    session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
+    counts: at worst, of what is not sold by its text (reranking, sound, images)."""
 
     request_id: str
     dialect: str
@@ -47,13 +49,14 @@ class Ask(Struct, frozen=True):
     preferences: Preferences = NONE
     session: str | None = None
     prompt: Callable[[str], Chain] | None = None
+    counts: Counts = BY_TOKENS
 
     @property
     def load(self) -> Load:
         """For comparing prices: four bytes a token."""
         answers = self.candidates if self.answers else 0
         session = self.session or self.end_user or ""
-        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session)
+        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session, self.counts)
 
 
 class Booking(Struct, frozen=True):
@@ -128,6 +131,12 @@ class Desk:
         deployments = self._offer.catalog.deployments(alias)
         if not permits(who.models, alias):
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
+        def price_of(deployment: Deployment) -> PriceSheet:
+            sheet = self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
+            if load.counts and priced(load.counts, sheet) is None:
+                raise UnknownPrice(deployment.id, next(iter(load.counts[0])))
+            return sheet
+
         terms = self._offer.catalog.terms_of(alias)
         chain: Chain = ()
         if prompt is not None and len(deployments) > 1 and (preferences.strategy or terms.strategy) in ASK_FOR_PROMPT:
@@ -137,7 +146,7 @@ class Desk:
             needs,
             deployments,
             lambda d: self._providers.get(d.provider).capabilities,
-            lambda d: self._offer.price_of(d, now_ns, variant=variant, organisation_id=who.organisation_id),
+            price_of,
             random.random,
             terms=terms,
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
@@ -168,6 +177,7 @@ class Desk:
             sheets=list(self._sheets(route, ask, who, now_ns)),
             end_user=ask.end_user,
             now_ms=now_ns // 1_000_000,
+            counts=ask.counts,
         )
         settlement = self._owe(ask, who, route, admission, now_ns)
         try:
@@ -200,7 +210,7 @@ class Desk:
         def price_of(deployment: Deployment, variant: str) -> PriceSheet:
             return self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
 
-        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock, price_of)
+        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts)
 
     def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> Iterator[PriceSheet]:
         """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""

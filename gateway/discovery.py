@@ -35,6 +35,7 @@ DISCOVERED = (
     ),
     Rule("anthropic", {"api_key": ("ANTHROPIC_API_KEY",)}, base_url=("ANTHROPIC_BASE_URL",)),
     Rule("groq", {"api_key": ("GROQ_API_KEY",)}, base_url=("GROQ_BASE_URL",)),
+    Rule("cohere", {"api_key": ("CO_API_KEY", "COHERE_API_KEY")}),
     Rule("cerebras", {"api_key": ("CEREBRAS_API_KEY",)}, base_url=("CEREBRAS_BASE_URL",)),
     Rule(
         "gemini",

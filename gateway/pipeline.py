@@ -49,7 +49,7 @@ class Pipeline:
             "chat": chat,
             "completions": chat,
             "conversation": Conversation(chat, responses, clock),
-            "rerank": Rerank(self._desk),
+            "rerank": Rerank(self._desk, providers, strict, as_body),
             "retrieve": Retrieval(responses),
             "forget": Retrieval(responses),
             "embeddings": Embedding(self._desk, providers, strict, as_body),

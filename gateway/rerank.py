@@ -1,23 +1,88 @@
-"""The way of a rerank request. No adapter offers reranking, so after the usual checks it is refused by name: a client
-learns what is missing, not that a path is unknown."""
+"""The way of a rerank request: a query and documents in, their order out. Sold by the search unit or by the token."""
 
 from __future__ import annotations
 
+from billing.rating import Counts
+from billing.usage import Meter, Outcome
 from gateway.admission import Principal
-from gateway.desk import Desk
-from gateway.errors import InvalidRequest, Unsupported
-from gateway.exchange import Inbound, Reply
-from providers.wire import jsonio
+from gateway.desk import Ask, Desk
+from gateway.errors import Unsupported
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
+from gateway.metering import size_of_texts
+from gateway.routing.policy import Leg
+from gateway.settlement import Ending
+from providers.base import RerankAnswer, RerankCall, Reranker
+from providers.dialects.rerank import DIALECT
+from providers.neutral.rerank import RerankRequest, RerankResponse
+
+# Cohere cuts what is longer than this, query included, into pieces that count as documents of their own, and sells by
+# the hundred. Source: docs.cohere.com "How does Cohere pricing work?", read 2026-11.
+_PIECE_TOKENS = 500
+_DOCUMENTS_PER_UNIT = 100
+# At worst: as in admission.budget, before a model's first answer.
+_BYTES_PER_TOKEN = 2
+_PAIR_TOKENS = 8
+"""What a cross-encoder puts round each pair of query and document."""
 
 
 class Rerank:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, providers: Providers, strict: bool, say: SayError) -> None:
         self._desk = desk
+        self._providers = providers
+        self._strict = strict
+        self._say = say
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
-        """Raises: always; ModelNotFound and Forbidden before Unsupported."""
-        alias = jsonio.plain(jsonio.split_object(inbound.body).get("model"))
-        if not isinstance(alias, str):
-            raise InvalidRequest("model is required", param="model")
-        self._desk.plan(alias, frozenset({"chat"}), who, inbound.now_ns)
-        raise Unsupported(f"no deployment of {alias!r} supports rerank", ("rerank",))
+        request = DIALECT.decode_request(inbound.body)
+        call = RerankCall(request, inbound.request_id, self._strict)
+        ask = Ask(
+            request_id=inbound.request_id,
+            dialect=inbound.route.dialect,
+            alias=request.model,
+            needs=frozenset({"rerank"}),
+            size=size_of_texts((request.query, *request.documents)),
+            answers=False,
+            counts=at_worst(request),
+        )
+        booking = await self._desk.check_in(ask, who, inbound.now_ns)
+
+        async def attempt(leg: Leg) -> RerankAnswer:
+            provider = self._providers.get(leg.deployment.provider)
+            if not isinstance(provider, Reranker):
+                raise Unsupported(f"{leg.deployment.provider} does not rerank", ("rerank",))
+            return await provider.rerank(call, leg.deployment.model)
+
+        async with booking.settlement.owed(self._say):
+            arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
+            booking.settlement.answered(arrival.leg, arrival.attempts)
+            response = arrival.got.response
+            ending = Ending(Outcome.COMPLETED, finish_reason="stop", status=200, counts=told(response))
+            amount_pusd = await booking.settlement.finish(ending)
+        headers = booking.headers(arrival.got.dropped)
+        headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
+        version = inbound.route.version
+        body = DIALECT.encode_response(response, request, version=version, request_id=inbound.request_id)
+        return Reply(200, headers, body)
+
+
+def at_worst(request: RerankRequest) -> Counts:
+    query = _tokens(request.query)
+    pairs = [query + _tokens(document) for document in request.documents]
+    pieces = sum(-(-pair // _PIECE_TOKENS) for pair in pairs)
+    return (
+        {Meter.SEARCH_UNITS: -(-pieces // _DOCUMENTS_PER_UNIT)},
+        {Meter.INPUT_TOKENS: sum(pairs) + _PAIR_TOKENS * len(pairs)},
+    )
+
+
+def told(response: RerankResponse) -> Counts:
+    counts: list[dict[Meter, int]] = []
+    if response.search_units is not None:
+        counts.append({Meter.SEARCH_UNITS: response.search_units})
+    if response.tokens is not None:
+        counts.append({Meter.INPUT_TOKENS: response.tokens})
+    return tuple(counts)
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode()) // _BYTES_PER_TOKEN) + 1

@@ -12,7 +12,7 @@ from msgspec import Struct
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
 from billing.prices import PriceSheet, variant_of
-from billing.rating import charge
+from billing.rating import BY_TOKENS, Counts, charge, priced
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
 from gateway.exchange import SayError
@@ -35,6 +35,8 @@ class Ending(Struct, frozen=True):
     output_bytes: int = 0
     produced: bool = True
     """Whether the provider may have produced anything: a refused request has used nothing."""
+    counts: Counts = BY_TOKENS
+    """Of what is not sold by its text: as the provider told it. What it did not tell is charged as it was held."""
 
 
 class Settlement:
@@ -49,8 +51,11 @@ class Settlement:
         leg: Leg,
         clock: Callable[[], int],
         price_of: Callable[[Deployment, str], PriceSheet],
+        counts: Counts = BY_TOKENS,
     ) -> None:
-        """price_of: what a deployment's answer costs at a service tier's variant; raises UnknownPrice."""
+        """price_of: what a deployment's answer costs at a service tier's variant; raises UnknownPrice. counts: the
+        worst case of what is not sold by its text."""
+        self._counts = counts
         self._price_of = price_of
         self._journal = journal
         self._gate = gate
@@ -152,7 +157,7 @@ class Settlement:
     def _record(self, ending: Ending, sheet: PriceSheet, variant: str) -> UsageRecord:
         intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()
         usage, estimated = ending.usage, False
-        if ending.produced and (usage.output_tokens is None or ending.finish_reason is None):
+        if not self._counts and ending.produced and (usage.output_tokens is None or ending.finish_reason is None):
             estimated = True
             usage = estimated_usage(
                 usage,
@@ -161,6 +166,11 @@ class Settlement:
                 output_tokens_total(intent.estimate),
             )
         used = quantities(usage) if ending.produced else {}
+        if self._counts and ending.produced:
+            told = priced(ending.counts, sheet)
+            estimated = told is None
+            # What was held for: nothing is held for that the sheet does not price.
+            used = told if told is not None else priced(self._counts, sheet) or {}
         first = self.first_token_ns
         return UsageRecord(
             id=intent.id,

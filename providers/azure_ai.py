@@ -15,8 +15,9 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
-from providers.base import Call, Endpoint, UpstreamAnswer
+from providers.base import Call, Endpoint, Operation, UpstreamAnswer
 from providers.dialects.base import Dialect
+from providers.dialects.rerank import Flavour
 from providers.errors import ProviderError, Throttled, Unsupported
 from providers.neutral import ChatRequest
 from providers.openai_like import PATHS, OpenAILike
@@ -39,6 +40,7 @@ class AzureAI(OpenAILike):
     name = "azure_ai"
     output_limit: ClassVar[str] = "max_completion_tokens"
     serves_responses: ClassVar[bool] = True
+    rerank_flavour: ClassVar[Flavour] = "cohere"
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "top_k": (-1, 0),
         "min_p": (0,),
@@ -80,10 +82,14 @@ class AzureAI(OpenAILike):
                 return "/anthropic/v1/messages"
             case "responses":
                 return "/openai/v1/responses"
-        path = PATHS[self._operation(call)]
+        return self.place(self._operation(call), model)
+
+    def place(self, operation: Operation, model: str) -> str:
+        if operation == "rerank":
+            return "/providers/cohere/v2/rerank"
         if self._version:
-            return f"/openai/deployments/{quote(model, safe='')}{path}?api-version={quote(self._version)}"
-        return f"/openai/v1{path}"
+            return f"/openai/deployments/{quote(model, safe='')}{PATHS[operation]}?api-version={quote(self._version)}"
+        return f"/openai/v1{PATHS[operation]}"
 
     async def send(self, call: Call, model: str) -> UpstreamAnswer:
         if (

@@ -13,10 +13,13 @@ from providers.dialects.base import Dialect, EmbeddingDialect
 from providers.dialects.hints import without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest, EmbeddingRequest
+from providers.neutral.rerank import RerankRequest, RerankResponse
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
 
-Operation = Literal["chat", "completions", "embeddings"]
+Operation = Literal[
+    "chat", "completions", "embeddings", "rerank", "transcriptions", "translations", "speech", "images", "image_edits"
+]
 
 
 class Capabilities(Struct, frozen=True):
@@ -86,6 +89,14 @@ class EmbeddingCall(Struct, frozen=True):
     strict: bool = True
 
 
+class RerankCall(Struct, frozen=True):
+    """One request to rank documents; fields as in `Call`."""
+
+    request: RerankRequest
+    request_id: str
+    strict: bool = True
+
+
 class Answer(Protocol):
     """A provider's 2xx: bytes in `dialect`, which the relay taps (same dialect) or decodes (another one)."""
 
@@ -126,6 +137,14 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class Reranker(Protocol):
+    """A provider that also has "rerank" among its operations."""
+
+    async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
+        """Raises: Unsupported before anything is sent; a ProviderError kind else."""
+
+
+@runtime_checkable
 class TokenCounter(Protocol):
     """A provider that tells the length of a prompt without running it."""
 
@@ -139,6 +158,11 @@ class EmbeddingAnswer(Struct, frozen=True):
     dialect: EmbeddingDialect
     body: bytes
     headers: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
+
+
+class RerankAnswer(Struct, frozen=True):
+    response: RerankResponse
     dropped: tuple[str, ...] = ()
 
 

@@ -20,15 +20,25 @@ from msgspec.structs import replace
 from providers.auth.aws import BearerMint, KeySource, key_source
 from providers.auth.bearer import bearer
 from providers.auth.sigv4 import sign
-from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation, UpstreamAnswer, read_whole
-from providers.dialects import anthropic_messages, base, bedrock_converse
+from providers.base import (
+    Call,
+    Capabilities,
+    DialectProvider,
+    Endpoint,
+    Operation,
+    RerankAnswer,
+    RerankCall,
+    UpstreamAnswer,
+    read_whole,
+)
+from providers.dialects import anthropic_messages, base, bedrock_converse, rerank
 from providers.dialects.anthropic_messages import AnthropicMessages
 from providers.dialects.bedrock_converse import BedrockConverse
 from providers.dialects.bedrock_converse.errors import of_exception
 from providers.dialects.claude import is_claude
 from providers.dialects.peeled import PeeledDecoder, PeeledTap
 from providers.errors import Broken, ProviderError, WireError
-from providers.transport.base import HttpRequest, Timeouts, Transport
+from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio, sse
 from providers.wire.eventstream import EventStreamDecoder
 
@@ -65,7 +75,7 @@ class Bedrock(DialectProvider):
     `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint."""
 
     name = "bedrock"
-    capabilities = Capabilities(logprobs=False, candidates=False)
+    capabilities = Capabilities(operations=frozenset({"chat", "rerank"}), logprobs=False, candidates=False)
     dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": bedrock_converse.DIALECT}
     model_in_body = False
 
@@ -154,6 +164,19 @@ class Bedrock(DialectProvider):
         path = f"/model/{quote(model, safe='')}/count-tokens"
         response = await self.exchange("POST", path, jsonio.encode(body), call, bedrock_converse.DIALECT)
         return bedrock_converse.decode_token_count(await read_whole(response))
+
+    async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
+        """See `providers.base.Reranker`. InvokeModel of cohere.rerank-* or amazon.rerank-*, on the host of the chats;
+        AWS bills each hundred documents of a query, and its answer does not say so."""
+        encoded = rerank.DIALECT.encode_request(call.request, model=model, flavour="bedrock", strict=call.strict)
+        body = {**encoded.body, "api_version": 2} if "cohere" in model else encoded.body
+        response = await self._invoke(model, body)
+        found = rerank.DIALECT.decode_response(await read_whole(response), call.request)
+        return RerankAnswer(replace(found, search_units=-(-len(call.request.documents) // 100)), encoded.dropped)
+
+    async def _invoke(self, model: str, body: dict[str, Any]) -> HttpResponse:
+        path = f"/model/{quote(model, safe='')}/invoke"
+        return await self.exchange("POST", path, jsonio.encode(body), None, bedrock_converse.DIALECT)
 
     async def models(self) -> tuple[str, ...]:
         """Foundation models that answer in text and on demand, and the inference profiles."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from providers.base import Capabilities
 from providers.openai_like import OpenAILike
 from providers.transport.base import HttpRequest
 
@@ -14,6 +15,7 @@ from providers.transport.base import HttpRequest
 class OpenAI(OpenAILike):
     name = "openai"
     default_base_url = "https://api.openai.com/v1"
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}))
     output_limit: ClassVar[str] = "max_completion_tokens"  # reasoning models refuse the older name
     serves_responses: ClassVar[bool] = True
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -19,11 +19,14 @@ from providers.base import (
     EmbeddingAnswer,
     EmbeddingCall,
     Operation,
+    RerankAnswer,
+    RerankCall,
     UpstreamAnswer,
     read_whole,
 )
-from providers.dialects import load, openai_chat, openai_completions, openai_embeddings
+from providers.dialects import load, openai_chat, openai_completions, openai_embeddings, rerank
 from providers.dialects.base import Dialect
+from providers.dialects.rerank import Flavour
 from providers.errors import Broken, Unsupported
 from providers.transport.base import HttpRequest
 from providers.wire import jsonio
@@ -32,6 +35,7 @@ PATHS: Mapping[Operation, str] = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
+    "rerank": "/rerank",
 }
 
 
@@ -39,7 +43,7 @@ class OpenAILike(DialectProvider):
     """Hosts of the family subclass this one; they differ in what they refuse and where they live."""
 
     name = "openai_like"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}))
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}))
     dialects: ClassVar[Mapping[Operation, Dialect]] = {
         "chat": openai_chat.DIALECT,
         "completions": openai_completions.DIALECT,
@@ -50,6 +54,14 @@ class OpenAILike(DialectProvider):
     serves_responses: ClassVar[bool] = False
     """Whether /responses is there too. Engines have it in parts, so their operator says so: `responses: true` in the
     endpoint's options."""
+
+    rerank_flavour: ClassVar[Flavour] = "jina"
+    """How reranking is asked for there. `rerank: "tei"` in the endpoint's options: as Text Embeddings Inference does,
+    whose base URL has no version."""
+
+    def place(self, operation: Operation, model: str) -> str:
+        """Path of an operation whose answer does not stream."""
+        return PATHS[operation]
 
     def speaks_responses(self, call: Call, model: str) -> bool:
         """Its own clients alone are served by it; others by chat, which every model behind such a host knows."""
@@ -105,8 +117,19 @@ class OpenAILike(DialectProvider):
             encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
             body, dropped = encoded.body, encoded.dropped
         # The family has one error envelope, so the chat dialect reads it.
-        response = await self.exchange("POST", PATHS["embeddings"], jsonio.joined(body), None, openai_chat.DIALECT)
+        path = self.place("embeddings", model)
+        response = await self.exchange("POST", path, jsonio.joined(body), None, openai_chat.DIALECT)
         return EmbeddingAnswer(dialect, await read_whole(response), response.headers, dropped)
+
+    async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
+        """See `providers.base.Reranker`."""
+        if "rerank" not in self.capabilities.operations:
+            raise Unsupported(("rerank",), self.name)
+        flavour: Flavour = self.endpoint.options.get("rerank") or self.rerank_flavour
+        encoded = rerank.DIALECT.encode_request(call.request, model=model, flavour=flavour, strict=call.strict)
+        path = self.place("rerank", model)
+        response = await self.exchange("POST", path, jsonio.encode(encoded.body), None, openai_chat.DIALECT)
+        return RerankAnswer(rerank.DIALECT.decode_response(await read_whole(response), call.request), encoded.dropped)
 
     async def models(self) -> tuple[str, ...]:
         response = await self.exchange("GET", "/models", b"", None, openai_chat.DIALECT)

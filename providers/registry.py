@@ -14,6 +14,7 @@ _PLACES = {
     "azure_ai": "providers.azure_ai:AzureAI",
     "bedrock": "providers.bedrock:Bedrock",
     "cerebras": "providers.cerebras:Cerebras",
+    "cohere": "providers.cohere:Cohere",
     "gemini": "providers.gemini:Gemini",
     "groq": "providers.groq:Groq",
     "local": "providers.local:Local",

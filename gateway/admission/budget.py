@@ -10,9 +10,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from billing.errors import UnknownPrice
 from billing.prices import PriceSheet
-from billing.rating import rate
-from billing.usage import Meter
+from billing.rating import Counts, priced, rate
+from billing.usage import Meter, input_tokens_total
 
 # What a chat template, a default system prompt and tool scaffolding add to the shortest of requests.
 OVERHEAD_TOKENS: Final = 64
@@ -160,6 +161,23 @@ def estimate(
         # Embeddings say nothing, and their lists price no output.
         lines.append((rate(worst, tier.sale, what), rate({output: int(answers)}, tier.sale, what)))
     return Estimate(input_tokens, candidates, tuple(fixed.items()), tuple(lines))
+
+
+def counted(counts: Counts, sheets: Sequence[PriceSheet]) -> Estimate:
+    """The worst case of a request that is not sold by the tokens of a text (reranking, sound, images): the dearest of
+    the sheets, each by the unit that it prices.
+
+    Raises: UnknownPrice if a sheet prices none of them."""
+    found: list[tuple[int, dict[Meter, int]]] = []
+    for sheet in sheets:
+        what = f"{sheet.provider}/{sheet.model}"
+        quantities = priced(counts, sheet)
+        if quantities is None:
+            raise UnknownPrice(what, next(iter(counts[0])))
+        tokens = input_tokens_total(quantities)
+        found.append((rate(quantities, sheet.tier(tokens).sale, what), quantities))
+    pusd, quantities = max(found, key=lambda each: each[0])
+    return Estimate(input_tokens_total(quantities), 1, tuple(quantities.items()), ((pusd, 0),))
 
 
 def _dearest(prices: Mapping[Meter, int], *meters: Meter) -> Meter:

@@ -18,9 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.money import MAX_AMOUNT_PUSD
 from billing.prices import PriceSheet
-from billing.usage import Meter
+from billing.rating import BY_TOKENS, Counts
+from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
-from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, estimate, image_tokens
+from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, image_tokens
 from gateway.admission.limits import LEASE_MS, Limiter, Scopes, Window, scopes_of
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Principal
@@ -140,12 +141,16 @@ class Gate:
         end_user: str | None,
         now_ms: int,
         extra: Mapping[Meter, int] = _NO_METERS,
+        counts: Counts = BY_TOKENS,
     ) -> Admission:
         """Reserve the worst case of a request in every scope of its key.
 
-        sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches,
-        seconds of sound). Cancelled or failed, it leaves nothing reserved.
+        sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches).
+        counts: for what is not sold by its text, its worst case, in place of all sizes.
+        Cancelled or failed, it leaves nothing reserved.
         Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
+        if counts:
+            return await self._admit_counted(principal, request_id, alias, counted(counts, sheets), end_user, now_ms)
         ceiling = min(deployment_max_output, context_window)
         worst = estimate(
             self._ratios,
@@ -180,6 +185,24 @@ class Gate:
         if scopes.empty:
             return admission
         return await self._reserve(admission, worst, may_clamp=max_output_tokens is None)
+
+    async def _admit_counted(
+        self, principal: Principal, request_id: str, alias: str, worst: Estimate, end_user: str | None, now_ms: int
+    ) -> Admission:
+        """Nothing of it can be cut shorter, and nothing is learned from it."""
+        quantities = worst.quantities(0)
+        admission = Admission(
+            request_id,
+            principal,
+            alias,
+            quantities,
+            worst.hold_pusd(0),
+            None,
+            input_tokens_total(quantities) + output_tokens_total(quantities),
+            self._scopes(principal, end_user, now_ms),
+            0,
+        )
+        return admission if admission.scopes.empty else await self._reserve(admission, worst, may_clamp=False)
 
     async def settle(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import App, Parameter
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from billing.litellm import Difference, Listed
+    from gateway.config import PricedUnit
 
 app = App(name="prices")
 
@@ -67,13 +68,14 @@ async def set_(
     model: str,
     /,
     *,
-    input: Decimal,  # noqa: A002 - the flag is called --input.
-    output: Decimal,
+    input: Usd = None,  # noqa: A002 - the flag is called --input.
+    output: Usd = None,
     cache_read: Usd = None,
     cache_write: Usd = None,
     reasoning: Usd = None,
     cost_input: Usd = None,
     cost_output: Usd = None,
+    per: tuple[str, ...] = (),
     variant: str = "",
     common: Common = DEFAULTS,
 ) -> int:
@@ -89,6 +91,9 @@ async def set_(
         What the provider charges you, if it is not the same.
     cost_output:
         Likewise, for output.
+    per:
+        What is not sold by the token, in USD for one: search_units=0.002, seconds=0.0001, characters=0.000015,
+        images=0.04. May be given several times, and without --input and --output.
     variant:
         The service tier that this is the price of: flex, priority, batch; the standard one unless told.
     """
@@ -98,8 +103,11 @@ async def set_(
     from gateway.config import PriceSettings
     from gateway.embedded.prices import pusd_per_token
 
+    if (input is None or output is None) and not (per and input is None and output is None):
+        raise Problem("a price needs --input and --output, or --per", fix="e.g. --per seconds=0.0001", code=WRONG_USAGE)
+    units = dict(map(_unit_price, per))
     said = PriceSettings(
-        input=input, output=output, cache_read=cache_read, cache_write=cache_write, reasoning=reasoning
+        input=input, output=output, cache_read=cache_read, cache_write=cache_write, reasoning=reasoning, per=units
     )
     given = {"input": input, "output": output, "cache-read": cache_read, "cache-write": cache_write}
     given |= {"reasoning": reasoning, "cost-input": cost_input, "cost-output": cost_output}
@@ -109,7 +117,8 @@ async def set_(
     sale = pusd_per_token(said)
     cost = sale
     if cost_input is not None or cost_output is not None:
-        cost = pusd_per_token(PriceSettings(input=cost_input or input, output=cost_output or output))
+        dearer = PriceSettings(input=cost_input or input, output=cost_output or output, per=units)
+        cost = pusd_per_token(dearer)
     async with database(common.settings()) as engine, writing(engine) as db:
         now_ns = time.time_ns()
         sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
@@ -119,11 +128,31 @@ async def set_(
         common,
         value_out,
         lambda: (
-            f"{provider}/{model} costs {input} in, {output} out (USD per million tokens) from now on; "
+            f"{provider}/{model} costs {_told(input, output, per)} from now on; "
             f"running gateways charge it within seconds{_and_posted(posted)}"
         ),
     )
     return OK
+
+
+def _unit_price(said: str) -> tuple[PricedUnit, Decimal]:
+    """Raises: Problem for what is not `unit=USD`."""
+    from gateway.config import UNIT_DIGITS, PricedUnit, is_price
+
+    unit, _, usd = said.partition("=")
+    try:
+        price = Decimal(usd)
+    except InvalidOperation:
+        price = Decimal(-1)
+    if unit not in get_args(PricedUnit) or not is_price(price, UNIT_DIGITS):
+        fix = f"one of {', '.join(get_args(PricedUnit))}, and USD with at most {UNIT_DIGITS} decimals: seconds=0.0001"
+        raise Problem(f"--per {said} is no price", fix=fix, code=WRONG_USAGE)
+    return unit, price  # type: ignore[return-value]
+
+
+def _told(given: Decimal | None, made: Decimal | None, per: tuple[str, ...]) -> str:
+    tokens = [] if given is None else [f"{given} in, {made} out (USD per million tokens)"]
+    return ", ".join([*tokens, *(f"{usd} USD of {unit}" for unit, _, usd in (each.partition("=") for each in per))])
 
 
 @app.command(name="diff")

@@ -75,8 +75,8 @@ async def explain(
             "kind": leg.deployment.kind,
             "priority": leg.deployment.priority,
             "weight": leg.deployment.weight,
-            "likely_pusd": price_pusd(leg.sheet, load.input_tokens, load.likely()),
-            "most_pusd": price_pusd(leg.sheet, load.input_tokens, load.longest(leg.deployment)),
+            "likely_pusd": price_pusd(leg.sheet, load, load.likely()),
+            "most_pusd": price_pusd(leg.sheet, load, load.longest(leg.deployment)),
             "price_id": leg.sheet.id,
             "why": leg.why,
         }

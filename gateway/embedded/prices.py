@@ -31,7 +31,7 @@ def pusd_per_token(price: PriceSettings) -> dict[Meter, int]:
         value: Decimal | None = getattr(price, name)
         if value is not None:
             rates |= dict.fromkeys(meters, int(value * 10**6))
-    return rates
+    return rates | {Meter(unit): int(usd * 10**12) for unit, usd in price.per.items()}
 
 
 async def declare_prices(settings: Settings, *, at_ns: int | None = None) -> None:

@@ -30,7 +30,7 @@ class Route(Struct, frozen=True):
     """model, stream: set where the path carries them, None where the body does.
 
     batch: several texts in Gemini's own batch form. envelope: what the dialect is wrapped in on this path, see
-    `envelopes.py`. item: id of the stored thing that the path names."""
+    `envelopes.py`. item: id of the stored thing that the path names. version: of an API whose answers tell it."""
 
     dialect: str
     operation: Operation
@@ -39,6 +39,7 @@ class Route(Struct, frozen=True):
     batch: bool = False
     envelope: Envelope = ""
     item: str | None = None
+    version: str = ""
 
     @property
     def error_dialect(self) -> str:
@@ -53,7 +54,8 @@ COMPLETIONS = Route("openai_completions", "completions")
 EMBEDDINGS = Route("openai_embeddings", "embeddings")
 RESPONSES = Route("openai_responses", "conversation")
 RESPONSES_COUNT = Route("openai_responses", "count_tokens")
-RERANK = Route("openai_chat", "rerank")
+RERANK = Route("rerank", "rerank", version="1")
+RERANK_V2 = Route("rerank", "rerank", version="2")
 MESSAGES = Route("anthropic_messages", "chat")
 MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
 
@@ -76,7 +78,9 @@ EXACT: dict[str, Route] = {
     "/models/chat/completions": CHAT,
     "/models/embeddings": EMBEDDINGS,
     "/v1/rerank": RERANK,
-    "/v2/rerank": RERANK,
+    "/rerank": RERANK,
+    "/v2/rerank": RERANK_V2,
+    "/providers/cohere/v2/rerank": RERANK_V2,  # as Azure's users know it
 }
 
 _GEMINI = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from msgspec import Struct
 
@@ -16,7 +17,7 @@ from gateway.routing.health import CALM, Outlook, Promise
 from gateway.routing.preferences import NONE, Preferences
 from gateway.routing.strategies import LIKELY, Candidate, Chance, Choice, Load, order, price_pusd
 from gateway.routing.warmth import Chain
-from providers.base import Capabilities
+from providers.base import Capabilities, Operation
 from providers.neutral import ChatRequest, ImagePart
 
 COLD: Mapping[str, int] = {}
@@ -134,7 +135,7 @@ def _able(
 def _affordable(
     alias: str, candidates: list[Candidate], most_pusd: int, load: Load, left_out: list[tuple[str, str]]
 ) -> list[Candidate]:
-    prices = [(price_pusd(c.sheet, load.input_tokens, load.longest(c.deployment)), c) for c in candidates]
+    prices = [(price_pusd(c.sheet, load, load.longest(c.deployment)), c) for c in candidates]
     kept = [c for pusd, c in prices if pusd <= most_pusd]
     if not kept:
         least = format_usd(min(pusd for pusd, _ in prices))
@@ -220,4 +221,4 @@ def lacking(needs: frozenset[str], capabilities: Capabilities) -> frozenset[str]
     )
 
 
-_OPERATIONS = frozenset({"chat", "completions", "embeddings"})
+_OPERATIONS = frozenset(get_args(Operation))

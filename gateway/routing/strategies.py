@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from billing.money import format_usd
 from billing.prices import PriceSheet
-from billing.rating import charge
+from billing.rating import BY_TOKENS, Counts, charge, priced
 from billing.usage import Meter
 from gateway.config import Strategy
 from gateway.routing.catalog import Deployment
@@ -42,12 +42,14 @@ NEAR_S: Final = 0.010
 
 class Load(Struct, frozen=True):
     """The request's size. Units: tokens; input as usually counted. output_tokens: as the client limited each of its
-    `answers`; None: it did not. An embedding has no answer. session: whose conversation it is part of."""
+    `answers`; None: it did not. An embedding has no answer. session: whose conversation it is part of. counts: of
+    what is not sold by its text, in place of the tokens."""
 
     input_tokens: int = 1000
     output_tokens: int | None = None
     answers: int = 1
     session: str = ""
+    counts: Counts = BY_TOKENS
 
     def likely(self) -> int:
         return self.answers * (self.output_tokens or LIKELY_OUTPUT_TOKENS)
@@ -76,11 +78,13 @@ class Choice(Struct, frozen=True):
     why: str
 
 
-def price_pusd(sheet: PriceSheet, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+def price_pusd(sheet: PriceSheet, load: Load, output_tokens: int, cached_tokens: int = 0) -> int:
     """What the client would be charged. cached_tokens: of the input. Raises: UnknownPrice."""
-    cached = min(cached_tokens, input_tokens)
+    if load.counts:
+        return charge(priced(load.counts, sheet) or {}, sheet).sale_pusd
+    cached = min(cached_tokens, load.input_tokens)
     quantities = {
-        Meter.INPUT_TOKENS: input_tokens - cached,
+        Meter.INPUT_TOKENS: load.input_tokens - cached,
         Meter.CACHE_READ_TOKENS: cached,
         Meter.OUTPUT_TOKENS: output_tokens,
     }
@@ -146,9 +150,8 @@ def _seconds(standing: Standing) -> str:
 
 
 def _cheapest(equals: Sequence[Candidate], load: Load, chance: Chance) -> list[Choice]:
-    size = (load.input_tokens, load.likely())
-    priced = sorted((price_pusd(c.sheet, *size, c.cached_tokens), chance(), c.place, c) for c in equals)
-    return [Choice(c, f"about {format_usd(pusd)} USD{_warm(c)}") for pusd, _, _, c in priced]
+    by_price = sorted((price_pusd(c.sheet, load, load.likely(), c.cached_tokens), chance(), c.place, c) for c in equals)
+    return [Choice(c, f"about {format_usd(pusd)} USD{_warm(c)}") for pusd, _, _, c in by_price]
 
 
 def _quota(standing: Standing) -> str:
@@ -193,7 +196,7 @@ def _dearest_last(equals: Sequence[Candidate], load: Load, chance: Chance, secon
         wait = first_token_s(candidate, load, rate)
         if speed := candidate.standing.tokens_per_s:
             wait += load.likely() / speed
-        price = price_pusd(candidate.sheet, load.input_tokens, load.likely(), candidate.cached_tokens)
+        price = price_pusd(candidate.sheet, load, load.likely(), candidate.cached_tokens)
         priced.append((price + second_pusd * wait, price, wait, candidate))
     nearly = min(total for total, *_ in priced) * (1 + NEAR_SHARE)
     placed = sorted((max(total, nearly), _crowding(c), chance(), c.place, price, s, c) for total, price, s, c in priced)

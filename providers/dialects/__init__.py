@@ -14,6 +14,7 @@ NAMES = (
     "anthropic_messages",
     "gemini",
     "bedrock_converse",
+    "rerank",  # which is no chat: loaded for the words of its errors
 )
 
 

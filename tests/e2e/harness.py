@@ -49,10 +49,10 @@ def provider(kind: str, base_url: str, credential: Mapping[str, str] | None = No
     return ProviderSettings(kind=kind, base_url=base_url, credential=secrets, **more)
 
 
-def model(alias: str, *places: str, **more: Any) -> ModelSettings:
+def model(alias: str, *places: str, price: PriceSettings | None = PRICE, **more: Any) -> ModelSettings:
     """places: "provider/model", tried in this order."""
     deployments = tuple(
-        DeploymentSettings(provider=p, model=m, priority=n, price=PRICE, **more)
+        DeploymentSettings(provider=p, model=m, priority=n, price=price, **more)
         for n, (p, _, m) in enumerate(place.partition("/") for place in places)
     )
     return ModelSettings(alias=alias, deployments=deployments)

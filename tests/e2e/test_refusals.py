@@ -268,7 +268,7 @@ async def test_no_secret_goes_astray(yard: Yard, client: str, backend: str, capf
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_reranking_is_refused_by_name(yard: Yard, version: str) -> None:
+async def test_who_does_not_rerank_says_so(yard: Yard, version: str) -> None:
     body = {"model": "via-openai", "query": "q", "documents": ["a", "b"]}
     async with httpx.AsyncClient(base_url=f"{yard.gateway.url}/{version}") as http:
         assert (await http.post("/rerank", json=body)).status_code == 401

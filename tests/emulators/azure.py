@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.emulators import anthropic as claude
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.ranking import ranked
 from tests.emulators.server import Out, Request
 
 _DEPLOYMENT = re.compile(r"/openai/deployments/(?P<name>[^/]+)/(?P<rest>chat/completions|completions|embeddings)")
@@ -50,7 +51,15 @@ class AzureEmulator(OpenAIEmulator):
                 return
             body = json.dumps(request.json() | {"model": found["name"]}).encode()
             request = replace(request, body=body, path=f"/openai/v1/{found['rest']}")
-        if request.path == "/anthropic/v1/messages":
+        if request.path == "/providers/cohere/v2/rerank":
+            asked = request.json()
+            results = [
+                {"index": at, "relevance_score": score}
+                for at, score in ranked(asked["query"], asked["documents"], asked.get("top_n"))
+            ]
+            meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
+            await out.json(200, {"id": "rr-azure", "results": results, "meta": meta})
+        elif request.path == "/anthropic/v1/messages":
             await self._claude(request, out)
         elif request.path.startswith("/openai/v1/"):
             await super().handle(request, out)

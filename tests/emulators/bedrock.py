@@ -26,6 +26,7 @@ from botocore.validate import ParamValidator
 
 from tests.emulators import anthropic as claude
 from tests.emulators import scripted
+from tests.emulators.ranking import ranked
 from tests.emulators.scripted import Prompt, Reply, Tool
 from tests.emulators.server import Emulator, Out, Request, play_transport_fault
 
@@ -126,6 +127,17 @@ class BedrockEmulator(Emulator):
             case _:
                 await self._error(out, 404, "UnknownOperationException", "unknown operation")
 
+    async def _rerank(self, body: dict[str, Any], out: Out, model: str) -> None:
+        """Cohere's model wants the version of its API in the body, Amazon's knows no such field."""
+        wanted = {"query", "documents", "api_version"} if model.startswith("cohere.") else {"query", "documents"}
+        if not wanted <= set(body) <= wanted | {"top_n", "max_tokens_per_doc"}:
+            await self._error(out, 400, "ValidationException", "Malformed input request")
+            return
+        found = ranked(body["query"], body["documents"], body.get("top_n"))
+        self.stats.answers += 1
+        results = [{"index": at, "relevance_score": score} for at, score in found]
+        await out.json(200, {"results": results}, {"x-amzn-bedrock-invocation-latency": "12"})
+
     def _unauthorised(self, request: Request) -> str | None:
         sent = request.headers.get("authorization", "")
         if sent.startswith("Bearer "):
@@ -158,6 +170,9 @@ class BedrockEmulator(Emulator):
 
     async def _invoke(self, request: Request, out: Out, model: str, *, stream: bool) -> None:
         body = request.json()
+        if "rerank" in model:
+            await self._rerank(body, out, model)
+            return
         problem = claude.problem_of(body, in_cloud=True)
         if body.get("anthropic_version") != "bedrock-2023-05-31" or "stream" in body:
             problem = "anthropic_version: Field required"

@@ -91,7 +91,7 @@ def test_nothing_forbidden_and_nobody_lost(
 
     able = [d for d in places if d not in toolless]
     priced = [d for d in able if d not in unpriced]
-    allowed = [d for d in priced if most is None or price_pusd(price_of(d), 100, 50) <= most]
+    allowed = [d for d in priced if most is None or price_pusd(price_of(d), Load(100), 50) <= most]
     if not able:
         with pytest.raises(Unsupported):
             choose()
