@@ -117,17 +117,40 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+SPLIT: Final = 10**9
+"""Amounts are added up in two columns, above and below it, so that neither leaves 64 bits before 10**9 rows."""
+
+
+def parts(amount: ColumnElement[int]) -> tuple[ColumnElement[int], ColumnElement[int]]:
+    """One amount as the two columns that are added up."""
+    return amount // SPLIT, amount % SPLIT
+
+
+def kept_parts(usd: ColumnElement[int], rest_pusd: ColumnElement[int]) -> tuple[ColumnElement[int], ColumnElement[int]]:
+    """The same of an amount that is kept as whole dollars and the rest."""
+    return usd * (PUSD_PER_USD // SPLIT) + rest_pusd // SPLIT, rest_pusd % SPLIT
+
+
 def wide_sum(amount: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """The sum of an amount column as (dollars, rest): SQLite's own sum() fails beyond 64 bits. See `add_up`."""
-    return (
-        func.coalesce(func.sum(amount // PUSD_PER_USD), 0),
-        func.coalesce(func.sum(amount % PUSD_PER_USD), 0),
-    )
+    """The sum of an amount column in two: SQLite's own sum() fails beyond 64 bits. See `add_up`."""
+    return _sums(parts(amount))
 
 
-def add_up(dollars: Any, rest: Any) -> int:
+def wide_sum_kept(
+    usd: ColumnElement[int], rest_pusd: ColumnElement[int]
+) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """`wide_sum` of an amount that is kept as whole dollars and the rest."""
+    return _sums(kept_parts(usd, rest_pusd))
+
+
+def add_up(above: Any, below: Any) -> int:
     """What the two columns of `wide_sum` mean."""
-    return int(dollars) * PUSD_PER_USD + int(rest)
+    return int(above) * SPLIT + int(below)
+
+
+def _sums(columns: tuple[ColumnElement[int], ColumnElement[int]]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    above, below = columns
+    return func.coalesce(func.sum(above), 0), func.coalesce(func.sum(below), 0)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, pdf, schema
-from billing.db import add_up, wide_sum
+from billing.db import add_up, wide_sum, wide_sum_kept
 from billing.money import format_usd
 from billing.rollups import NS_PER_HOUR
 
@@ -134,9 +134,9 @@ async def _items(
     table = schema.usage_hours.c
     sums = [
         func.sum(column)
-        for column in (table.requests, table.input_tokens, table.output_tokens, table.unpriced, table.estimated,
-                       table.charge_usd, table.charge_rest_pusd)
-    ]  # fmt: skip
+        for column in (table.requests, table.input_tokens, table.output_tokens, table.unpriced, table.estimated)
+    ]
+    sums += wide_sum_kept(table.charge_usd, table.charge_rest_pusd)
     query = (
         select(table.provider, table.model, *sums)
         .where(table.organisation_id == organisation_id)
@@ -145,8 +145,8 @@ async def _items(
         .order_by(table.provider, table.model)
     )
     items, unpriced, estimated = [], 0, 0
-    for provider, model, requests, tokens_in, tokens_out, late, guessed, usd, rest in await db.execute(query):
-        amount = add_up(usd, rest)
+    for provider, model, requests, tokens_in, tokens_out, late, guessed, *charge in await db.execute(query):
+        amount = add_up(*charge)
         items.append(UsageItem(provider, model, int(requests), int(tokens_in), int(tokens_out), amount))
         unpriced += int(late)
         estimated += int(guessed)

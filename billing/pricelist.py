@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
@@ -69,6 +69,18 @@ async def load_prices(db: AsyncConnection) -> PriceBook:
         [ModelMatch(row["provider"], row["model"], row["match"]) for row in models.mappings()],
         await load_margins(db),
     )
+
+
+async def prices_version(db: AsyncConnection) -> str:
+    """Another one whenever `load_prices` would read something else. Small tables: no index is worth its upkeep."""
+    margins, members, models = schema.margins, schema.plan_members, schema.price_models
+    counted = [select(func.count()).select_from(table).scalar_subquery() for table in (schema.prices, models)]
+    row = (await db.execute(select(*counted))).one()
+    # Prices are only ever appended; these are changed and deleted, and there are few.
+    said = [tuple(row)]
+    for table in (margins, members):
+        said += [tuple(each) for each in await db.execute(select(table).order_by(*table.primary_key.columns))]
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
 
 
 async def load_sheet(db: AsyncConnection, price_id: str) -> PriceSheet | None:

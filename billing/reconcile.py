@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
 from billing.bills import BillLine
-from billing.db import add_up, wide_sum
+from billing.db import add_up, wide_sum, wide_sum_kept
 from billing.rollups import NS_PER_HOUR
 
 _NS_PER_DAY: Final = 24 * NS_PER_HOUR
@@ -106,9 +106,9 @@ async def _ours(
 ) -> tuple[dict[tuple[str, str], Counted], dict[tuple[str, str], Counted]]:
     hours, rows = schema.usage_hours.c, schema.usage_records.c
     day = (hours.hour // 24).label("day")
-    sums = (hours.input_tokens, hours.output_tokens, hours.cost_usd, hours.cost_rest_pusd)
+    tokens = (func.sum(hours.input_tokens), func.sum(hours.output_tokens))
     found = await db.execute(
-        select(day, hours.model, *(func.sum(column) for column in sums))
+        select(day, hours.model, *tokens, *wide_sum_kept(hours.cost_usd, hours.cost_rest_pusd))
         .where(hours.provider == provider)
         .where(hours.hour >= since_ns // NS_PER_HOUR, hours.hour < until_ns // NS_PER_HOUR)
         .group_by(day, hours.model)
@@ -124,13 +124,13 @@ async def _ours(
 
 def _by_day(found: Any) -> dict[tuple[str, str], Counted]:
     counted: dict[tuple[str, str], Counted] = {}
-    for number, model, tokens_in, tokens_out, usd, rest in found:
+    for number, model, tokens_in, tokens_out, *cost in found:
         key = (_name(int(number)), same_model(model))
         before = counted.get(key, Counted())
         counted[key] = Counted(
             before.input_tokens + int(tokens_in),
             before.output_tokens + int(tokens_out),
-            before.cost_pusd + add_up(usd, rest),
+            before.cost_pusd + add_up(*cost),
         )
     return counted
 

@@ -1,7 +1,7 @@
 """Usage by the hour, kept up in the transaction that writes the rows: what reports and budgets read instead of them.
 
-One row for each hour x organisation x project x key x alias x model x provider. End users are not in it: there are too
-many. Amounts are whole dollars and the rest in pUSD, for sums that SQLite can not hold otherwise.
+One row for each hour and each set of names in `NAMES`. End users and tags are not in it: there are too many
+(billing.days). Amounts are whole dollars and the rest in pUSD, for sums that SQLite can not hold otherwise.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
+from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
@@ -18,10 +19,12 @@ from billing.money import PUSD_PER_USD
 NS_PER_HOUR: Final = 3600 * 10**9
 
 # A count above it is a provider's slip; it must not make a sum overflow, which would stop everybody's billing.
-_TOKENS_MAX: Final = 10**14
+TOKENS_MAX: Final = 10**14
 
-_NAMES: Final = ("organisation_id", "project_id", "key_id", "alias", "model", "provider")
-_COUNTS: Final = ("requests", "input_tokens", "output_tokens", "estimated", "unpriced", "charge_usd", "cost_usd")
+NAMES: Final = (
+    "organisation_id", "project_id", "key_id", "alias", "model", "provider", "deployment", "outcome", "dialect",
+)  # fmt: skip
+COUNTS: Final = ("requests", "input_tokens", "output_tokens", "estimated", "unpriced", "charge_usd", "cost_usd")
 
 
 async def add(db: AsyncConnection, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -33,8 +36,8 @@ async def add(db: AsyncConnection, rows: Iterable[Mapping[str, Any]]) -> None:
                 row,
                 {
                     "requests": 1,
-                    "input_tokens": min(row["input_tokens"], _TOKENS_MAX),
-                    "output_tokens": min(row["output_tokens"], _TOKENS_MAX),
+                    "input_tokens": min(row["input_tokens"], TOKENS_MAX),
+                    "output_tokens": min(row["output_tokens"], TOKENS_MAX),
                     "estimated": int(row["estimated"]),
                     "unpriced": int(row["charge_pusd"] is None),
                 },
@@ -56,12 +59,12 @@ async def _apply(db: AsyncConnection, changes: Iterable[tuple[Mapping[str, Any],
     sums: dict[str, dict[str, Any]] = {}
     for row, counts, charge_pusd, cost_pusd in changes:
         hour = row["at_ns"] // NS_PER_HOUR
-        names = [row[name] for name in _NAMES]
+        names = [row[name] for name in NAMES]
         row_id = hour_id(hour, names)
         total = sums.get(row_id)
         if total is None:
-            total = sums[row_id] = {"id": row_id, "hour": hour, **dict(zip(_NAMES, names, strict=True))}
-            total |= dict.fromkeys((*_COUNTS, "charge_rest_pusd", "cost_rest_pusd"), 0)
+            total = sums[row_id] = {"id": row_id, "hour": hour, **dict(zip(NAMES, names, strict=True))}
+            total |= dict.fromkeys((*COUNTS, "charge_rest_pusd", "cost_rest_pusd"), 0)
         for name, count in counts.items():
             total[name] += count
         for kind, amount in (("charge", charge_pusd), ("cost", cost_pusd)):
@@ -71,7 +74,7 @@ async def _apply(db: AsyncConnection, changes: Iterable[tuple[Mapping[str, Any],
         return
     statement = upsert(db, table)
     new, old = statement.excluded, table.c
-    changed = {name: old[name] + new[name] for name in _COUNTS}
+    changed = {name: old[name] + new[name] for name in COUNTS}
     for kind in ("charge", "cost"):
         rest = old[f"{kind}_rest_pusd"] + new[f"{kind}_rest_pusd"]
         changed[f"{kind}_rest_pusd"] = rest % PUSD_PER_USD
@@ -80,6 +83,9 @@ async def _apply(db: AsyncConnection, changes: Iterable[tuple[Mapping[str, Any],
     await db.execute(
         statement.on_conflict_do_update(index_elements=["id"], set_=changed), [sums[row_id] for row_id in sorted(sums)]
     )
+    # After the hours: who seals a day waits for us there, or is seen here.
+    sealed, days = schema.usage_sealed, {total["hour"] // 24 for total in sums.values()}
+    await db.execute(delete(sealed).where(sealed.c.day.in_(days), sealed.c.pruned.is_(False)))
 
 
 def hour_id(hour: int, names: list[str]) -> str:

@@ -141,29 +141,83 @@ grants: Final = Table(
     Index(None, "organisation_id"),
 )
 
+_counted: Final = (
+    "requests", "input_tokens", "output_tokens", "estimated", "unpriced",
+    # Whole dollars, and what is below a dollar.
+    "charge_usd", "charge_rest_pusd", "cost_usd", "cost_rest_pusd",
+)  # fmt: skip
+
+
+def _counts() -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False) for name in _counted]
+
+
+def _names() -> list[Column[str]]:
+    short = [Column(name, String(64), nullable=False) for name in ("organisation_id", "project_id", "key_id")]
+    long = ("alias", "model", "provider", "deployment", "outcome", "dialect")
+    return [*short, *(Column(name, Text, nullable=False) for name in long)]
+
+
 # billing.rollups: usage by the hour, in the same transaction as the rows it sums up.
 usage_hours: Final = Table(
     "usage_hours",
     metadata,
     Column("id", String(64), primary_key=True),  # A digest of hour and names.
     Column("hour", BigInteger, nullable=False),  # Since 1970.
-    Column("organisation_id", String(64), nullable=False),
-    Column("project_id", String(64), nullable=False),
-    Column("key_id", String(64), nullable=False),
-    Column("alias", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("estimated", BigInteger, nullable=False),
-    Column("unpriced", BigInteger, nullable=False),
-    Column("charge_usd", BigInteger, nullable=False),
-    Column("charge_rest_pusd", BigInteger, nullable=False),  # Below a dollar.
-    Column("cost_usd", BigInteger, nullable=False),
-    Column("cost_rest_pusd", BigInteger, nullable=False),
+    *_names(),
+    *_counts(),
     # Reports over a time.
     Index(None, "hour"),
+)
+
+# billing.days: days of UTC that are over, made from the hours and the rows of that day. `usage_sealed` says which ones
+# may be read; a late row takes its day out of it.
+usage_sealed: Final = Table(
+    "usage_sealed",
+    metadata,
+    Column("day", BigInteger, primary_key=True, autoincrement=False),  # Since 1970, as in the next three.
+    # The rows themselves are gone (billing.retention): what was made of them can not be made again.
+    Column("pruned", Boolean, nullable=False),
+)
+
+usage_days: Final = Table(
+    "usage_days", metadata, Column("day", BigInteger, nullable=False), *_names(), *_counts(), Index(None, "day")
+)
+
+# What there are too many names of to keep by the hour and beside everything else.
+usage_day_facets: Final = Table(
+    "usage_day_facets",
+    metadata,
+    Column("day", BigInteger, nullable=False),
+    Column("facet", String(16), nullable=False),  # end_user, tag
+    Column("name", Text),  # None: requests without one. With two tags a request stands under both.
+    Column("organisation_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    *_counts(),
+    Index(None, "facet", "day"),
+)
+
+# How long the first token took, by the millisecond below a second and by the hundredth of a second above.
+usage_day_waits: Final = Table(
+    "usage_day_waits",
+    metadata,
+    Column("day", BigInteger, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("first_token_ms", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Index(None, "day"),
+)
+
+# billing.chores: what any worker does now and then, one at a time.
+chores: Final = Table(
+    "chores",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("due_ns", BigInteger, nullable=False),  # While it is being done: when its holder is taken for dead.
+    Column("holder", String(64)),
+    Column("done_ns", BigInteger),
+    Column("problem", Text),  # What the last try failed with.
 )
 
 # How far each journal segment has been shipped: moves in the transaction that writes its rows.

@@ -18,6 +18,7 @@ from litestar import Litestar
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.chores import Chores
 from billing.db import create_engine, reading
 from billing.journal import Journal
 from billing.worker import Worker
@@ -27,6 +28,7 @@ from gateway.admin.routes import admin_routes
 from gateway.admin.services import Services
 from gateway.admission import Gate, KeyStore
 from gateway.admission.key_admin import KeyAdmin
+from gateway.chores import POOL_SIZE, chores_of
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
 from gateway.errors import Unavailable
@@ -89,6 +91,10 @@ class Gateway:
             stop = asyncio.Event()
             self._shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
             stack.push_async_callback(_finish, stop, self._shipping)
+            spare = create_engine(settings.database_url, pool_size=POOL_SIZE)
+            stack.push_async_callback(spare.dispose)
+            chores = Chores(spare, chores_of(settings, spare), owner(), time.time_ns)
+            stack.push_async_callback(_cancel, asyncio.create_task(chores.run(stop), name="chores"))
             watching = asyncio.create_task(offer.watch(), name="watch the price list")
             stack.push_async_callback(_cancel, watching)
             pepper = own.key_pepper.encode()

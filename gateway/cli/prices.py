@@ -245,7 +245,7 @@ async def margin(
         await set_margin(db, scope, scope_id, bps, at_ns=time.time_ns())
     value = {"scope": scope, "scope_id": scope_id, "margin_bps": bps}
     text = "pays the listed prices" if bps is None else f"pays {percent} % of cost"
-    emit(common, value, lambda: f"{scope} {scope_id} {text}; running gateways charge it after their next start")
+    emit(common, value, lambda: f"{scope} {scope_id} {text}; running gateways charge it within seconds")
     return OK
 
 

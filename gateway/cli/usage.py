@@ -12,7 +12,10 @@ from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, datab
 
 app = App(name="usage")
 
-By = Literal["key", "project", "organisation", "model", "alias", "provider", "end_user", "day"]
+By = Literal[
+    "key", "project", "organisation", "model", "alias", "provider", "deployment", "outcome", "dialect", "end_user",
+    "tag", "day",
+]  # fmt: skip
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -59,6 +62,17 @@ async def usage(*, by: By = "key", since: str | None = None, common: Common = DE
         return make_table([by, *numbers], [*cells, totals], right=numbers)
 
     emit(common, value, table)
+    return OK
+
+
+@app.command
+async def rebuild(*, common: Common = DEFAULTS) -> int:
+    """Make the sums of every day anew from its rows and hours. Reports stay right meanwhile; they are only slower."""
+    from billing.days import rebuild as rebuild_days
+
+    async with database(common.settings()) as engine:
+        days = await rebuild_days(engine, now_ns=time.time_ns())
+    emit(common, {"days": days}, lambda: f"{days} days made anew")
     return OK
 
 

@@ -1,8 +1,11 @@
-"""`farebox worker`: usage journals into the database, without serving: for a container of its own, or to catch up."""
+"""`farebox worker`: usage journals into the database, and chores, without serving: for a container of its own, or to
+catch up."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 
 from cyclopts import App
 
@@ -13,12 +16,13 @@ app = App(name="worker")
 
 @app.default
 def worker(*, once: bool = False, common: Common = DEFAULTS) -> int:
-    """Ship the usage journals of this data folder into the database until SIGTERM. Gateways do so themselves as well.
+    """Ship the usage journals of this data folder into the database until SIGTERM, and do the chores: seal days, expire
+    grants, alerts, exports, retention. Gateways do so themselves as well.
 
     Parameters
     ----------
     once:
-        Ship what there is, and end.
+        Ship what there is, do the chores that are due, and end.
     """
     import uvloop
 
@@ -29,9 +33,11 @@ def worker(*, once: bool = False, common: Common = DEFAULTS) -> int:
 
 
 async def _run(once: bool, common: Common) -> int:
+    from billing.chores import Chores
     from billing.db import reading
     from billing.pricelist import load_prices
     from billing.worker import Worker
+    from gateway.chores import chores_of
     from gateway.cli.listening import on_signal
     from gateway.observe import logs
 
@@ -41,9 +47,12 @@ async def _run(once: bool, common: Common) -> int:
         async with reading(engine) as db:
             prices = await load_prices(db)
         shipper = Worker(settings.data_dir / "journal", engine, prices)
+        chores = Chores(engine, chores_of(settings, engine), f"worker-{secrets.token_hex(8)}", time.time_ns)
         if once:
-            return await shipper.ship_once()
+            shipped = await shipper.ship_once()
+            await chores.once()
+            return shipped
         stop = asyncio.Event()
         with on_signal(stop.set):
-            await shipper.run(stop)
+            await asyncio.gather(shipper.run(stop), chores.run(stop))
         return shipper.shipped

@@ -6,21 +6,19 @@ import asyncio
 from typing import Final
 
 import structlog
-from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import schema
 from billing.db import reading
 from billing.errors import UnknownPrice
-from billing.pricelist import load_prices
+from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
 from gateway.config import Settings
 from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
 
 log = structlog.get_logger(__name__)
 
-# A price set by the CLI, or in another process, is charged by after so long at most.
+# A price or a margin set by the CLI, or in another process, is charged by after so long at most.
 WATCH_S: Final = 5.0
 
 
@@ -30,19 +28,19 @@ class Offer:
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._rows = -1
+        self._version = ""
         self.prices = PriceBook((), ())
         self.catalog = Catalog({}, {})
 
     async def load(self) -> None:
         """Raises: SQLAlchemyError; then what stood before stands."""
         async with reading(self._engine) as db:
-            rows = (await db.execute(select(func.count()).select_from(schema.prices))).scalar_one()
-            if rows == self._rows:  # Price rows are only ever appended.
+            version = await prices_version(db)
+            if version == self._version:
                 return
             prices = await load_prices(db)
         catalog = from_settings(self._settings, prices)
-        self._rows, self.prices, self.catalog = rows, prices, catalog
+        self._version, self.prices, self.catalog = version, prices, catalog
 
     async def watch(self) -> None:
         """Runs until cancelled."""

@@ -143,7 +143,7 @@ async def list_providers(services: Office) -> list[ProviderView]:
                 len(count.get(name, ())),
                 totals.requests,
                 totals.failed,
-                await reports.first_token(db, period, {"provider": [name]}),
+                await reports.first_token(db, period, [name]),
                 _state(totals),
             )
             for name, facts in sorted(known.items())

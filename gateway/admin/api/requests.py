@@ -111,11 +111,12 @@ async def list_requests(
     now_ns = services.clock()
     period = period_of(start or stamp(now_ns - 90 * DAY_NS), end, now_ns)
     table = usage_records.c
-    query = select(usage_records).where(*reports.where(period, filters_of(request)))
+    query = select(usage_records)
     if cursor_ is not None:
         at_ns, after = at_cursor(cursor_, tuple[int, str])
         query = query.where(or_(table.at_ns < at_ns, and_(table.at_ns == at_ns, table.id < after)))
     async with services.reader.reading() as db:
+        query = query.where(*reports.where(db, period, filters_of(request)))
         rows = (await db.execute(query.order_by(table.at_ns.desc(), table.id.desc()).limit(limit + 1))).mappings().all()
         keys = await reports.labels(db, "key", list({row["key_id"] for row in rows}))
     shown = rows[:limit]

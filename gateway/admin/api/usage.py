@@ -13,7 +13,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
-from billing.accounts import Budget, window_start_ns
+from billing.accounts import Budget, Scope, Window, window_start_ns
 from billing.statements import spent
 from gateway.admin import reports
 from gateway.admin.api.values import TotalsView, totals_view, usd
@@ -109,8 +109,8 @@ async def overview(actor: Caller, services: Office, start: From = None, end: To 
             _period(period, bucket),
             totals_view(await reports.totals(db, period, {}), money=money),
             totals_view(await reports.totals(db, period.before, {}), money=money),
-            await reports.first_token(db, period, {}),
-            await reports.first_token(db, period.before, {}),
+            await reports.first_token(db, period),
+            await reports.first_token(db, period.before),
             _points(points),
             await _groups(db, "alias", models, money),
             await _groups(db, "key", keys, money),
@@ -192,15 +192,25 @@ usage_handlers: list[HTTPRouteHandler] = [overview, usage, export]
 
 async def budgets_at_risk(db: AsyncConnection, now_ns: int) -> list[BudgetView]:
     """The budgets that are used up the most."""
-    views = [await budget_view(db, budget, now_ns) for budget in await accounts.budgets(db)]
-    views.sort(key=lambda view: -view.share)
-    return views[:BUDGETS_AT_RISK]
+    found = await accounts.budgets(db)
+    used: dict[tuple[Scope, Window], dict[str, int]] = {}
+    for kind in {(budget.scope, budget.window) for budget in found}:
+        # What has no price yet counts here once it has one: the roll-ups do not know what was held for it.
+        scope, period = kind[0], Period(window_start_ns(kind[1], now_ns), now_ns)
+        lines = await reports.groups(db, scope.value, period, {}, limit=EXPORT_ROWS)
+        used[kind] = {line.name: line.totals.charge_pusd for line in lines}
+    ranked = [(budget, used[budget.scope, budget.window].get(budget.scope_id, 0)) for budget in found]
+    ranked.sort(key=lambda pair: -_share(*pair))
+    return [await _budget_view(db, budget, spent_pusd) for budget, spent_pusd in ranked[:BUDGETS_AT_RISK]]
 
 
 async def budget_view(db: AsyncConnection, budget: Budget, now_ns: int) -> BudgetView:
     used = await spent(db, budget.scope, budget.scope_id, since_ns=window_start_ns(budget.window, now_ns))
+    return await _budget_view(db, budget, used)
+
+
+async def _budget_view(db: AsyncConnection, budget: Budget, used: int) -> BudgetView:
     names = await reports.labels(db, budget.scope.value, [budget.scope_id])
-    share = used / budget.limit_pusd if budget.limit_pusd else 1.0
     return BudgetView(
         budget.scope.value,
         budget.scope_id,
@@ -208,8 +218,12 @@ async def budget_view(db: AsyncConnection, budget: Budget, now_ns: int) -> Budge
         budget.window.value,
         usd(budget.limit_pusd) or "",
         usd(used) or "",
-        share,
+        _share(budget, used),
     )
+
+
+def _share(budget: Budget, used: int) -> float:
+    return used / budget.limit_pusd if budget.limit_pusd else 1.0
 
 
 def _asked(
