@@ -8,10 +8,10 @@ import csv
 import datetime
 import io
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, pdf, schema
@@ -132,7 +132,7 @@ async def _items(
     db: AsyncConnection, organisation_id: str, start_ns: int, end_ns: int
 ) -> tuple[tuple[UsageItem, ...], int, int]:
     table = schema.usage_hours.c
-    sums = [
+    sums: list[ColumnElement[Any]] = [
         func.sum(column)
         for column in (table.requests, table.input_tokens, table.output_tokens, table.unpriced, table.estimated)
     ]

@@ -7,6 +7,7 @@ that the table of facets does not have, are read from the rows. Reads, never wri
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from operator import add
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -84,6 +85,9 @@ class Totals(msgspec.Struct, frozen=True):
     cost_pusd: int = 0
     estimated: int = 0
     unpriced: int = 0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -72,6 +72,16 @@ async def series(
     return [Point(step * bucket.width_ns, name, line) for step, name, line in found]
 
 
+async def whole(
+    db: AsyncConnection, by: str, points: list[Point], period: Period, filters: dict[str, list[str]]
+) -> Totals:
+    """Totals of the period that these points are the series of: added up where every request is in one of them, so
+    that nothing is read again."""
+    if Dimension(by) is Dimension.TAG:
+        return await totals(db, period, filters)
+    return sum((point.totals for point in points), Totals())
+
+
 async def first_token(db: AsyncConnection, period: Period, providers: Sequence[str] = ()) -> Quantiles:
     counted = await sums.waits(db, _span(period), providers)
     return Quantiles(*(_quantile(counted, share) for share in (50, 95, 99)))

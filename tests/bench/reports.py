@@ -67,8 +67,8 @@ async def timed(engine: AsyncEngine, ask: Callable[[Any], Awaitable[object]], ti
 async def explorer(db: Any, by: str, period: Period, filters: dict[str, list[str]]) -> None:
     """What GET /usage asks."""
     found = await reports.groups(db, by, period, filters, limit=50)
-    await reports.series(db, by, BUCKETS["day"], period, filters, [group.name for group in found[:TOP]])
-    await reports.totals(db, period, filters)
+    points = await reports.series(db, by, BUCKETS["day"], period, filters, [group.name for group in found[:TOP]])
+    await reports.whole(db, by, points, period, filters)
 
 
 async def overview(db: Any, period: Period) -> None:
@@ -76,9 +76,10 @@ async def overview(db: Any, period: Period) -> None:
     models = await reports.groups(db, "alias", period, {}, limit=TOP)
     await reports.groups(db, "key", period, {}, limit=TOP)
     await reports.groups(db, "outcome", period, {}, limit=TOP)
-    await reports.series(db, "alias", BUCKETS["day"], period, {}, [group.name for group in models])
+    points = await reports.series(db, "alias", BUCKETS["day"], period, {}, [group.name for group in models])
+    await reports.whole(db, "alias", points, period, {})
+    await reports.totals(db, period.before, {})
     for each in (period, period.before):
-        await reports.totals(db, each, {})
         await reports.first_token(db, each)
 
 

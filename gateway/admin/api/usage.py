@@ -107,7 +107,7 @@ async def overview(actor: Caller, services: Office, start: From = None, end: To 
         ever = await reports.totals(db, Period(0, period.end_ns), {}) if not points else None
         return Overview(
             _period(period, bucket),
-            totals_view(await reports.totals(db, period, {}), money=money),
+            totals_view(await reports.whole(db, "alias", points, period, {}), money=money),
             totals_view(await reports.totals(db, period.before, {}), money=money),
             await reports.first_token(db, period),
             await reports.first_token(db, period.before),
@@ -139,7 +139,7 @@ async def usage(
     async with services.reader.reading() as db:
         found = await reports.groups(db, by, period, filters, limit=limit)
         points = await reports.series(db, by, step, period, filters, [group.name for group in found[:TOP]])
-        total = await reports.totals(db, period, filters)
+        total = await reports.whole(db, by, points, period, filters)
         return Usage(
             _period(period, step),
             by,
