@@ -44,13 +44,13 @@ DISCOVERED = (
     ),
     Rule(
         "vertex",
-        {"service_account": ("GOOGLE_APPLICATION_CREDENTIALS",)},
+        {"credentials_file": ("GOOGLE_APPLICATION_CREDENTIALS",)},
         region=("GOOGLE_CLOUD_LOCATION", "GOOGLE_CLOUD_REGION"),
         options={"project": ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT")},
     ),
     Rule(
         "bedrock",
-        {"bearer_token": ("AWS_BEARER_TOKEN_BEDROCK",)},
+        {"api_key": ("AWS_BEARER_TOKEN_BEDROCK",)},
         base_url=("AWS_ENDPOINT_URL_BEDROCK_RUNTIME",),
         region=("AWS_REGION", "AWS_DEFAULT_REGION"),
         needs=("region",),

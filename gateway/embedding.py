@@ -13,7 +13,7 @@ from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
 from providers.base import Embedder, EmbeddingCall
-from providers.dialects import openai_embeddings
+from providers.dialects import bedrock_embeddings, openai_embeddings
 from providers.dialects.base import EmbeddingDialect
 from providers.dialects.gemini import embeddings as gemini_embeddings
 from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
@@ -40,8 +40,8 @@ class Embedding:
                 raise Unsupported(f"{leg.deployment.provider} makes no embeddings", ("embeddings",))
             answer = await provider.embed(call, leg.deployment.model)
             dropped = answer.dropped
-            response = answer.dialect.decode_response(answer.body)
-            if answer.dialect.name == spoken.name:
+            response = answer.response
+            if answer.body is not None and answer.dialect == spoken.name:
                 return answer.body, response.usage
             return spoken.encode_response(_named(response, request), request), response.usage
 
@@ -52,12 +52,19 @@ class Embedding:
             amount_pusd = await booking.settlement.finish(_ending(usage))
         headers = booking.headers(dropped)
         headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
+        if inbound.route.envelope == "invoke_model" and usage.input_tokens is not None:
+            headers.append((bedrock_embeddings.TOKENS_HEADER, str(usage.input_tokens)))
         return Reply(200, headers, body)
 
 
 def dialect_of(inbound: Inbound) -> EmbeddingDialect:
-    if inbound.route.dialect != "gemini":
-        return openai_embeddings.DIALECT
+    match inbound.route.dialect:
+        case "bedrock_titan_embed":
+            return bedrock_embeddings.TITAN
+        case "bedrock_cohere_embed":
+            return bedrock_embeddings.COHERE
+        case "openai_embeddings":
+            return openai_embeddings.DIALECT
     return gemini_embeddings.BATCH if inbound.route.batch else gemini_embeddings.ONE
 
 

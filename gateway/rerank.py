@@ -14,6 +14,7 @@ from gateway.settlement import Ending
 from providers.base import RerankAnswer, RerankCall, Reranker
 from providers.dialects.rerank import DIALECT
 from providers.neutral.rerank import RerankRequest, RerankResponse
+from providers.wire import jsonio
 
 # Cohere cuts what is longer than this, query included, into pieces that count as documents of their own, and sells by
 # the hundred. Source: docs.cohere.com "How does Cohere pricing work?", read 2026-11.
@@ -33,7 +34,7 @@ class Rerank:
         self._say = say
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
-        request = DIALECT.decode_request(inbound.body)
+        request = DIALECT.decode_request(_body(inbound), model=inbound.route.model)
         call = RerankCall(request, inbound.request_id, self._strict)
         ask = Ask(
             request_id=inbound.request_id,
@@ -63,6 +64,15 @@ class Rerank:
         version = inbound.route.version
         body = DIALECT.encode_response(response, request, version=version, request_id=inbound.request_id)
         return Reply(200, headers, body)
+
+
+def _body(inbound: Inbound) -> bytes:
+    """Without the version of Cohere's API, which Bedrock's users have to say."""
+    if inbound.route.envelope != "invoke_model":
+        return inbound.body
+    members = jsonio.split_object(inbound.body)
+    members.pop("api_version", None)
+    return jsonio.joined(members)
 
 
 def at_worst(request: RerankRequest) -> Counts:

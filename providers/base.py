@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
-from providers.dialects.base import Dialect, EmbeddingDialect
+from providers.dialects.base import Dialect
 from providers.dialects.hints import without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
-from providers.neutral import ChatRequest, EmbeddingRequest
+from providers.neutral import ChatRequest, EmbeddingRequest, EmbeddingResponse, Usage
 from providers.neutral.rerank import RerankRequest, RerankResponse
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
+
+T = TypeVar("T")
 
 Operation = Literal[
     "chat", "completions", "embeddings", "rerank", "transcriptions", "translations", "speech", "images", "image_edits"
@@ -153,12 +156,36 @@ class TokenCounter(Protocol):
 
 
 class EmbeddingAnswer(Struct, frozen=True):
-    """A 2xx, read whole: `body` is in `dialect`, ready for a client of the same one."""
+    """A 2xx, read whole. body: in `dialect`, for a client of the same one; None where no client of ours speaks it, or
+    the answer was put together from several."""
 
-    dialect: EmbeddingDialect
-    body: bytes
-    headers: Mapping[str, str]
+    response: EmbeddingResponse
     dropped: tuple[str, ...] = ()
+    dialect: str = ""
+    body: bytes | None = None
+
+
+async def each_at_once(asked: Sequence[T], ask: Callable[[T], Awaitable[EmbeddingResponse]]) -> EmbeddingResponse:
+    """Several calls as one answer, for hosts that take one text (or a few) at a time. At most `PARALLEL_CALLS` at a
+    time; the first failure ends all, and nothing is charged then.
+
+    Raises: what `ask` does."""
+    room = asyncio.Semaphore(PARALLEL_CALLS)
+
+    async def one(part: T) -> EmbeddingResponse:
+        async with room:
+            return await ask(part)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(part)) for part in asked]
+    except* ProviderError as errors:
+        raise errors.exceptions[0] from errors
+    found = [task.result() for task in tasks]
+    counts = [each.usage.input_tokens for each in found]
+    tokens = None if None in counts else sum(count or 0 for count in counts)
+    vectors = tuple(vector for each in found for vector in each.vectors)
+    return EmbeddingResponse(found[0].model, vectors, Usage(input_tokens=tokens))
 
 
 class RerankAnswer(Struct, frozen=True):
@@ -166,6 +193,7 @@ class RerankAnswer(Struct, frozen=True):
     dropped: tuple[str, ...] = ()
 
 
+PARALLEL_CALLS = 8
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 

@@ -24,20 +24,24 @@ from providers.base import (
     Call,
     Capabilities,
     DialectProvider,
+    EmbeddingAnswer,
+    EmbeddingCall,
     Endpoint,
     Operation,
     RerankAnswer,
     RerankCall,
     UpstreamAnswer,
+    each_at_once,
     read_whole,
 )
-from providers.dialects import anthropic_messages, base, bedrock_converse, rerank
+from providers.dialects import anthropic_messages, base, bedrock_converse, bedrock_embeddings, rerank
 from providers.dialects.anthropic_messages import AnthropicMessages
 from providers.dialects.bedrock_converse import BedrockConverse
 from providers.dialects.bedrock_converse.errors import of_exception
 from providers.dialects.claude import is_claude
 from providers.dialects.peeled import PeeledDecoder, PeeledTap
-from providers.errors import Broken, ProviderError, WireError
+from providers.errors import Broken, ProviderError, Unsupported, WireError
+from providers.neutral import EmbeddingResponse, Usage
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio, sse
 from providers.wire.eventstream import EventStreamDecoder
@@ -75,7 +79,9 @@ class Bedrock(DialectProvider):
     `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint."""
 
     name = "bedrock"
-    capabilities = Capabilities(operations=frozenset({"chat", "rerank"}), logprobs=False, candidates=False)
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "embeddings", "rerank"}), logprobs=False, candidates=False
+    )
     dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": bedrock_converse.DIALECT}
     model_in_body = False
 
@@ -173,6 +179,24 @@ class Bedrock(DialectProvider):
         response = await self._invoke(model, body)
         found = rerank.DIALECT.decode_response(await read_whole(response), call.request)
         return RerankAnswer(replace(found, search_units=-(-len(call.request.documents) // 100)), encoded.dropped)
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """See `providers.base.Embedder`. By InvokeModel: Titan one text at a time, Cohere up to 96."""
+        is_cohere = "cohere.embed" in model
+        if not is_cohere and "titan-embed-text" not in model:
+            raise Unsupported((f"embeddings of {model}",), self.name)
+        dialect: bedrock_embeddings.Titan = bedrock_embeddings.COHERE if is_cohere else bedrock_embeddings.TITAN
+        texts, size = call.request.input, bedrock_embeddings.COHERE_TEXTS_MAX if is_cohere else 1
+        parts = [replace(call.request, input=texts[at : at + size]) for at in range(0, len(texts), size)]
+        bodies = [dialect.encode_request(part, model=model, strict=call.strict) for part in parts]
+
+        async def ask(encoded: base.Encoded) -> EmbeddingResponse:
+            response = await self._invoke(model, encoded.body)
+            found = dialect.decode_response(await read_whole(response))
+            told = response.headers.get(bedrock_embeddings.TOKENS_HEADER, "")
+            return replace(found, usage=Usage(input_tokens=int(told))) if told.isdigit() else found
+
+        return EmbeddingAnswer(await each_at_once(bodies, ask), bodies[0].dropped)
 
     async def _invoke(self, model: str, body: dict[str, Any]) -> HttpResponse:
         path = f"/model/{quote(model, safe='')}/invoke"

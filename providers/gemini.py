@@ -60,7 +60,8 @@ class Gemini(DialectProvider):
         encoded = dialect.encode_request(call.request, model=model, strict=call.strict)
         path = f"{self._root}/{_resource(model)}:batchEmbedContents"
         response = await self.exchange("POST", path, jsonio.encode(encoded.body), None, gemini.DIALECT)
-        return EmbeddingAnswer(dialect, await read_whole(response), response.headers, encoded.dropped)
+        content = await read_whole(response)
+        return EmbeddingAnswer(dialect.decode_response(content), encoded.dropped, dialect.name, content)
 
     async def count_tokens(self, call: Call, model: str) -> int:
         """See `providers.base.TokenCounter`."""

@@ -119,7 +119,8 @@ class OpenAILike(DialectProvider):
         # The family has one error envelope, so the chat dialect reads it.
         path = self.place("embeddings", model)
         response = await self.exchange("POST", path, jsonio.joined(body), None, openai_chat.DIALECT)
-        return EmbeddingAnswer(dialect, await read_whole(response), response.headers, dropped)
+        content = await read_whole(response)
+        return EmbeddingAnswer(dialect.decode_response(content), dropped, dialect.name, content)
 
     async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
         """See `providers.base.Reranker`."""

@@ -17,12 +17,23 @@ from msgspec.structs import replace
 
 from providers.auth.bearer import header
 from providers.auth.google import google_token
-from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation, UpstreamAnswer
-from providers.dialects import gemini, load
+from providers.base import (
+    Call,
+    Capabilities,
+    DialectProvider,
+    EmbeddingAnswer,
+    EmbeddingCall,
+    Endpoint,
+    Operation,
+    UpstreamAnswer,
+    each_at_once,
+    read_whole,
+)
+from providers.dialects import gemini, load, vertex_predict
 from providers.dialects.base import Dialect
-from providers.dialects.gemini import forwarding
+from providers.dialects.gemini import embeddings, forwarding
 from providers.errors import Unsupported
-from providers.neutral import ChatRequest
+from providers.neutral import ChatRequest, EmbeddingResponse
 from providers.transport.base import HttpRequest, Timeouts, Transport
 from providers.wire import jsonio
 
@@ -43,7 +54,7 @@ class Vertex(DialectProvider):
     """
 
     name = "vertex"
-    capabilities = Capabilities()
+    capabilities = Capabilities(operations=frozenset({"chat", "embeddings"}))
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": gemini.DIALECT}
     model_in_body = False
 
@@ -90,6 +101,27 @@ class Vertex(DialectProvider):
         ) or (surface == "claude" and call.dialect == "anthropic_messages" and _has_foreign_seals(call.request)):
             call = replace(call, body=b"")
         return await super().send(call, model)
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """See `providers.base.Embedder`. The newer models take one text by embedContent, the older ones many by
+        predict, as google-genai tells them apart."""
+        root = f"/{self._version}" if self._express else self._root
+        place = f"{root}/publishers/google/models/{quote(_bare(model), safe='')}"
+        if not ("gemini" in model or "maas" in model):
+            encoded = vertex_predict.encode_request(call.request, strict=call.strict)
+            response = await self.exchange(
+                "POST", f"{place}:predict", jsonio.encode(encoded.body), None, gemini.DIALECT
+            )
+            return EmbeddingAnswer(vertex_predict.decode_response(await read_whole(response)), encoded.dropped)
+        batch = embeddings.BATCH.encode_request(call.request, model=_bare(model), strict=call.strict)
+
+        async def ask(one: dict[str, Any]) -> EmbeddingResponse:
+            settings = {key: value for key, value in one.items() if key not in ("model", "content")}
+            body = {"content": one["content"], **({"embedContentConfig": settings} if settings else {})}
+            response = await self.exchange("POST", f"{place}:embedContent", jsonio.encode(body), None, gemini.DIALECT)
+            return embeddings.ONE.decode_response(await read_whole(response))
+
+        return EmbeddingAnswer(await each_at_once(batch.body["requests"], ask), batch.dropped)
 
     def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
         match self._surface(model):

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from gateway.exchange import Inbound
-from gateway.ingress.endpoints import Envelope
+from gateway.ingress.endpoints import Envelope, Operation
 from providers.wire import eventstream, jsonio
 from providers.wire.sse import SseDecoder
 
@@ -30,6 +30,14 @@ _EXCEPTIONS = {
     "overloaded_error": "serviceUnavailableException",
     "timeout_error": "modelTimeoutException",
 }
+
+
+# Members that only such a body has, the dialect and the operation.
+_INVOKED: tuple[tuple[frozenset[str], str, Operation], ...] = (
+    (frozenset({"inputText"}), "bedrock_titan_embed", "embeddings"),
+    (frozenset({"texts", "input_type"}), "bedrock_cohere_embed", "embeddings"),
+    (frozenset({"query", "documents"}), "rerank", "rerank"),
+)
 
 
 class Wrapping(Protocol):
@@ -59,6 +67,11 @@ def unwrapped(inbound: Inbound) -> Inbound:
     if route.envelope not in ("invoke_model", "raw_predict"):
         return inbound
     members = jsonio.split_object(inbound.body)
+    if route.envelope == "invoke_model" and not route.stream:
+        # One path for every kind of model there; the body tells which it is.
+        for marks, dialect, operation in _INVOKED:
+            if marks <= members.keys():
+                return replace(inbound, route=replace(route, dialect=dialect, operation=operation, version="2"))
     members.pop("anthropic_version", None)  # of the envelope, which ends here
     headers = dict(inbound.headers)
     betas = jsonio.plain(members.pop("anthropic_beta", None))

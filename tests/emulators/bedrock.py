@@ -26,6 +26,7 @@ from botocore.validate import ParamValidator
 
 from tests.emulators import anthropic as claude
 from tests.emulators import scripted
+from tests.emulators.openai import vector
 from tests.emulators.ranking import ranked
 from tests.emulators.scripted import Prompt, Reply, Tool
 from tests.emulators.server import Emulator, Out, Request, play_transport_fault
@@ -127,6 +128,30 @@ class BedrockEmulator(Emulator):
             case _:
                 await self._error(out, 404, "UnknownOperationException", "unknown operation")
 
+    async def _embed(self, body: dict[str, Any], out: Out, model: str) -> None:
+        if "titan" in model:
+            if not {"inputText"} <= set(body) <= {"inputText", "dimensions", "normalize"}:
+                await self._error(out, 400, "ValidationException", "Malformed input request: extraneous key")
+                return
+            tokens = scripted.count(body["inputText"])
+            values = vector(body["inputText"], body.get("dimensions", 8))
+            answer: dict[str, Any] = {"embedding": values, "inputTextTokenCount": tokens}
+        else:
+            if body.get("input_type") not in ("search_document", "search_query", "classification", "clustering"):
+                await self._error(out, 400, "ValidationException", "input_type: required")
+                return
+            if len(body["texts"]) > 96:
+                await self._error(out, 400, "ValidationException", "texts: at most 96")
+                return
+            tokens = sum(scripted.count(text) for text in body["texts"])
+            found = [vector(text, body.get("output_dimension", 8)) for text in body["texts"]]
+            by_type = {"embeddings": {"float": found}, "response_type": "embeddings_by_type"}
+            plain = {"embeddings": found, "response_type": "embeddings_floats"}
+            answer = {"id": "emb-1", "texts": body["texts"], **(by_type if "embedding_types" in body else plain)}
+        self.stats.answers += 1
+        self.stats.input_tokens += tokens
+        await out.json(200, answer, {"x-amzn-bedrock-input-token-count": str(tokens)})
+
     async def _rerank(self, body: dict[str, Any], out: Out, model: str) -> None:
         """Cohere's model wants the version of its API in the body, Amazon's knows no such field."""
         wanted = {"query", "documents", "api_version"} if model.startswith("cohere.") else {"query", "documents"}
@@ -172,6 +197,9 @@ class BedrockEmulator(Emulator):
         body = request.json()
         if "rerank" in model:
             await self._rerank(body, out, model)
+            return
+        if "embed" in model:
+            await self._embed(body, out, model)
             return
         problem = claude.problem_of(body, in_cloud=True)
         if body.get("anthropic_version") != "bedrock-2023-05-31" or "stream" in body:

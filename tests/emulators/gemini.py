@@ -143,6 +143,10 @@ class GeminiEmulator(Emulator):
                 await self._generate(request, out, found["model"], found["verb"] == "streamGenerateContent")
             case "countTokens":
                 await self._count_tokens(request, out, found["model"])
+            case "predict" if self.flavour == "vertex":
+                await self._predict(request, out)
+            case "batchEmbedContents" if self.flavour == "vertex":
+                await self._error(out, (404, "NOT_FOUND", "no such method", []))
             case "embedContent" | "batchEmbedContents":
                 await self._embed(request, out, found["verb"] == "batchEmbedContents")
             case verb:
@@ -256,6 +260,16 @@ class GeminiEmulator(Emulator):
         prompt = prompt_of(body.get("generateContentRequest") or body, model)
         await out.json(200, {"totalTokens": scripted.answer(prompt).input_tokens})
 
+    async def _predict(self, request: Request, out: Out) -> None:
+        body = request.json()
+        size = int(body.get("parameters", {}).get("outputDimensionality") or 8)
+        found = []
+        for instance in body["instances"]:
+            statistics = {"token_count": scripted.count(instance["content"]), "truncated": False}
+            values = vector(instance["content"], size)
+            found.append({"embeddings": {"values": values, "statistics": statistics}})
+        await out.json(200, {"predictions": found, "deployedModelId": "", "metadata": {"billableCharacterCount": 1}})
+
     async def _embed(self, request: Request, out: Out, batch: bool) -> None:
         body = request.json()
         vectors = []
@@ -263,7 +277,8 @@ class GeminiEmulator(Emulator):
         for entry in body["requests"] if batch else [body]:
             text = "".join(part["text"] for part in entry["content"]["parts"])
             tokens += scripted.count(text)
-            vectors.append({"values": vector(text, int(entry.get("outputDimensionality") or 8))})
+            size = entry.get("embedContentConfig", entry).get("outputDimensionality") or 8
+            vectors.append({"values": vector(text, int(size))})
         usage = {"promptTokenCount": tokens}
         await out.json(
             200,

@@ -74,7 +74,7 @@ async def test_through_an_adapter(encoding: str, forward: bool) -> None:
         raw = body(input=["a b", "c"], encoding_format=encoding, user="u")
         call = EmbeddingCall(DIALECT.name if forward else "other", DIALECT.decode_request(raw), raw, "r")
         answer = await provider.embed(call, "emb-1")
-        found = answer.dialect.decode_response(answer.body)
+        found = answer.response
         assert found.vectors == (tuple(vector("a b", 8)), tuple(vector("c", 8)))
         assert found.usage.input_tokens == emulator.stats.input_tokens == 3
         assert emulator.last.json()["model"] == "emb-1"

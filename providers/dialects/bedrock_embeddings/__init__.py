@@ -1,0 +1,151 @@
+"""The bodies that InvokeModel takes for embeddings: Amazon Titan's, one text at a time, and Cohere's, up to 96.
+
+Source: Bedrock user guide "Amazon Titan Text Embeddings" and "Cohere Embed", recorded answers of both, read 2026-11.
+What a Cohere model used is told in the header `x-amzn-bedrock-input-token-count` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from providers.dialects.base import Encoded, ErrorBody
+from providers.dialects.embedding_tasks import COHERE_OF, GEMINI_OF
+from providers.errors import BadRequest, ProviderError, Unsupported, WireError, for_status
+from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
+
+COHERE_TEXTS_MAX = 96
+TOKENS_HEADER = "x-amzn-bedrock-input-token-count"
+_DEFAULT_INPUT_TYPE = "search_document"
+
+
+class _TitanRequest(Struct, rename="camel"):
+    input_text: str
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    normalize: bool | None = None
+    embedding_types: list[Literal["float"]] | None = None
+
+
+class _TitanAnswer(Struct, rename="camel"):
+    embedding: list[float]
+    input_text_token_count: int | None = None
+
+
+class _CohereRequest(Struct):
+    texts: Annotated[list[str], Meta(min_length=1, max_length=COHERE_TEXTS_MAX)]
+    input_type: Literal["search_document", "search_query", "classification", "clustering"]
+    truncate: Literal["NONE", "START", "END", "LEFT", "RIGHT"] | None = None
+    embedding_types: list[Literal["float"]] | None = None
+    output_dimension: Annotated[int, Meta(ge=1)] | None = None
+
+
+class _ByType(Struct):
+    floats: list[list[float]] = field(name="float")
+
+
+class _CohereAnswer(Struct):
+    embeddings: list[list[float]] | _ByType
+
+
+class Titan:
+    """See `providers.dialects.base.EmbeddingDialect`."""
+
+    name = "bedrock_titan_embed"
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        asked = _decoded(body, _TitanRequest)
+        extension = {} if asked.normalize is None else {self.name: {"normalize": asked.normalize}}
+        return EmbeddingRequest(model or "", (asked.input_text,), asked.dimensions, extensions=extension)
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        """The body of the first text; the adapter asks once for each. Raises: Unsupported."""
+        (text,) = _texts(request, "Titan")
+        body: dict[str, Any] = {"inputText": text, **request.extensions.get(self.name, {})}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        return Encoded(body, _foreign(request, self.name, strict, ("task",) if request.task else ()))
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        answer = _read(body, _TitanAnswer)
+        return EmbeddingResponse("", (tuple(answer.embedding),), Usage(input_tokens=answer.input_text_token_count))
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes:
+        vector = list(response.vectors[0])
+        tokens = response.usage.input_tokens or 0
+        said = {"embedding": vector, "embeddingsByType": {"float": vector}, "inputTextTokenCount": tokens}
+        return msgspec.json.encode(said)
+
+    def encode_error(self, error: ErrorBody) -> bytes:
+        return msgspec.json.encode({"message": error.message})
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return for_status(status, body[:500].decode("utf-8", "replace"), headers=headers, body=body)
+
+
+class Cohere(Titan):
+    """As Bedrock's Cohere models take it."""
+
+    name = "bedrock_cohere_embed"
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        asked = _decoded(body, _CohereRequest)
+        extension = {} if asked.truncate is None else {self.name: {"truncate": asked.truncate}}
+        texts, task = tuple(asked.texts), GEMINI_OF[asked.input_type]
+        return EmbeddingRequest(model or "", texts, asked.output_dimension, task=task, extensions=extension)
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        """Raises: Unsupported."""
+        kind = COHERE_OF.get(request.task or "", _DEFAULT_INPUT_TYPE)
+        body: dict[str, Any] = {"texts": _texts(request, "Cohere"), "input_type": kind}
+        body |= request.extensions.get(self.name, {})
+        if request.dimensions is not None:
+            body |= {"output_dimension": request.dimensions, "embedding_types": ["float"]}
+        return Encoded(body, _foreign(request, self.name, strict))
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        found = _read(body, _CohereAnswer).embeddings
+        vectors = found.floats if isinstance(found, _ByType) else found
+        return EmbeddingResponse("", tuple(map(tuple, vectors)), Usage())
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes:
+        said = {
+            "id": "",
+            "response_type": "embeddings_floats",
+            "texts": list(request.input),
+            "embeddings": [list(vector) for vector in response.vectors],
+        }
+        return msgspec.json.encode(said)
+
+
+TITAN, COHERE = Titan(), Cohere()
+
+
+def _texts(request: EmbeddingRequest, where: str) -> list[str]:
+    texts = [text for text in request.input if isinstance(text, str)]
+    if len(texts) != len(request.input):
+        raise Unsupported(("token ids as input",), where)
+    return texts
+
+
+def _foreign(request: EmbeddingRequest, name: str, strict: bool, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    dropped = more + tuple(key for other, fields in request.extensions.items() if other != name for key in fields)
+    if dropped and strict:
+        raise Unsupported(dropped, name)
+    return dropped
+
+
+def _decoded(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"not an embedding request: {error}") from error
+
+
+def _read(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"not an embedding answer: {error}", body=body[:4096]) from error
