@@ -35,6 +35,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uds: str | None = None
     device: str = "auto"  # cpu, cuda, cuda:1 ...
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quantization: Literal["auto", "none", "int8", "int8wo", "int4wo", "fp8"] = "auto"
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
+    kernels: Literal["auto", "plain"] = "auto"
+    batch_invariant: bool = False
     max_model_len: Positive | None = None
     max_running: Positive = 64  # sequences in one step
     max_waiting: Positive = 512  # sequences beyond those; then 429
@@ -58,6 +62,10 @@ HELP = {
     "uds": "serve on this Unix socket instead of TCP",
     "device": "auto, cpu, cuda or cuda:N",
     "dtype": "auto: bfloat16 on CUDA; on CPU float16 weights with float32 arithmetic",
+    "quantization": "auto: as the checkpoint has it; none: widened; int8, int8wo, int4wo, fp8: quantized while loading",
+    "kv_dtype": "numbers in the KV cache (default: as the activations); int8 and fp8 hold two to four times the tokens",
+    "kernels": "plain: torch's own operations alone, no compiled or Triton kernels",
+    "batch_invariant": "an answer at temperature 0 is the same to the bit, whatever runs beside it",
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
     "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
     "token_budget": "tokens computed in one step, prefill and decode together",
@@ -65,6 +73,8 @@ HELP = {
     "watchdog_s": "seconds without progress after which the core is restarted",
     "die_with_parent": "end when the process that started this one ends",
 }
+
+SWITCHES = ("prefix_caching", "die_with_parent", "batch_invariant")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -121,7 +131,7 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
         flag = "--" + name.replace("_", "-")
         if name == "key":
             continue  # every user of a machine can read the arguments of its processes
-        if name in ("prefix_caching", "die_with_parent"):
+        if name in SWITCHES:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=HELP.get(name))
         else:
             parser.add_argument(flag, default=None, help=HELP.get(name), metavar="V")
@@ -135,7 +145,7 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
         raise BadSetting("no model given: name a directory, a GGUF file or a catalogue name")
     if isinstance(size := values.get("kv_cache_bytes"), str):
         values["kv_cache_bytes"] = parse_bytes(size)
-    for name in ("prefix_caching", "die_with_parent"):
+    for name in SWITCHES:
         if isinstance(text := values.get(name), str):
             values[name] = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     try:

@@ -14,6 +14,7 @@ import msgspec
 from local_backend.errors import ModelUnavailable
 
 FAMILIES = ("LlamaForCausalLM",)
+QUANTIZED_BY = ("compressed-tensors", "gptq", "awq", "fp8", "farebox")
 
 
 class RopeScaling(msgspec.Struct, frozen=True):
@@ -75,8 +76,9 @@ def read_model_config(model_dir: Path) -> ModelConfig:
         raise ModelUnavailable(f"{model_dir.name}: architecture {families} is not served; known: {list(FAMILIES)}")
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelUnavailable(f"{model_dir.name}: activation {raw['hidden_act']!r} is not served")
-    if raw.get("quantization_config"):
-        raise ModelUnavailable(f"{model_dir.name}: quantized checkpoints of this form are not served")
+    stored = (raw.get("quantization_config") or {}).get("quant_method")
+    if raw.get("quantization_config") and stored not in QUANTIZED_BY:
+        raise ModelUnavailable(f"{model_dir.name}: quantized by {stored!r} is not served; known: {list(QUANTIZED_BY)}")
     try:
         heads = int(raw["num_attention_heads"])
         eos = generation.get("eos_token_id", raw.get("eos_token_id"))

@@ -7,18 +7,21 @@ from typing import Protocol
 
 import torch
 
-from local_backend.config import Settings
+from local_backend.config import Settings, default_data_dir
 from local_backend.errors import ModelUnavailable
-from local_backend.layers.attention import AttentionBatch, DecodeGroup, KVCache, PrefillChunk
-from local_backend.layers.linear import HalfWeightLinear
+from local_backend.kernels import ops_for
+from local_backend.kernels.cache import AttentionBatch, KVCache
+from local_backend.kernels.cpu import CpuOps
+from local_backend.kernels.reference import ReferenceOps
+from local_backend.layers.linear import Linears
 from local_backend.memory import CachePlan, free_host_memory, plan_cache, return_freed_memory
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models.llama import Llama
+from local_backend.quantization.neutral import SCHEMES, Scheme
+from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear
 from local_backend.sampler import Sampled, sample
-from local_backend.scheduler import Chunk, Step
+from local_backend.scheduler import Step
 from local_backend.weights import Weights
-
-MINUS_INFINITY = float("-inf")
 
 
 class Runner(Protocol):
@@ -37,26 +40,37 @@ class ModelRunner:
         self.device = pick_device(settings.device)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        half_weights = self.device.type == "cpu" and wants_half_weights(settings.dtype)
         self.dtype = pick_dtype(settings.dtype, self.device)
-        self.dtype_name = "float16 weights" if half_weights else str(self.dtype).removeprefix("torch.")
+        half_weights = self.device.type == "cpu" and wants_half_weights(settings.dtype)
+        self.ops = ops_for(
+            self.device,
+            self.dtype,
+            cache_dir=kernel_cache(settings),
+            fused=settings.kernels == "auto",
+            invariant=settings.batch_invariant,
+        )
+        if settings.batch_invariant and not isinstance(self.ops, CpuOps):
+            raise ModelUnavailable(
+                "batch-invariant mode needs the fused CPU kernels: a C compiler, dtype auto or float32"
+            )
         max_model_len = min(settings.max_model_len or self.config.max_position, self.config.max_position)
         weights = Weights(model_dir, self.device)
         with torch.inference_mode():
-            self.model = Llama(
-                self.config,
+            linears = Linears(
                 weights,
+                forms_for(self.device, self.dtype, self.ops, half_weights, settings.batch_invariant),
                 dtype=self.dtype,
-                half_weights=half_weights,
-                max_model_len=max_model_len,
-                device=self.device,
+                scheme=pick_scheme(settings.quantization, self.device),
+                widened=settings.quantization == "none",
             )
+            self.model = Llama(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
             weights.close()
             return_freed_memory()
+            kv_dtype = pick_kv_dtype(settings.kv_dtype, self.dtype)
             self.plan: CachePlan = plan_cache(
                 self.config,
                 settings,
-                itemsize=self.dtype.itemsize,
+                itemsize=kv_dtype.itemsize,
                 max_model_len=max_model_len,
                 free_bytes=free_memory(self.device),
                 device=self.device.type,
@@ -67,9 +81,10 @@ class ModelRunner:
                 settings.block_size,
                 self.config.kv_heads,
                 self.config.head_dim,
-                self.dtype,
+                kv_dtype,
                 self.device,
             )
+        self.dtype_name = dtype_name(settings.quantization, weights.quantization, half_weights, self.dtype)
 
     def run(self, step: Step) -> list[Sampled | None]:
         """See Runner. One forward pass over all chunks, then sampling for those that reach their last token."""
@@ -92,68 +107,19 @@ class ModelRunner:
         # Single tokens first: attention takes them as one batch, those with contexts of like length together.
         order = sorted(range(len(step.chunks)), key=lambda i: (step.chunks[i].count > 1, step.chunks[i].end))
         chunks = [step.chunks[i] for i in order]
-        size = self.cache.block_size
         ids: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
         wanted: list[int] = []
         sampling: list[int] = []
         for index, chunk in zip(order, chunks, strict=True):
-            table = chunk.seq.block_table
             ids += chunk.seq.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
             if chunk.samples:
                 wanted.append(len(ids) - 1)
                 sampling.append(index)
-        batch = AttentionBatch(self._ints(slots), self._decode_groups(chunks), self._prefill_chunks(chunks))
-        logits = self.model(self._ints(ids), self._ints(positions), self.cache, batch, self._ints(wanted))
+        batch = AttentionBatch(chunks, self.cache.block_size, self.device, self.dtype)
+        logits = self.model(batch.ints(ids), batch.ints(positions), self.cache, batch, batch.ints(wanted))
         return logits, sampling
-
-    def _decode_groups(self, chunks: list[Chunk]) -> list[DecodeGroup]:
-        """Single-token chunks, shortest context first, cut so that padding at most doubles the pages read."""
-        groups: list[DecodeGroup] = []
-        start = 0
-        count = sum(chunk.count == 1 for chunk in chunks)
-        while start < count:
-            shortest = self._pages(chunks[start])
-            end = start
-            while end < count and self._pages(chunks[end]) <= max(2 * shortest, 8):
-                end += 1
-            rows = chunks[start:end]
-            pages = max(map(self._pages, rows))
-            tables = [row.seq.block_table[:pages] + [0] * (pages - self._pages(row)) for row in rows]
-            tables = [table[:pages] for table in tables]
-            context = self._ints([row.end for row in rows])
-            beyond = torch.arange(pages * self.cache.block_size, device=self.device) >= context.unsqueeze(1)
-            mask = torch.zeros(beyond.shape, dtype=self.dtype, device=self.device).masked_fill_(beyond, MINUS_INFINITY)
-            groups.append(DecodeGroup(start, end, self._ints(tables), mask[:, None, None]))
-            start = end
-        return groups
-
-    def _prefill_chunks(self, chunks: list[Chunk]) -> list[PrefillChunk]:
-        """Chunks of several tokens; the first chunk of a prompt needs no pages, for it is its own context."""
-        out: list[PrefillChunk] = []
-        row = 0
-        for chunk in chunks:
-            if chunk.count > 1:
-                blocks = mask = None
-                if chunk.start:
-                    pages = self._pages(chunk)
-                    blocks = self._ints([chunk.seq.block_table[:pages]])
-                    seen = torch.arange(pages * self.cache.block_size, device=self.device)
-                    at = torch.arange(chunk.start, chunk.end, device=self.device).unsqueeze(1)
-                    mask = torch.zeros(len(at), len(seen), dtype=self.dtype, device=self.device)
-                    mask.masked_fill_(seen > at, MINUS_INFINITY)
-                out.append(PrefillChunk(row, row + chunk.count, blocks, mask))
-            row += chunk.count
-        return out
-
-    def _pages(self, chunk: Chunk) -> int:
-        return -(-chunk.end // self.cache.block_size)
-
-    def _ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -177,6 +143,45 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
     return {"float32": torch.float32, "float16": torch.float16}.get(wanted, torch.bfloat16)
+
+
+def pick_scheme(wanted: str, device: torch.device) -> Scheme | None:
+    """How to quantize while loading. Raises ModelUnavailable where the device cannot run it."""
+    scheme = next((s for name, s in SCHEMES.items() if name == wanted), None)
+    if scheme is SCHEMES["fp8"] and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ModelUnavailable("fp8 needs an Ada or Hopper GPU (compute capability 8.9); int8 runs on this one")
+    return scheme
+
+
+def pick_kv_dtype(wanted: str, activations: torch.dtype) -> torch.dtype:
+    """In which numbers keys and values are kept."""
+    named = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return torch.float32 if wanted == "float32" else named.get(wanted, activations)
+
+
+def forms_for(
+    device: torch.device, dtype: torch.dtype, ops: ReferenceOps, half_weights: bool, invariant: bool
+) -> Forms:
+    """What runs matrices on the device."""
+    if device.type == "cuda":
+        from local_backend.quantization.run_cuda import CudaForms
+
+        return CudaForms(dtype)
+    return CpuForms(dtype, ops, half_weights=half_weights, invariant=invariant)
+
+
+def dtype_name(wanted: str, stored: str | None, half_weights: bool, dtype: torch.dtype) -> str:
+    """What the weights are, for `/health` and the log."""
+    if wanted not in ("auto", "none"):
+        return f"{wanted} weights"
+    if stored is not None and wanted == "auto":
+        return f"{stored} weights"
+    return "float16 weights" if half_weights else str(dtype).removeprefix("torch.")
+
+
+def kernel_cache(settings: Settings) -> Path:
+    """Where compiled kernels stay; the data folder is the user's own, so nobody else can put code there."""
+    return (Path(settings.data) if settings.data != "-" else default_data_dir()) / "kernels"
 
 
 def free_memory(device: torch.device) -> int:

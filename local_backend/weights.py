@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from local_backend.errors import ModelUnavailable
 from local_backend.model_config import read_json
+from local_backend.quantization.checkpoints import reader
+from local_backend.quantization.neutral import QuantizedWeight
 
 
 class Weights:
@@ -20,6 +22,9 @@ class Weights:
 
     def __init__(self, model_dir: Path, device: torch.device) -> None:
         self._device = device
+        quantization = read_json(model_dir / "config.json").get("quantization_config")
+        self.quantization: str | None = quantization.get("quant_method") if quantization else None
+        self._quantized = reader(quantization) if quantization else None
         self._files: dict[str, Any] = {}  # the binding has no types worth the name
         self._file_of: dict[str, Any] = {}
         index = model_dir / "model.safetensors.index.json"
@@ -43,7 +48,7 @@ class Weights:
         return self._files[str(path)]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._file_of or f"{name}.weight" in self._file_of
 
     def get(self, name: str, *shape: int) -> torch.Tensor:
         """The tensor as stored. Raises ModelUnavailable if it is absent or of another shape."""
@@ -53,6 +58,20 @@ class Weights:
         if tuple(tensor.shape) != shape:
             raise ModelUnavailable(f"{name!r} has shape {tuple(tensor.shape)}, the config asks for {shape}")
         return tensor
+
+    def matrix(self, name: str, outs: int, ins: int) -> torch.Tensor | QuantizedWeight:
+        """The matrix `name` (without `.weight`) as stored, plain or quantized. Raises as `get` does."""
+        if self._quantized is not None:
+            found = self._quantized(lambda part: self._find(f"{name}.{part}"), outs, ins)
+            if found is not None:
+                if found.shape != (outs, ins):
+                    raise ModelUnavailable(f"{name!r} has shape {found.shape}, the config asks for {(outs, ins)}")
+                return found
+        return self.get(f"{name}.weight", outs, ins)
+
+    def _find(self, name: str) -> torch.Tensor | None:
+        file = self._file_of.get(name)
+        return None if file is None else file.get_tensor(name)
 
     def close(self) -> None:
         """Let go of the files. Tensors handed out stay valid."""

@@ -1,4 +1,8 @@
-"""Matrix times weights, in the forms that pay on one device or another."""
+"""Matrix times weights: the seam between model families and every form that weights come in.
+
+A family asks `Linears` for its products by name; what the checkpoint stores, how it is quantized, which kernel runs it
+and how ranks share it is decided here and below.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +12,162 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""(tokens, in) -> (tokens, out)."""
+from local_backend.errors import ModelUnavailable
+from local_backend.parallel import ALONE, Ranks
+from local_backend.quantization.neutral import QuantizedWeight, Scheme, join, quantize
+from local_backend.quantization.run import Forms, Linear
+from local_backend.weights import Weights
+
+Matrix = torch.Tensor | QuantizedWeight
+Lookup = Callable[[torch.Tensor], torch.Tensor]
+"""(tokens,) ids -> (tokens, hidden) activations."""
 
 
-class DenseLinear:
-    """The reference: weights in the dtype of the activations."""
+class Linears:
+    """Makes a model's products from its checkpoint. Names are without `.weight`, for a checkpoint may store others."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(
+        self,
+        weights: Weights,
+        forms: Forms,
+        *,
+        dtype: torch.dtype,
+        scheme: Scheme | None = None,
+        widened: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """`scheme`: quantize to it while loading; None: as the checkpoint has it, or `widened` to plain weights."""
+        self.weights, self.forms, self.dtype, self.ranks = weights, forms, dtype, ranks
+        self.scheme, self.widened = scheme, widened
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.weights
+
+    def share(self, count: int, what: str = "heads") -> int:
+        """How many of `count` heads or columns are this rank's. Raises ModelUnavailable if they do not divide."""
+        return self.ranks.share(count, what)
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+        """A norm or other small tensor, whole on each rank, in the dtype of the activations."""
+        return self.weights.get(name, *shape).to(self.dtype, copy=True)  # a view would keep the whole file mapped
+
+    def column(self, names: list[str], outs: list[int], ins: int, *, bias: bool = False) -> Linear:
+        """Matrices over the same inputs as one product, each one's outputs shared out among ranks.
+
+        One name with several outs: the checkpoint has them joined already."""
+        if len(names) == 1:
+            stored: list[tuple[Matrix, torch.Tensor | None]] = self._parted(names[0], outs, ins, bias)
+        else:
+            stored = [
+                part for name, out in zip(names, outs, strict=True) for part in self._parted(name, [out], ins, bias)
+            ]
+        biases = [b for _, b in stored if b is not None]
+        return self._make(_side_by_side([matrix for matrix, _ in stored]), torch.cat(biases) if biases else None)
+
+    def row(self, name: str, out: int, ins: int, *, bias: bool = False) -> Linear:
+        """One matrix whose inputs are shared out among ranks, the results summed."""
+        matrix = self.weights.matrix(name, out, ins)
+        start, end = self._part(ins)
+        if (start, end) != (0, ins):
+            matrix = _columns(name, matrix, start, end)
+        # The bias is added once: by the first rank, before the sum.
+        first = bias and self.ranks.rank == 0
+        product = self._make(matrix, self.weights.get(f"{name}.bias", out) if first else None)
+        return product if self.ranks.size == 1 else Summed(product, self.ranks)
+
+    def head(self, name: str, vocab: int, hidden: int, *, bias: bool = False) -> Linear:
+        """The last product: hidden -> logits of the whole vocabulary on every rank."""
+        split = self.ranks.size > 1 and vocab % self.ranks.size == 0
+        start, end = self._part(vocab) if split else (0, vocab)
+        matrix = _rows(self.weights.matrix(name, vocab, hidden), start, end)
+        product = self._make(matrix, self.weights.get(f"{name}.bias", vocab)[start:end] if bias else None)
+        return Gathered(product, self.ranks) if split else product
+
+    def embedding(self, name: str, vocab: int, hidden: int) -> Lookup:
+        """Rows by id, widened as they are looked up: the table stays as small as it is stored."""
+        matrix = self.weights.matrix(name, vocab, hidden)
+        if isinstance(matrix, QuantizedWeight):
+            matrix = matrix.dequantize().half()
+        return Embedding(matrix.to(self.forms.stored_dtype(matrix.dtype, self.dtype), copy=True), self.dtype)
+
+    def _parted(self, name: str, outs: list[int], ins: int, bias: bool) -> list[tuple[Matrix, torch.Tensor | None]]:
+        """This rank's share of each part of one stored matrix."""
+        total = sum(outs)
+        matrix = self.weights.matrix(name, total, ins)
+        biases = self.weights.get(f"{name}.bias", total) if bias else None
+        if self.ranks.size == 1:
+            return [(matrix, biases)]
+        shares: list[tuple[Matrix, torch.Tensor | None]] = []
+        offset = 0
+        for out in outs:
+            start, end = (offset + at for at in self._part(out))
+            shares.append((_rows(matrix, start, end), None if biases is None else biases[start:end]))
+            offset += out
+        return shares
+
+    def _part(self, count: int) -> tuple[int, int]:
+        share = self.ranks.share(count, "rows of a matrix")
+        return self.ranks.rank * share, (self.ranks.rank + 1) * share
+
+    def _make(self, matrix: Matrix, bias: torch.Tensor | None) -> Linear:
+        if self.scheme is None and not self.widened:
+            return self.forms.make(matrix, bias)
+        plain = matrix.dequantize() if isinstance(matrix, QuantizedWeight) else matrix
+        if self.scheme is None:
+            return self.forms.make(plain, bias)
+        try:
+            return self.forms.make(quantize(plain, self.scheme), bias)
+        except ValueError as error:
+            raise ModelUnavailable(f"the model cannot be quantized to {self.scheme.name}: {error}") from None
+
+
+class Embedding:
+    """A table of rows."""
+
+    def __init__(self, table: torch.Tensor, dtype: torch.dtype) -> None:
+        self.table, self.dtype = table, dtype
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.table).to(self.dtype)
+
+
+class Summed:
+    """A product whose inputs the ranks share: each has a part of every sum."""
+
+    def __init__(self, product: Linear, ranks: Ranks) -> None:
+        self.product, self.ranks = product, ranks
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.ranks.sum(self.product(x))
 
 
-class HalfWeightLinear:
-    """float16 weights under float32 activations, packed for fbgemm: half the bytes, the same arithmetic.
+class Gathered:
+    """A product whose outputs the ranks share, and all of which every rank wants."""
 
-    At one stream decode is bound by reading weights, so half the bytes is up to twice the speed; nothing is lost where
-    the stored weights are float16 themselves. The op is an old corner of torch (`torch.ops.quantized`), present through
-    2.13 on x86; `available` says whether it is here. Measured 2026-11: ENGINE notes, CPU table."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        ops: Any = torch.ops.quantized
-        self._run = ops.linear_dynamic_fp16
-        self._packed = ops.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+    def __init__(self, product: Linear, ranks: Ranks) -> None:
+        self.product, self.ranks = product, ranks
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self._run(x, self._packed)
-        return result
-
-    @staticmethod
-    def available() -> bool:
-        """True if this build of torch carries fbgemm."""
-        return "fbgemm" in torch.backends.quantized.supported_engines
+        return self.ranks.gather(self.product(x))
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, *, half_weights: bool) -> Linear:
-    """The form for this device and dtype."""
-    if half_weights:
-        return HalfWeightLinear(weight, bias)
-    return DenseLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
+def _side_by_side(matrices: list[Matrix]) -> Matrix:
+    if all(isinstance(m, QuantizedWeight) for m in matrices):
+        parts = [m for m in matrices if isinstance(m, QuantizedWeight)]
+        if (joined := join(parts)) is not None:
+            return joined
+    plain: list[Any] = [m.dequantize().half() if isinstance(m, QuantizedWeight) else m for m in matrices]
+    return torch.cat(plain) if len(plain) > 1 else plain[0]
+
+
+def _rows(matrix: Matrix, start: int, end: int) -> Matrix:
+    return matrix.rows(start, end) if isinstance(matrix, QuantizedWeight) else matrix[start:end]
+
+
+def _columns(name: str, matrix: Matrix, start: int, end: int) -> Matrix:
+    if not isinstance(matrix, QuantizedWeight):
+        return matrix[:, start:end]
+    try:
+        return matrix.columns(start, end)
+    except ValueError as error:
+        raise ModelUnavailable(f"{name!r} cannot be shared out among ranks: {error}") from None

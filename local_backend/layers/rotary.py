@@ -24,12 +24,6 @@ class Rotary:
         return self.cos[positions], self.sin[positions]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn (tokens, heads, head_dim) by its positions. The angle stays float32: bfloat16 loses far positions."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     """(head_dim / 2) radians per position."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim

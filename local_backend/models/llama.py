@@ -5,95 +5,87 @@ Names of tensors and arithmetic follow transformers' modeling_llama.py, read 202
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import torch.nn.functional as F
 
-from local_backend.layers.attention import AttentionBatch, KVCache, paged_attention
-from local_backend.layers.linear import Linear, make_linear
-from local_backend.layers.norm import RMSNorm
-from local_backend.layers.rotary import Rotary, rotate
+from local_backend.kernels.cache import AttentionBatch, KVCache
+from local_backend.kernels.reference import ReferenceOps
+from local_backend.layers.linear import Linears
+from local_backend.layers.rotary import Rotary
 from local_backend.model_config import ModelConfig
-from local_backend.weights import Weights
 
 
 class Layer:
     """One decoder layer. Query, key and value are one product, gate and up another: fewer calls, larger matrices."""
 
-    def __init__(
-        self, index: int, config: ModelConfig, weights: Weights, linear: Callable[..., Linear], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, index: int, config: ModelConfig, linears: Linears, ops: ReferenceOps) -> None:
         c, at = config, f"model.layers.{index}."
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.index, self.config = index, config
-
-        def joined(names: list[str], outs: list[int], ins: int, bias: bool) -> Linear:
-            rows = [weights.get(f"{at}{name}.weight", out, ins) for name, out in zip(names, outs, strict=True)]
-            biases = [weights.get(f"{at}{name}.bias", out) for name, out in zip(names, outs, strict=True) if bias]
-            return linear(torch.cat(rows), torch.cat(biases) if biases else None)
-
-        attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-        self.qkv = joined(attention, [q, kv, kv], c.hidden_size, c.attention_bias)
-        self.out = joined(["self_attn.o_proj"], [c.hidden_size], q, c.attention_bias)
-        self.gate_up = joined(["mlp.gate_proj", "mlp.up_proj"], [c.intermediate_size] * 2, c.hidden_size, c.mlp_bias)
-        self.down = joined(["mlp.down_proj"], [c.hidden_size], c.intermediate_size, c.mlp_bias)
-        self.norm_1 = RMSNorm(weights.get(at + "input_layernorm.weight", c.hidden_size), c.norm_eps, dtype)
-        self.norm_2 = RMSNorm(weights.get(at + "post_attention_layernorm.weight", c.hidden_size), c.norm_eps, dtype)
+        self.index, self.eps, self.head_dim, self.ops = index, c.norm_eps, c.head_dim, ops
+        self.heads, self.kv_heads = linears.share(c.heads), linears.share(c.kv_heads, "kv heads")
+        attention = [f"{at}self_attn.{name}_proj" for name in "qkv"]
+        self.qkv = linears.column(attention, [q, kv, kv], c.hidden_size, bias=c.attention_bias)
+        self.out = linears.row(f"{at}self_attn.o_proj", c.hidden_size, q, bias=c.attention_bias)
+        gated = [f"{at}mlp.gate_proj", f"{at}mlp.up_proj"]
+        self.gate_up = linears.column(gated, [c.intermediate_size] * 2, c.hidden_size, bias=c.mlp_bias)
+        self.down = linears.row(f"{at}mlp.down_proj", c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.norm_1 = linears.tensor(f"{at}input_layernorm.weight", c.hidden_size)
+        self.norm_2 = linears.tensor(f"{at}post_attention_layernorm.weight", c.hidden_size)
 
     def __call__(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache, batch: AttentionBatch
-    ) -> torch.Tensor:
-        """(tokens, hidden) -> (tokens, hidden)."""
-        c = self.config
-        qkv = self.qkv(self.norm_1(x)).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
-        turned = rotate(qkv[:, : c.heads + c.kv_heads], cos, sin)
-        query, key, value = turned[:, : c.heads], turned[:, c.heads :], qkv[:, c.heads + c.kv_heads :]
-        x = x + self.out(paged_attention(cache, self.index, query, key, value, batch))
-        gate, up = self.gate_up(self.norm_2(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KVCache,
+        batch: AttentionBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream (tokens, hidden) and what is still to be added to it; the next norm adds as it reads."""
+        ops = self.ops
+        if delta is None:
+            normed = ops.rms_norm(x, self.norm_1, self.eps)
+        else:
+            x, normed = ops.add_rms_norm(x, delta, self.norm_1, self.eps)
+        qkv = self.qkv(normed).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+        qkv = ops.rope_store(qkv, self.kv_heads, cos, sin, cache, self.index, batch)
+        attended = ops.attend(qkv, self.kv_heads, cache, self.index, batch, scale=self.head_dim**-0.5)
+        x, normed = ops.add_rms_norm(x, self.out(attended), self.norm_2, self.eps)
+        return x, self.down(ops.silu_mul(self.gate_up(normed)))
 
 
 class Llama:
     """The whole model; holds weights, no state of any request."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        half_weights: bool,
-        max_model_len: int,
-        device: torch.device,
+        self, config: ModelConfig, linears: Linears, ops: ReferenceOps, *, max_model_len: int, device: torch.device
     ) -> None:
         c = config
-
-        def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-            return make_linear(weight, bias, dtype, half_weights=half_weights)
-
-        embedding = weights.get("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
-        self.dtype = dtype
-        # Rows are widened as they are looked up: the table itself stays as small as it is stored.
-        self.embedding = embedding.to(embedding.dtype if half_weights else dtype, copy=True)
-        self.norm = RMSNorm(weights.get("model.norm.weight", c.hidden_size), c.norm_eps, dtype)
-        untied = None if c.tied_embeddings else weights.get("lm_head.weight", c.vocab_size, c.hidden_size)
+        self.config, self.ops = config, ops
+        self.embedding = linears.embedding("model.embed_tokens", c.vocab_size, c.hidden_size)
+        self.norm = linears.tensor("model.norm.weight", c.hidden_size)
+        head = "model.embed_tokens" if c.tied_embeddings else "lm_head"
         # Packing runs on one core each and lets go of the interpreter: side by side it halves the start on two cores.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            head = pool.submit(linear, self.embedding if untied is None else untied, None)
-            layers = [pool.submit(Layer, i, c, weights, linear, dtype) for i in range(c.layers)]
+            last = pool.submit(linears.head, head, c.vocab_size, c.hidden_size)
+            layers = [pool.submit(Layer, i, c, linears, ops) for i in range(c.layers)]
             self.layers = [layer.result() for layer in layers]
-            self.head = head.result()
-        factors = weights.get("rope_freqs.weight", c.head_dim // 2) if "rope_freqs.weight" in weights else None
+            self.head = last.result()
+        name = "rope_freqs.weight"
+        factors = linears.weights.get(name, c.head_dim // 2) if name in linears else None
         self.rotary = Rotary(config, max_model_len, device, factors)
 
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: AttentionBatch, wanted: torch.Tensor
     ) -> torch.Tensor:
         """ids, positions: (tokens,); wanted: (rows,), the tokens to predict from. Returns: float32 (rows, vocab)."""
-        x = self.embedding[ids].to(self.dtype)
+        x, delta = self.embedding(ids), None
         cos, sin = self.rotary.at(positions)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache, batch)
-        return self.head(self.norm(x[wanted])).float()
+            x, delta = layer(x, delta, cos, sin, cache, batch)
+        if len(wanted) != len(x):
+            x, delta = x[wanted], None if delta is None else delta[wanted]
+        assert delta is not None
+        _, normed = self.ops.add_rms_norm(x, delta, self.norm, self.config.norm_eps)
+        return self.head(normed).float()

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from local_backend.engine import Engine
-from local_backend.layers.linear import HalfWeightLinear
 from local_backend.messages import Sampling
 from local_backend.model_runner import ModelRunner
+from local_backend.quantization.run import HalfWeightLinear
 from local_backend.scheduler import Step
 from local_backend.sequence import Sequence
 from local_backend.tokenizer import Tokenizer

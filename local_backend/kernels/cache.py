@@ -1,0 +1,210 @@
+"""The paged KV cache as tensors, and what attention must know about a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from local_backend.scheduler import Chunk
+
+E4M3_MAX = 448.0  # largest finite float8_e4m3fn; beyond it the cast gives NaN
+
+
+class KVCache:
+    """Keys and values of all layers: (layers, blocks, block_size, kv_heads, head_dim) each.
+
+    int8 keeps one scale for each token and head beside its numbers; float8 and bfloat16 are plain casts."""
+
+    def __init__(
+        self,
+        layers: int,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, blocks, block_size, kv_heads, head_dim)
+        self.block_size = block_size
+        self.dtype = dtype
+        self.keys = zeroed_lazily(shape, dtype, device)
+        self.values = zeroed_lazily(shape, dtype, device)
+        self.key_scale: torch.Tensor | None = None
+        self.value_scale: torch.Tensor | None = None
+        self.native: list[Any] | None = None  # what a kernel keeps of the addresses
+        if dtype == torch.int8:
+            self.key_scale = zeroed_lazily(shape[:-1], torch.float32, device)
+            self.value_scale = zeroed_lazily(shape[:-1], torch.float32, device)
+
+    def store(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write (tokens, kv_heads, head_dim) at `slots`, each block * block_size + offset."""
+        for rows, cache, scales in ((keys, self.keys, self.key_scale), (values, self.values, self.value_scale)):
+            flat = cache[layer].flatten(0, 1)
+            if scales is not None:
+                unit = rows.float().abs().amax(-1) / 127.0
+                unit = torch.where(unit > 0, unit, 1.0)
+                scales[layer].flatten(0, 1).index_copy_(0, slots, unit)
+                rows = (rows.float() / unit.unsqueeze(-1)).round()
+            elif self.dtype == torch.float8_e4m3fn:
+                # index_copy_ knows no float8: the bytes are moved.
+                flat, rows = flat.view(torch.uint8), rows.clamp(-E4M3_MAX, E4M3_MAX).to(self.dtype).view(torch.uint8)
+            flat.index_copy_(0, slots, rows.to(flat.dtype))
+
+    def gather(self, layer: int, blocks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages of (rows, blocks) tables as two tensors (rows, kv_heads, blocks * block_size, head_dim) of `dtype`."""
+        rows, count = blocks.shape
+        _, _, size, heads, dim = self.keys.shape
+        flat = blocks.flatten()
+
+        def pages(cache: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+            if self.dtype == torch.float8_e4m3fn:
+                picked = cache[layer].view(torch.uint8).index_select(0, flat).view(self.dtype).to(dtype)
+            else:
+                picked = cache[layer].index_select(0, flat).to(dtype)
+            if scales is not None:
+                picked = picked * scales[layer].index_select(0, flat).unsqueeze(-1).to(dtype)
+            return picked.view(rows, count * size, heads, dim).transpose(1, 2)
+
+        return pages(self.keys, self.key_scale), pages(self.values, self.value_scale)
+
+
+def zeroed_lazily(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, since padding reads blocks never written, and a stray NaN times a zero weight is a NaN.
+
+    On CPU through numpy's calloc: pages cost memory when they are first used, where torch.zeros writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Rows `start:end` of the step, one token each, with contexts of like length."""
+
+    start: int
+    end: int
+    blocks: torch.Tensor  # (rows, blocks), padded with block 0
+    mask: torch.Tensor  # (rows, 1, 1, context) to add: 0 where a token may look, -inf elsewhere
+
+
+@dataclass(slots=True)
+class PrefillChunk:
+    """Rows `start:end` of the step: consecutive tokens of one sequence."""
+
+    start: int
+    end: int
+    blocks: torch.Tensor | None  # (1, blocks); None if the chunk is the whole context and need not be read back
+    mask: torch.Tensor | None  # (tokens, context) to add; None: plain causal
+
+
+class AttentionBatch:
+    """What attention must know about a step; the same for every layer, and made from integers once.
+
+    Chunks of one token come first, shortest context first: they are attended together. The views that one kernel or
+    another wants are made when it first asks."""
+
+    def __init__(self, chunks: list[Chunk], block_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.chunks = chunks
+        self.block_size, self.device, self.dtype = block_size, device, dtype
+        self.tokens = sum(chunk.count for chunk in chunks)
+        self.decode_rows = sum(chunk.count == 1 for chunk in chunks)
+        self._views: dict[tuple[str, int], list[DecodeGroup] | list[PrefillChunk]] = {}
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """(tokens,) where each token's keys and values go: block * block_size + offset."""
+        size = self.block_size
+        return self.ints(
+            [c.seq.block_table[p // size] * size + p % size for c in self.chunks for p in range(c.start, c.end)]
+        )
+
+    @cached_property
+    def tables(self) -> torch.Tensor:
+        """(chunks, pages) block tables, padded with block 0."""
+        widest = max(map(self.pages, self.chunks))
+        rows = [chunk.seq.block_table[: self.pages(chunk)] for chunk in self.chunks]
+        return self.ints([row + [0] * (widest - len(row)) for row in rows])
+
+    @cached_property
+    def owners(self) -> torch.Tensor:
+        """(tokens,) the chunk each token belongs to."""
+        return self.ints([i for i, chunk in enumerate(self.chunks) for _ in range(chunk.count)])
+
+    @cached_property
+    def contexts(self) -> torch.Tensor:
+        """(tokens,) how many tokens of its sequence each token sees, itself included."""
+        return self.ints([p + 1 for chunk in self.chunks for p in range(chunk.start, chunk.end)])
+
+    @cached_property
+    def longest(self) -> int:
+        """The longest context in the step."""
+        return max(chunk.end for chunk in self.chunks)
+
+    def decode_groups(self, window: int = 0) -> list[DecodeGroup]:
+        """Single tokens, shortest context first, cut so that padding at most doubles the pages read."""
+        key = ("decode", window)
+        if key not in self._views:
+            self._views[key] = self._make_decode_groups(window)
+        return self._views[key]  # type: ignore[return-value]
+
+    def prefill_chunks(self, window: int = 0) -> list[PrefillChunk]:
+        """Chunks of several tokens; the first chunk of a prompt needs no pages, for it is its own context."""
+        key = ("prefill", window)
+        if key not in self._views:
+            self._views[key] = self._make_prefill_chunks(window)
+        return self._views[key]  # type: ignore[return-value]
+
+    def pages(self, chunk: Chunk) -> int:
+        """Blocks that a chunk's context takes."""
+        return -(-chunk.end // self.block_size)
+
+    def ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+        """Integers on the device of the step."""
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def _make_decode_groups(self, window: int) -> list[DecodeGroup]:
+        groups: list[DecodeGroup] = []
+        start = 0
+        while start < self.decode_rows:
+            shortest = self.pages(self.chunks[start])
+            end = start
+            while end < self.decode_rows and self.pages(self.chunks[end]) <= max(2 * shortest, 8):
+                end += 1
+            pages = max(map(self.pages, self.chunks[start:end]))
+            at = self.contexts[start:end].unsqueeze(1) - 1
+            mask = self._mask(at, pages, window)
+            groups.append(DecodeGroup(start, end, self.tables[start:end, :pages], mask[:, None, None]))
+            start = end
+        return groups
+
+    def _make_prefill_chunks(self, window: int) -> list[PrefillChunk]:
+        out: list[PrefillChunk] = []
+        row = 0
+        for index, chunk in enumerate(self.chunks):
+            if chunk.count > 1:
+                blocks = mask = None
+                at = torch.arange(chunk.start, chunk.end, device=self.device).unsqueeze(1)
+                if chunk.start:
+                    pages = self.pages(chunk)
+                    blocks = self.tables[index : index + 1, :pages]
+                    mask = self._mask(at, pages, window)
+                elif 0 < window < chunk.count:
+                    mask = self._mask(at, self.pages(chunk), window)[:, : chunk.count]
+                out.append(PrefillChunk(row, row + chunk.count, blocks, mask))
+            row += chunk.count
+        return out
+
+    def _mask(self, at: torch.Tensor, pages: int, window: int) -> torch.Tensor:
+        """(tokens, context) to add to scores of tokens at positions `at` (tokens, 1)."""
+        seen = torch.arange(pages * self.block_size, device=self.device)
+        hidden = seen > at
+        if window:
+            hidden |= seen <= at - window
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, float("-inf"))

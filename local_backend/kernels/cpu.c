@@ -1,0 +1,321 @@
+/* The small operations of a decoder step on CPU, fused: what torch does in some 25 calls a layer is done here in 5.
+
+   Compiled on first use by cpu.py with the machine's own C compiler; reference.py holds the same arithmetic in torch.
+   float32 activations, rows contiguous unless a stride says otherwise. A row's result depends on nothing but that row:
+   every sum runs in one fixed order whatever the batch, so answers do not change with the neighbours. Vectors are 16
+   lanes wide in the source; the compiler splits them where registers are narrower. */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef float lanes __attribute__((vector_size(64), aligned(4)));
+typedef int32_t int_lanes __attribute__((vector_size(64), aligned(4)));
+enum { LANES = 16 };
+enum { F32 = 0, BF16 = 1, INT8 = 2 }; /* forms of the KV cache */
+enum { PARALLEL_FROM = 1 << 16 };      /* multiply-adds below which waking a thread costs more than it saves */
+
+static inline lanes load(const float *p) { return *(const lanes *)p; }
+
+static inline float total(lanes v) {
+  float s[LANES];
+  memcpy(s, &v, sizeof v);
+  for (int width = LANES / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) s[i] += s[i + width];
+  return s[0];
+}
+
+static inline float dot(const float *a, const float *b, int n) {
+  lanes even = {0}, odd = {0};
+  int i = 0;
+  for (; i + 2 * LANES <= n; i += 2 * LANES) {
+    even += load(a + i) * load(b + i);
+    odd += load(a + i + LANES) * load(b + i + LANES);
+  }
+  for (; i + LANES <= n; i += LANES) even += load(a + i) * load(b + i);
+  float sum = total(even + odd);
+  for (; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+/* Four rows of x at once: each weight is loaded once for all, each row's sum runs exactly as `dot` runs it. */
+static inline void dot4(float *out, size_t step, const float *x, size_t stride, const float *w, int n) {
+  lanes even[4] = {{0}}, odd[4] = {{0}};
+  int i = 0;
+  for (; i + 2 * LANES <= n; i += 2 * LANES) {
+    lanes a = load(w + i), b = load(w + i + LANES);
+    for (int r = 0; r < 4; r++) {
+      even[r] += load(x + r * stride + i) * a;
+      odd[r] += load(x + r * stride + i + LANES) * b;
+    }
+  }
+  for (; i + LANES <= n; i += LANES)
+    for (int r = 0; r < 4; r++) even[r] += load(x + r * stride + i) * load(w + i);
+  for (int r = 0; r < 4; r++) {
+    float sum = total(even[r] + odd[r]);
+    for (int j = i; j < n; j++) sum += x[r * stride + j] * w[j];
+    out[r * step] = sum;
+  }
+}
+
+/* e**x to 2e-7 relative: 2**n * e**r, |r| <= ln 2 / 2 (Cephes expf polynomial). */
+static inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  int32_t n = (int32_t)(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
+  float r = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  union { int32_t i; float f; } power = {.i = (n + 127) << 23};
+  return p * power.f;
+}
+
+static inline float half_to_float(uint16_t h) {
+  _Float16 f;
+  memcpy(&f, &h, 2);
+  return (float)f;
+}
+
+/* ---- norms ---- */
+
+static void norm_row(float *out, const float *x, const float *weight, float eps, int n) {
+  float scale = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
+  for (int i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+void rms_norm(float *out, const float *x, const float *weight, float eps, int rows, int n) {
+  for (int t = 0; t < rows; t++) norm_row(out + (size_t)t * n, x + (size_t)t * n, weight, eps, n);
+}
+
+/* x += delta; out = norm(x) */
+void add_rms_norm(float *out, float *x, const float *delta, const float *weight, float eps, int rows, int n) {
+#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    float *row = x + (size_t)t * n;
+    const float *more = delta + (size_t)t * n;
+    for (int i = 0; i < n; i++) row[i] += more[i];
+    norm_row(out + (size_t)t * n, row, weight, eps, n);
+  }
+}
+
+/* ---- gate ---- */
+
+void silu_mul(float *out, const float *gate_up, int rows, int n) {
+#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    const float *gate = gate_up + (size_t)t * 2 * n, *up = gate + n;
+    float *row = out + (size_t)t * n;
+    for (int i = 0; i < n; i++) row[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+  }
+}
+
+/* ---- rotary positions and the KV cache ---- */
+
+typedef struct {
+  int kind, block_size, kv_heads, dim;
+  void *keys, *values;             /* (blocks, block_size, kv_heads, dim) of one layer */
+  float *key_scale, *value_scale;  /* (blocks, block_size, kv_heads), INT8 alone */
+} cache_t;
+
+static void put(const cache_t *c, void *to, float *scale, size_t at, const float *row) {
+  int dim = c->dim;
+  if (c->kind == F32) {
+    memcpy((float *)to + at * dim, row, (size_t)dim * 4);
+  } else if (c->kind == BF16) {
+    uint16_t *p = (uint16_t *)to + at * dim;
+    for (int i = 0; i < dim; i++) {
+      uint32_t bits;
+      memcpy(&bits, row + i, 4);
+      p[i] = row[i] != row[i] ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+  } else {
+    float peak = 0;
+    for (int i = 0; i < dim; i++) peak = fabsf(row[i]) > peak ? fabsf(row[i]) : peak;
+    float unit = peak > 0 ? peak / 127.0f : 1.0f, back = 1.0f / unit;
+    int8_t *p = (int8_t *)to + at * dim;
+    for (int i = 0; i < dim; i++) p[i] = (int8_t)lrintf(row[i] * back);
+    scale[at] = unit;
+  }
+}
+
+static inline const float *get(const cache_t *c, const void *from, const float *scale, size_t at, float *room) {
+  int dim = c->dim;
+  if (c->kind == F32) return (const float *)from + at * dim;
+  if (c->kind == BF16) {
+    const uint16_t *p = (const uint16_t *)from + at * dim;
+    for (int i = 0; i < dim; i++) {
+      uint32_t bits = (uint32_t)p[i] << 16;
+      memcpy(room + i, &bits, 4);
+    }
+  } else {
+    const int8_t *p = (const int8_t *)from + at * dim;
+    float unit = scale[at];
+    for (int i = 0; i < dim; i++) room[i] = (float)p[i] * unit;
+  }
+  return room;
+}
+
+/* qkv (rows, heads + 2 kv_heads, dim): turn queries and keys in place, write keys and values to their slots.
+   cos, sin (rows, half): the first 2*half numbers of a head turn, the rest stay. */
+void rope_store(float *qkv, const float *cos, const float *sin, const int64_t *slots, const cache_t *c, int rows,
+                int heads, int half) {
+  int dim = c->dim, kv = c->kv_heads, all = heads + 2 * kv;
+#pragma omp parallel for if ((long)rows * all * dim > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    float *row = qkv + (size_t)t * all * dim;
+    const float *co = cos + (size_t)t * half, *si = sin + (size_t)t * half;
+    for (int h = 0; h < heads + kv; h++) {
+      float *a = row + (size_t)h * dim, *b = a + half;
+      for (int i = 0; i < half; i++) {
+        float x = a[i], y = b[i];
+        a[i] = x * co[i] - y * si[i];
+        b[i] = y * co[i] + x * si[i];
+      }
+    }
+    for (int h = 0; h < kv; h++) {
+      size_t at = (size_t)slots[t] * kv + h;
+      put(c, c->keys, c->key_scale, at, row + (size_t)(heads + h) * dim);
+      put(c, c->values, c->value_scale, at, row + (size_t)(heads + kv + h) * dim);
+    }
+  }
+}
+
+/* ---- attention over pages: one query row at a time ---- */
+
+static void attend_head(float *out, const float *query, const cache_t *c, const int64_t *table, int first, int context,
+                        int group, int kv_head, float scale, float softcap, float *scores, float *room) {
+  int dim = c->dim, count = context - first;
+  for (int j = 0; j < count; j++) {
+    int p = first + j;
+    size_t at = ((size_t)table[p / c->block_size] * c->block_size + p % c->block_size) * c->kv_heads + kv_head;
+    const float *key = get(c, c->keys, c->key_scale, at, room);
+    for (int g = 0; g < group; g++) scores[(size_t)g * count + j] = dot(query + (size_t)g * dim, key, dim) * scale;
+  }
+  for (int g = 0; g < group; g++) {
+    float *s = scores + (size_t)g * count, peak = -INFINITY, sum = 0;
+    if (softcap > 0)
+      for (int j = 0; j < count; j++) s[j] = softcap * tanhf(s[j] / softcap);
+    for (int j = 0; j < count; j++) peak = s[j] > peak ? s[j] : peak;
+    for (int j = 0; j < count; j++) s[j] = exponential(s[j] - peak);
+    for (int j = 0; j < count; j++) sum += s[j];
+    float share = 1.0f / sum;
+    for (int j = 0; j < count; j++) s[j] *= share;
+    memset(out + (size_t)g * dim, 0, (size_t)dim * 4);
+  }
+  for (int j = 0; j < count; j++) {
+    int p = first + j;
+    size_t at = ((size_t)table[p / c->block_size] * c->block_size + p % c->block_size) * c->kv_heads + kv_head;
+    const float *value = get(c, c->values, c->value_scale, at, room);
+    for (int g = 0; g < group; g++) {
+      float weight = scores[(size_t)g * count + j], *o = out + (size_t)g * dim;
+      for (int i = 0; i < dim; i++) o[i] += weight * value[i];
+    }
+  }
+}
+
+/* query: row t begins at query + t * stride, (heads, dim). tables (sequences, pages); row t looks through table
+   owners[t] at its first contexts[t] tokens, or the last `window` of them if window > 0. out (rows, heads, dim). */
+void attend(float *out, const float *query, int64_t stride, const cache_t *c, const int64_t *tables, int pages,
+            const int64_t *owners, const int64_t *contexts, int rows, int heads, float scale, float softcap,
+            int window) {
+  int dim = c->dim, kv = c->kv_heads, group = heads / kv;
+  int64_t longest = 0, work = 0;
+  for (int t = 0; t < rows; t++) {
+    longest = contexts[t] > longest ? contexts[t] : longest;
+    work += contexts[t] * heads * dim;
+  }
+#pragma omp parallel if (work > PARALLEL_FROM)
+  {
+    float *scores = malloc(((size_t)longest * group + dim) * sizeof(float));
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < rows * kv; i++) {
+      int t = i / kv, h = i % kv, context = (int)contexts[t];
+      int first = window > 0 && context > window ? context - window : 0;
+      attend_head(out + ((size_t)t * heads + h * group) * dim, query + t * stride + (size_t)h * group * dim, c,
+                  tables + owners[t] * pages, first, context, group, h, scale, softcap, scores,
+                  scores + (size_t)longest * group);
+    }
+    free(scores);
+  }
+}
+
+/* ---- products with quantized weights ---- */
+
+/* Rows of x to int8, each by its own largest value: x ~ codes * scale. A row that holds a NaN gets a NaN scale. */
+void quantize_rows(int8_t *codes, float *scale, const float *x, int rows, int n) {
+#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    const float *row = x + (size_t)t * n;
+    float peak = 0;
+    int bad = 0;
+    for (int i = 0; i < n; i++) {
+      float a = fabsf(row[i]);
+      peak = a > peak ? a : peak;
+      bad |= row[i] != row[i];
+    }
+    float back = peak > 0 ? 127.0f / peak : 0.0f;
+    for (int i = 0; i < n; i++) codes[(size_t)t * n + i] = (int8_t)(int32_t)rintf(row[i] * back);
+    scale[t] = bad ? NAN : peak / 127.0f;
+  }
+}
+
+/* One row of weights as floats: scale * (code - zero) in groups of inputs; bits 16 is float16 itself. */
+static inline void decode_row(float *to, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero, int bits,
+                              int group, int n) {
+  if (bits == 16) {
+    const uint16_t *half = (const uint16_t *)codes;
+    for (int i = 0; i < n; i++) to[i] = half_to_float(half[i]);
+    return;
+  }
+  for (int at = 0, g = 0; at < n; at += group, g++) {
+    float s = half_to_float(scale[g]), shift = zero ? -half_to_float(zero[g]) * s : 0.0f;
+    if (bits == 8) {
+      const int8_t *c = (const int8_t *)codes + at;
+      for (int i = 0; i < group; i++) to[at + i] = (float)c[i] * s + shift;
+    } else {
+      for (int run = at; run < at + group; run += 32) { /* 16 bytes: low halves first, then high ones */
+        const uint8_t *c = codes + run / 2;
+        for (int i = 0; i < 16; i++) to[run + i] = (float)(c[i] & 15) * s + shift;
+        for (int i = 0; i < 16; i++) to[run + 16 + i] = (float)(c[i] >> 4) * s + shift;
+      }
+    }
+  }
+}
+
+/* Weights (outs, n) as floats. */
+void widen(float *to, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero, int bits, int group, int outs,
+           int n) {
+  int groups = bits == 16 ? 0 : n / group;
+  size_t bytes = (size_t)n * bits / 8;
+#pragma omp parallel for if ((long)outs * n > PARALLEL_FROM)
+  for (int o = 0; o < outs; o++)
+    decode_row(to + (size_t)o * n, codes + (size_t)o * bytes, scale + (size_t)o * groups,
+               zero ? zero + (size_t)o * groups : NULL, bits, group, n);
+}
+
+/* y (rows, outs) = x (rows, n) times weights (outs, n) as they are stored, in float32. */
+void weight_only(float *y, const float *x, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero,
+                 const float *bias, int bits, int group, int rows, int outs, int n) {
+  int groups = bits == 16 ? 0 : n / group;
+  size_t bytes = (size_t)n * bits / 8;
+#pragma omp parallel if ((long)rows * outs * n > PARALLEL_FROM)
+  {
+    float *weight = malloc((size_t)n * sizeof(float));
+#pragma omp for schedule(static)
+    for (int o = 0; o < outs; o++) {
+      decode_row(weight, codes + (size_t)o * bytes, scale + (size_t)o * groups,
+                 zero ? zero + (size_t)o * groups : NULL, bits, group, n);
+      float plus = bias ? bias[o] : 0.0f;
+      int t = 0;
+      for (; t + 4 <= rows; t += 4) dot4(y + (size_t)t * outs + o, outs, x + (size_t)t * n, n, weight, n);
+      for (; t < rows; t++) y[(size_t)t * outs + o] = dot(x + (size_t)t * n, weight, n);
+      for (t = 0; plus != 0.0f && t < rows; t++) y[(size_t)t * outs + o] += plus;
+    }
+    free(weight);
+  }
+}

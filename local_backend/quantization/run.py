@@ -1,0 +1,208 @@
+"""Every form in which a matrix runs on CPU, and the choice among them. CUDA's are in `run_cuda.py`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from local_backend.kernels.cpu import CpuOps
+from local_backend.kernels.reference import ReferenceOps
+from local_backend.quantization.neutral import QuantizedWeight
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+"""(tokens, in) -> (tokens, out)."""
+
+DECODE_UP_TO = 32  # rows; beyond them it pays to widen a block of weights once and let torch multiply
+WIDENED_BYTES = 4 * 2**20  # of weights at a time: what stays in the cache between widening and use
+
+
+class Forms(Protocol):
+    """What a device makes of a matrix."""
+
+    def make(self, matrix: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None) -> Linear:
+        """The fastest form here for weights as they are."""
+        ...
+
+    def stored_dtype(self, stored: torch.dtype, activations: torch.dtype) -> torch.dtype:
+        """In which dtype a table of embeddings is kept."""
+        ...
+
+
+class DenseLinear:
+    """The reference: weights in the dtype of the activations."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class HalfWeightLinear:
+    """float16 weights under float32 activations, packed for fbgemm: half the bytes, the same arithmetic.
+
+    At one stream decode is bound by reading weights, so half the bytes is up to twice the speed; nothing is lost where
+    the stored weights are float16 themselves. The op is an old corner of torch (`torch.ops.quantized`), present through
+    2.13 on x86; `available` says whether it is here. `scale` (outs,) multiplies the result: float8 codes are float16
+    numbers exactly, their scales are not."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None = None) -> None:
+        ops: Any = torch.ops.quantized
+        self._run = ops.linear_dynamic_fp16
+        self._bias = None if scale is None or bias is None else bias.float()
+        inside = None if bias is None or scale is not None else bias.float()
+        self._packed = ops.linear_prepack_fp16(weight.float(), inside)
+        self._scale = scale
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self._run(x, self._packed)
+        if self._scale is not None:
+            result.mul_(self._scale)
+            if self._bias is not None:
+                result.add_(self._bias)
+        return result
+
+    @staticmethod
+    def available() -> bool:
+        """True if this build of torch carries fbgemm."""
+        return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+class Int8Linear:
+    """int8 weights (a scale each output) times int8 activations (a scale each token), through oneDNN.
+
+    Wants VNNI or AMX: there 8-bit products are summed in 32 bits without saturating. The sum is exact, so neither batch
+    size nor tiling can change a result, and one user's outliers touch no other row."""
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, ops: CpuOps) -> None:
+        onednn: Any = torch.ops.onednn
+        self._run = onednn.qlinear_pointwise
+        self._packed = onednn.qlinear_prepack(weight.codes.contiguous(), None)
+        self._scale = weight.scale.float().flatten().contiguous()
+        self._zero = torch.zeros(len(self._scale), dtype=torch.int32)
+        self._bias = None if bias is None else bias.float()
+        self._quantize = ops.quantize_rows
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        codes, scale = self._quantize(x)
+        out: torch.Tensor = self._run(
+            codes, 1.0, 0, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        out.mul_(scale)
+        return out if self._bias is None else out.add_(self._bias)
+
+    @staticmethod
+    def available(ops: ReferenceOps) -> bool:
+        """True on a processor with VNNI, with our own kernels beside it."""
+        supported: Any = torch.cpu
+        return isinstance(ops, CpuOps) and bool(supported._is_vnni_supported())
+
+
+class SevenBitLinear:
+    """The same for x86 without VNNI, through fbgemm: activations in 7 bits, for AVX2 adds pairs of products in 16.
+
+    `linear_dynamic` would take one scale for the whole batch: with one row 30 times larger, the others' error went from
+    1.5 to 41 % (2026-11). Dividing each row by its own scale first makes that scale 2/127 for all."""
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
+        ops: Any = torch.ops.quantized
+        self._run = ops.linear_with_input_q_dq_qweight_dq_output_fp32
+        scale = weight.scale.float().flatten()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "quantized dtypes are deprecated": pinned, and tested
+            codes = torch._make_per_channel_quantized_tensor(
+                weight.codes.contiguous(), scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+            )
+            self._packed = ops.linear_prepack(codes, None)
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        peak = x.abs().amax(dim=-1, keepdim=True)
+        peak = torch.where(peak == 0, 1.0, peak)  # a NaN stays one
+        out: torch.Tensor = self._run(x / peak, 2 / 127, 64, self._packed)
+        out = out * peak
+        return out if self._bias is None else out.add_(self._bias)
+
+
+class WeightOnlyLinear:
+    """Codes of 4, 8 or 16 bits under float32 activations, widened on the way (cpu.c). Nothing but the codes is lost."""
+
+    def __init__(
+        self, weight: QuantizedWeight | torch.Tensor, bias: torch.Tensor | None, ops: CpuOps, *, invariant: bool
+    ) -> None:
+        self._ops, self._invariant = ops, invariant
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._scale = self._zero = self._order = None
+        if isinstance(weight, torch.Tensor):
+            self.bits, self.group = 16, weight.shape[1]
+            self._codes = weight.half().contiguous()
+        else:
+            self.bits, self.group = weight.bits, weight.group
+            self._codes = weight.codes.clone(memory_format=torch.contiguous_format)
+            self._scale = weight.scale.half().contiguous()
+            self._zero = None if weight.zero is None else weight.zero.half().contiguous()
+            self._order = weight.order
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._order is not None:
+            x = x[:, self._order]
+        if len(x) <= DECODE_UP_TO or self._invariant:
+            return self._ops.weight_only(
+                x, self._codes, self._scale, self._zero, self._bias, bits=self.bits, group=self.group
+            )
+        outs, ins = len(self._codes), x.shape[1]
+        out = x.new_empty(len(x), outs)
+        step = max(1, WIDENED_BYTES // (4 * ins))
+        for start in range(0, outs, step):
+            end = min(start + step, outs)
+            wide = self._ops.widen(
+                self._codes[start:end],
+                None if self._scale is None else self._scale[start:end],
+                None if self._zero is None else self._zero[start:end],
+                bits=self.bits,
+                group=self.group,
+            )
+            torch.mm(x, wide.t(), out=out[:, start:end])
+        return out if self._bias is None else out.add_(self._bias)
+
+
+class CpuForms:
+    """The choice on CPU."""
+
+    def __init__(self, dtype: torch.dtype, ops: ReferenceOps, *, half_weights: bool, invariant: bool = False) -> None:
+        """`invariant`: only forms whose results do not depend on the batch."""
+        self.dtype, self.ops = dtype, ops
+        self.half_weights, self.invariant = half_weights, invariant
+
+    def stored_dtype(self, stored: torch.dtype, activations: torch.dtype) -> torch.dtype:
+        """See Forms."""
+        return stored if self.half_weights else activations
+
+    def make(self, matrix: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None) -> Linear:
+        """See Forms."""
+        if isinstance(matrix, torch.Tensor):
+            return self._plain(matrix, bias)
+        if matrix.is_float:
+            if matrix.per_row and self.half_weights and not self.invariant:
+                return HalfWeightLinear(matrix.codes.half(), bias, matrix.scale.float().flatten())
+            return self._plain(matrix.dequantize(), bias)
+        if matrix.activations and matrix.per_row and matrix.bits == 8 and self.dtype == torch.float32:
+            if Int8Linear.available(self.ops):
+                assert isinstance(self.ops, CpuOps)
+                return Int8Linear(matrix, bias, self.ops)
+            if HalfWeightLinear.available():
+                return SevenBitLinear(matrix, bias)
+        if isinstance(self.ops, CpuOps) and (matrix.bits == 8 or matrix.group % 32 == 0):
+            return WeightOnlyLinear(matrix, bias, self.ops, invariant=self.invariant)
+        return self._plain(matrix.dequantize(), bias)
+
+    def _plain(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        if self.invariant and isinstance(self.ops, CpuOps):
+            return WeightOnlyLinear(weight, bias, self.ops, invariant=True)
+        if self.half_weights:
+            return HalfWeightLinear(weight, bias)
+        return DenseLinear(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
