@@ -131,7 +131,16 @@ class Gateway:
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
             pipeline = Pipeline(
-                keys, gate, journal, providers, offer, time.time_ns, settings.strict, Store(engine), dispatcher
+                keys,
+                gate,
+                journal,
+                providers,
+                offer,
+                time.time_ns,
+                settings.strict,
+                Store(engine),
+                dispatcher,
+                settings.server,
             )
             self.hot = HotPath(
                 pipeline,

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from gateway.discovery import discover, provider_variables
+from gateway.sections import Port, Seconds, Section, ServerSettings
 
 CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
 PREFIX = "FAREBOX_"
@@ -101,33 +102,9 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_lengt
 Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
 PricedUnit = Literal["seconds", "characters", "images", "search_units", "searches", "pages", "requests"]
 UnitUsd = Annotated[Decimal, Meta(description="USD for one unit, as a decimal string with at most twelve decimals")]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
-class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every section refuses names that it does not know: a misspelt limit must not be a missing limit."""
-
-
-class ServerSettings(_Section, frozen=True):
-    host: str = "127.0.0.1"
-    port: Port = 4000
-    workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    max_body_bytes: Annotated[int, Meta(ge=1024)] = 20 * 1024 * 1024
-    drain_s: Seconds = 30.0
-    """How long a stop waits for open streams before it cuts them."""
-    trusted_proxies: tuple[str, ...] = ()
-    """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
-    public_url: str | None = None
-    """What clients call us, for the links we print. None: http://host:port."""
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether only this machine can ask."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
-
-
-class PriceSettings(_Section, frozen=True):
+class PriceSettings(Section, frozen=True):
     """What a deployment's tokens cost. A kind that is left out is sold as the one it is a part of: cache reads and
     writes as input, reasoning as output. A model that is not sold by the token has `per` alone."""
 
@@ -139,7 +116,7 @@ class PriceSettings(_Section, frozen=True):
     per: dict[PricedUnit, UnitUsd] = field(default_factory=dict)
 
 
-class ProviderSettings(_Section, frozen=True):
+class ProviderSettings(Section, frozen=True):
     kind: Name = ""
     """Which adapter speaks to it. Empty: the one named like the section."""
     enabled: bool = True
@@ -153,7 +130,7 @@ class ProviderSettings(_Section, frozen=True):
         return {name: secret.reveal() for name, secret in self.credential.items()}
 
 
-class DeploymentSettings(_Section, frozen=True):
+class DeploymentSettings(Section, frozen=True):
     provider: Name
     model: str
     """The provider's own name for it."""
@@ -180,7 +157,7 @@ Strategy = Literal[
 ]
 
 
-class ModelSettings(_Section, frozen=True):
+class ModelSettings(Section, frozen=True):
     alias: Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*)$", max_length=200)]
     """What clients ask for. `*` is every name that nothing else answers to; a deployment's model `*` is that name."""
     deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
@@ -194,7 +171,7 @@ class ModelSettings(_Section, frozen=True):
     """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 
 
-class LocalSettings(_Section, frozen=True):
+class LocalSettings(Section, frozen=True):
     """Our own engine on this machine.
 
     The default price is that of a mid-range hosted model, not of a small one: a cent is then about a thousand output
@@ -221,7 +198,7 @@ class LocalSettings(_Section, frozen=True):
         return self.model.rstrip("/").rpartition("/")[2].removesuffix(".gguf").removeprefix("hf:").lower()
 
 
-class TimeoutSettings(_Section, frozen=True):
+class TimeoutSettings(Section, frozen=True):
     """Seconds, for calls to providers."""
 
     connect_s: Seconds = 5.0
@@ -230,7 +207,7 @@ class TimeoutSettings(_Section, frozen=True):
     total_s: Seconds = 900.0
 
 
-class RoutingSettings(_Section, frozen=True):
+class RoutingSettings(Section, frozen=True):
     """Asking the only deployment again, before any of its answer has arrived. Time-outs and the client's own mistakes
     are never tried again."""
 
@@ -240,13 +217,13 @@ class RoutingSettings(_Section, frozen=True):
     """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
 
 
-class LogSettings(_Section, frozen=True):
+class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON lines else."""
 
 
-class Settings(_Section, frozen=True):
+class Settings(Section, frozen=True):
     """Everything the process was told. `repr` shows no secret and no database password."""
 
     server: ServerSettings = ServerSettings()

@@ -26,6 +26,18 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class HeadTooLarge(InvalidRequest):
+    """Request line and headers."""
+
+    code = "headers_too_large"
+
+
+class TooSlow(InvalidRequest):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+
+
 class Unauthenticated(GatewayError):
     """No key, or one that we do not know, or that is expired or revoked."""
 

@@ -17,10 +17,12 @@ from gateway.embedding import Embedding
 from gateway.exchange import Inbound, Providers, Reply
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
+from gateway.ingress.hygiene import check_shape
 from gateway.rerank import Rerank
 from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
+from gateway.sections import ServerSettings
 
 
 class Way(Protocol):
@@ -42,7 +44,9 @@ class Pipeline:
         strict: bool,
         responses: Store,
         dispatcher: Dispatcher,
+        limits: ServerSettings,
     ) -> None:
+        self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
         chat = Chat(self._desk, providers, strict, as_body)
         self._ways: Mapping[Operation, Way] = {
@@ -59,6 +63,7 @@ class Pipeline:
     async def serve(self, inbound: Inbound) -> Reply:
         """Raises: as `Way.serve`."""
         who = await self.principal(inbound)
+        check_shape(inbound.body, self._limits)
         return await self._ways[inbound.route.operation].serve(inbound, who)
 
     async def principal(self, inbound: Inbound) -> Principal:

@@ -15,7 +15,8 @@ import uvicorn
 
 from gateway.config import Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
-from gateway.ingress.connection import ClientConnection
+from gateway.ingress.connection import ClientConnection, Exchange
+from gateway.ingress.guard import Door, Guard
 
 WORKER_READY_S = 60.0
 
@@ -58,11 +59,31 @@ class Server(uvicorn.Server):
                 transport.abort()
 
 
+class GuardedConnection(Guard, ClientConnection):
+    """A client's connection behind our door."""
+
+    @property
+    def queued(self) -> bool:
+        if self.receiving_body or self.cycle is None:
+            return bool(self.pipeline)
+        return bool(not self.cycle.response_complete)
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.receiving_body and self.cycle.response_started)
+
+    def abandon(self) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            if not isinstance(self.cycle, Exchange):
+                self.cycle.message_event.set()
+
+
 def _config(settings: Settings, app: Any) -> uvicorn.Config:
     trusted = list(settings.server.trusted_proxies)
     return uvicorn.Config(
         app,
-        http=ClientConnection,
+        http=type("GuardedConnection", (GuardedConnection,), {"door": Door(settings.server)}),
         ws="none",
         lifespan="on",
         interface="asgi3",

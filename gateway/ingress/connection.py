@@ -196,10 +196,11 @@ class Exchange:
         self._chunks = connection.parser.get_http_version() != "1.0"  # which knows no chunked coding
         self.route = route
         self.whole = False
-        # uvicorn asks for these three.
+        # uvicorn asks for these three, the guard for the one after them.
         self.keep_alive = connection.parser.should_keep_alive()
         self.response_complete = False
         self.disconnected = False
+        self.response_started = False
 
     def begin(self) -> None:
         """Those before it on this connection have been answered."""
@@ -229,6 +230,7 @@ class Exchange:
 
     def _run_if_ready(self) -> None:
         if self._has_turn and self._task is None and (self.whole or self._refused is not None):
+            self.response_started = True
             self._task = self._connection.loop.create_task(self._run())
             self._connection.started(self, self._task)
 

@@ -12,6 +12,8 @@ from providers.dialects.base import ErrorBody
 # kind of ours -> (status, the gateway's stable word)
 _STATUS: dict[type[Exception], tuple[int, str]] = {
     ours.BodyTooLarge: (413, "invalid_request"),
+    ours.HeadTooLarge: (431, "invalid_request"),
+    ours.TooSlow: (408, "invalid_request"),
     ours.Unsupported: (400, "invalid_request"),
     ours.InvalidRequest: (400, "invalid_request"),
     ours.Unauthenticated: (401, "authentication"),
@@ -37,6 +39,8 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     theirs.Broken: (502, "upstream"),
     theirs.WireError: (502, "upstream"),
     JournalUnavailable: (503, "unavailable"),
+    # Brackets within brackets, thousands deep: nobody's request, and no parser of ours goes there.
+    RecursionError: (400, "invalid_request"),
     UnknownPrice: (403, "permission"),
 }
 
@@ -55,8 +59,11 @@ _CODES: dict[type[Exception], str] = {
     theirs.Broken: "upstream_broken",
     theirs.WireError: "upstream_broken",
     JournalUnavailable: "service_unavailable",
+    RecursionError: "json_too_deep",
     UnknownPrice: "model_not_priced",
 }
+
+_PLAINER: dict[type[Exception], str] = {RecursionError: "the JSON is nested too deeply"}
 
 # Saying these again cannot help within the next minutes; SDKs that honour the header stop at once.
 _FINAL = (ours.QuotaExceeded, ours.Forbidden, ours.Unauthenticated, ours.UnpricedModel, ours.Unsupported)
@@ -78,7 +85,7 @@ def as_body(error: Exception, request_id: str) -> ErrorBody:
             code = _CODES.get(kind) or getattr(error, "code", None) or "internal_error"
             if isinstance(error, theirs.Rejected) and error.code:
                 code = error.code
-            message = getattr(error, "message", None) or str(error)
+            message = getattr(error, "message", None) or _PLAINER.get(kind) or str(error)
             return ErrorBody(status, word, code, message, getattr(error, "param", None), request_id, wait_s(error))
     message = "internal error; quote the request id to the operator"
     return ErrorBody(500, "internal", "internal_error", message, None, request_id)

@@ -1,0 +1,80 @@
+"""What every section of the settings is made of, and the section of the listening side: address, limits, patience.
+
+`config.py` puts the whole together and reads files and environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every section refuses names that it does not know: a misspelt limit must not be a missing limit."""
+
+
+class TlsSettings(Section, frozen=True):
+    """Certificates of the listener, as PEM files. Given: it speaks TLS 1.2 or newer and nothing else."""
+
+    certificate: Path
+    """The chain, our own certificate first."""
+    key: Path | None = None
+    """None: it stands in the certificate's file."""
+    client_ca: Path | None = None
+    """Given: a client must show a certificate signed by one of these, beside its key (mutual TLS)."""
+
+
+class ServerSettings(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port = 4000
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    drain_s: Seconds = 30.0
+    """How long a stop waits for open streams before it cuts them."""
+    reuse_port: bool = False
+    """Share the port with another `serve` of the same user (SO_REUSEPORT), so that a new one takes over before the old
+    one drains."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
+    public_url: str | None = None
+    """What clients call us, for the links we print. None: http://host:port."""
+    admin_port: Port | None = None
+    """Given: dashboard, admin API and metrics are served on this port alone, and the first one answers only models'
+    clients and health checks. None: everything on one port."""
+    admin_host: str | None = None
+    """Address of the admin port. None: loopback."""
+    tls: TlsSettings | None = None
+
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 20 * 1024 * 1024
+    max_pending_bytes: Annotated[int, Meta(ge=1024)] = 512 * 1024 * 1024
+    """Of all bodies together that are still on their way in, of each process; beyond it one more is told 503."""
+    max_head_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024
+    """Request line and headers together; more is a 431."""
+    max_messages: Annotated[int, Meta(ge=1)] = 10_000
+    """Messages of one request; more is a 400. Also texts of one embeddings request."""
+    max_tools: Annotated[int, Meta(ge=1)] = 1_024
+    max_parts: Annotated[int, Meta(ge=1)] = 100_000
+    """Content parts of one request, all messages together."""
+    max_connections: Annotated[int, Meta(ge=1)] = 16_384
+    """Open at once, of each process; one more is told 503 and closed."""
+    max_connections_per_address: Annotated[int, Meta(ge=1)] | None = None
+    """None: no limit, since a load balancer in front is one address."""
+    head_timeout_s: Seconds = 20.0
+    """From the first byte of a request (or a new connection) to the end of its headers."""
+    body_timeout_s: Seconds = 30.0
+    """For a body; every 8 KiB that have come give it another second, so a slow line is no attack and a drip is."""
+    stalled_client_s: Seconds = 120.0
+    """A client that takes no byte of its answer for so long is cut off, and its upstream with it."""
+    heartbeat_s: Seconds = 15.0
+    """Silence on a stream after which a comment tells client and proxies that somebody is still there."""
+    gone_client: Literal["finish", "cancel"] = "finish"
+    """What becomes of a whole (not streamed) answer whose client has left. finish: it is read to its end and charged as
+    reported, since the provider bills it. cancel: the call is cut, and its prompt is charged by estimate."""
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can ask."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
