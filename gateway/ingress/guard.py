@@ -66,19 +66,23 @@ class Door:
             del self._by_address[address]
 
 
-class _Below(asyncio.Protocol):
-    """What the mixin expects of the protocol under it."""
+if TYPE_CHECKING:
 
-    headers: list[tuple[bytes, bytes]]
-    parser: Any
+    class _Below(asyncio.Protocol):
+        """What the mixin expects of the protocol under it."""
 
-    def on_message_begin(self) -> None: ...
-    def on_headers_complete(self) -> None: ...
-    def on_body(self, body: bytes) -> None: ...
-    def on_message_complete(self) -> None: ...
+        headers: list[tuple[bytes, bytes]]
+        parser: Any
+
+        def on_message_begin(self) -> None: ...
+        def on_headers_complete(self) -> None: ...
+        def on_body(self, body: bytes) -> None: ...
+        def on_message_complete(self) -> None: ...
+else:
+    _Below = object
 
 
-class Guard(_Below if TYPE_CHECKING else object):
+class Guard(_Below):
     """Mixin, first among the bases. The class made of it says the three things below."""
 
     door: ClassVar[Door]
