@@ -260,7 +260,7 @@ class Settings(Section, frozen=True):
             return self.server.public_url.rstrip("/")
         host = self.server.host
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-        return f"http://{shown}:{self.server.port}"
+        return f"{'https' if self.server.tls else 'http'}://{shown}:{self.server.port}"
 
     def missing_secrets(self) -> list[ConfigError]:
         """Credentials of enabled providers that cannot be had now: a start refuses to go on with any."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
@@ -41,11 +41,6 @@ class ServerSettings(Section, frozen=True):
     """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
     public_url: str | None = None
     """What clients call us, for the links we print. None: http://host:port."""
-    admin_port: Port | None = None
-    """Given: dashboard, admin API and metrics are served on this port alone, and the first one answers only models'
-    clients and health checks. None: everything on one port."""
-    admin_host: str | None = None
-    """Address of the admin port. None: loopback."""
     tls: TlsSettings | None = None
 
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 20 * 1024 * 1024
@@ -68,11 +63,6 @@ class ServerSettings(Section, frozen=True):
     """For a body; every 8 KiB that have come give it another second, so a slow line is no attack and a drip is."""
     stalled_client_s: Seconds = 120.0
     """A client that takes no byte of its answer for so long is cut off, and its upstream with it."""
-    heartbeat_s: Seconds = 15.0
-    """Silence on a stream after which a comment tells client and proxies that somebody is still there."""
-    gone_client: Literal["finish", "cancel"] = "finish"
-    """What becomes of a whole (not streamed) answer whose client has left. finish: it is read to its end and charged as
-    reported, since the provider bills it. cancel: the call is cut, and its prompt is charged by estimate."""
 
     @property
     def on_loopback(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 
 import uvicorn
 
-from gateway.config import Settings, own_environment
+from gateway.config import ConfigError, Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
 from gateway.ingress.connection import ClientConnection, Exchange
 from gateway.ingress.guard import Door, Guard
+from gateway.sections import TlsSettings
 
 WORKER_READY_S = 60.0
 
@@ -28,6 +30,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, app: Any) -> None:
         super().__init__(_config(settings, app))
+        if settings.server.tls is not None:
+            self.config.load()
+            self.config.ssl = tls_context(settings.server.tls)
         self._app = app
         self.up = asyncio.Event()
         """Set when the application's lifespan has started and the socket takes requests."""
@@ -98,6 +103,22 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         timeout_keep_alive=75,
         backlog=2048,
     )
+
+
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Raises: ConfigError for files that are no certificate and key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # ssl.SSLError is one
+        problem = f"cannot be used: {error.strerror or error}"
+        raise ConfigError("server.tls", problem, fix="name PEM files: certificate chain, its key, client_ca") from error
+    return context
 
 
 class Workers:

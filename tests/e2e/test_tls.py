@@ -1,0 +1,81 @@
+"""The listener's own certificates, and clients that must have one."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gateway.cli.serving import tls_context
+from gateway.config import ConfigError
+from gateway.sections import TlsSettings
+from tests.e2e.test_door import CHAT, fortress
+from tests.e2e.wire import chat
+
+
+def certificate(path: Path) -> Path:
+    """Its own authority, for 127.0.0.1; chain and key in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.stem)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + pem)
+    return path
+
+
+async def test_the_listener_speaks_tls_and_may_ask_for_a_clients_certificate(
+    tmp_path: Path, sqlite_template: Path, redis_url: str
+) -> None:
+    ours, theirs, strangers = (certificate(tmp_path / f"{name}.pem") for name in ("ours", "theirs", "strangers"))
+    tls = TlsSettings(certificate=ours, client_ca=theirs)
+    async with fortress(tmp_path / "house", sqlite_template, redis_url, tls=tls) as gateway:
+        url = gateway.url.replace("http://", "https://")
+        assert gateway.settings.base_url.startswith("https://")
+        headers = {"authorization": f"Bearer {gateway.key}"}
+
+        def client(own: Path | None) -> httpx.AsyncClient:
+            context = ssl.create_default_context(cafile=ours)
+            if own is not None:
+                context.load_cert_chain(own)
+            return httpx.AsyncClient(verify=context, headers=headers)
+
+        async with client(theirs) as known:
+            answer = await known.post(url + CHAT, json=chat())
+            assert answer.status_code == 200
+            async with known.stream("POST", url + CHAT, json=chat("x-script: long=50", stream=True)) as stream:
+                assert (await stream.aread()).endswith(b"data: [DONE]\n\n")
+        for own in (None, strangers):
+            async with client(own) as unknown:
+                with pytest.raises(httpx.TransportError):
+                    await unknown.post(url + CHAT, json=chat())
+        async with httpx.AsyncClient() as plain:
+            with pytest.raises(httpx.TransportError):
+                await plain.get(gateway.url + "/health/liveness")
+    assert tls_context(tls).minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_files_that_are_no_certificate_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "x.pem").write_text("no certificate")
+    for path in (tmp_path / "x.pem", tmp_path / "away.pem"):
+        with pytest.raises(ConfigError, match=r"server\.tls: cannot be used"):
+            tls_context(TlsSettings(certificate=path))
