@@ -35,6 +35,9 @@ LIKELY_OUTPUT_TOKENS: Final = 1000
 UNKNOWN_INPUT_TOKENS_PER_S: Final = 5_000.0
 # What an answer in the making takes from reading, in tokens of input: a step serves both.
 DECODING_TOKENS: Final = 24
+# How much of a prompt's reading each that waits, and each that writes, is kept up by.
+WAITING_SHARE: Final = 2.0
+DECODING_SHARE: Final = 0.05
 # Costs within this share, or this many seconds, are the same: chance then spreads cold prompts.
 NEAR_SHARE: Final = 0.05
 NEAR_S: Final = 0.010
@@ -172,11 +175,16 @@ def _sticky(equals: Sequence[Candidate], session: str) -> list[Choice]:
 
 
 def first_token_s(candidate: Candidate, load: Load, input_tokens_per_s: float) -> float:
-    """Seconds until this prompt's first token: it waits for what was promised before it, reads what is not cached, and
-    shares each step with the answers in the making."""
+    """Seconds until this prompt's first token, and those that reading it takes from others: it waits for what was
+    promised before it, shares each step with the answers in the making, and what it has to read anew keeps up whoever
+    waits or writes there. The last is why a warm but busy one still wins under load: a prompt that moves is read twice.
+
+    The three weights are measured: `python -m tests.bench.routing`."""
     standing = candidate.standing
     fresh = max(0, load.input_tokens - candidate.cached_tokens)
-    work = standing.queued_tokens + fresh + DECODING_TOKENS * standing.decoding
+    waiting = standing.in_flight - standing.decoding
+    kept_up = fresh * (WAITING_SHARE * waiting + DECODING_SHARE * standing.decoding)
+    work = standing.queued_tokens + fresh + kept_up + DECODING_TOKENS * standing.decoding
     return work / (standing.input_tokens_per_s or input_tokens_per_s)
 
 

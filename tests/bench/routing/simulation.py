@@ -1,0 +1,84 @@
+"""Every rule under every mix at two loads, on the same arrivals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+
+from tests.bench.routing.replicas import Fleet, Job
+from tests.bench.routing.rules import RULES
+from tests.bench.routing.workloads import MIXES
+
+# Requests (chat: conversations) a second and replica, at about half and about all of what round robin can bear.
+RATES = {
+    "spare": {"chat": 0.8, "system": 4.0, "rag": 4.0, "cold": 3.0},
+    "saturated": {"chat": 2.6, "system": 22.0, "rag": 10.0, "cold": 7.5},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """first_token_s, p99_s: of those that were served. refused: share. hit: share of prompt tokens found cached."""
+
+    rule: str
+    mix: str
+    load: str
+    replicas: int
+    requests: int
+    first_token_s: float
+    p99_s: float
+    refused: float
+    hit: float
+
+
+def simulate(rule: str, mix: str, load: str, replicas: int, seconds: float, seed: int = 7) -> Outcome:
+    """The first third of the time warms up and is not counted."""
+    fleet = Fleet(replicas)
+    chooser = RULES[rule](fleet, random.Random(seed + 1))
+    fleet.on_first, fleet.on_end = chooser.first, chooser.ended
+    refused_late = asked_late = 0
+
+    def send(job: Job) -> bool:
+        nonlocal refused_late, asked_late
+        late = fleet.now >= seconds / 3
+        asked_late += late
+        job.replica = chooser.choose(job)
+        chooser.sent(job)
+        if taken := fleet.submit(job, job.replica):
+            return True
+        refused_late += late
+        chooser.ended(job)
+        return taken
+
+    MIXES[mix](fleet, send, RATES[load][mix] * replicas, seconds, random.Random(seed))
+    fleet.run(seconds)
+    # Who still waits at the end has waited that long already: leaving them out would flatter who lets them wait.
+    waits = [j.first_token - j.began for j in fleet.served if j.first_token is not None and j.began >= seconds / 3]
+    waits += [fleet.now - j.began for r in fleet.replicas for j in (*r.waiting, *r.running) if j.first_token is None]
+    waits.sort()
+    prefilled, cached = (sum(getattr(r, what) for r in fleet.replicas) for what in ("prefilled", "cached"))
+    return Outcome(
+        rule,
+        mix,
+        load,
+        replicas,
+        asked_late,
+        fmean(waits),
+        waits[int(len(waits) * 0.99)],
+        refused_late / max(1, asked_late),
+        cached / max(1, cached + prefilled),
+    )
+
+
+def table(
+    replicas: Iterable[int], seconds: float, mixes: Iterable[str] = MIXES, loads: Iterable[str] = RATES
+) -> list[Outcome]:
+    return [
+        simulate(rule, mix, load, count, seconds)
+        for count in replicas
+        for mix in mixes
+        for load in loads
+        for rule in RULES
+    ]
