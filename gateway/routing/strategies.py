@@ -192,8 +192,9 @@ def _soonest(equals: Sequence[Candidate], load: Load, chance: Chance) -> list[Ch
     rate = _usual_rate(equals)
     seconds = [(first_token_s(c, load, rate), c) for c in equals]
     nearly = min(s for s, _ in seconds) * (1 + NEAR_SHARE) + NEAR_S
-    # Among those that are as good as the best, the one with least to do; then chance, so that cold prompts spread.
-    placed = sorted((max(s, nearly), _crowding(c), chance(), c.place, s, c) for s, c in seconds)
+    # Among those that are as good as the best, the one with least to do, then the warmest; then chance, so that cold
+    # prompts spread.
+    placed = sorted((max(s, nearly), _crowding(c), -c.cached_tokens, chance(), c.place, s, c) for s, c in seconds)
     return [Choice(c, f"{s:.3g} s expected{_warm(c)}") for *_, s, c in placed]
 
 
@@ -207,7 +208,10 @@ def _dearest_last(equals: Sequence[Candidate], load: Load, chance: Chance, secon
         price = price_pusd(candidate.sheet, load, load.likely(), candidate.cached_tokens)
         priced.append((price + second_pusd * wait, price, wait, candidate))
     nearly = min(total for total, *_ in priced) * (1 + NEAR_SHARE)
-    placed = sorted((max(total, nearly), _crowding(c), chance(), c.place, price, s, c) for total, price, s, c in priced)
+    placed = sorted(
+        (max(total, nearly), _crowding(c), -c.cached_tokens, chance(), c.place, price, s, c)
+        for total, price, s, c in priced
+    )
     return [Choice(c, f"about {format_usd(pusd)} USD and {s:.3g} s{_warm(c)}") for *_, pusd, s, c in placed]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import count
 
 from tests.bench.routing.replicas import BLOCK_TOKENS, Fleet, Job
@@ -28,7 +29,8 @@ class Text:
         total = self.tokens + tokens
         blocks = list(self.blocks)
         for n in range(len(blocks), total // BLOCK_TOKENS):
-            blocks.append(hash((blocks[-1] if blocks else 0, n, what)))
+            named = f"{blocks[-1] if blocks else 0} {n} {what}".encode()
+            blocks.append(int.from_bytes(blake2b(named, digest_size=8).digest(), "big"))
         return Text(tuple(blocks), total)
 
 

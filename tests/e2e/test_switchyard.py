@@ -1,0 +1,134 @@
+"""Where a request goes and why, as a client sees it: in its own dialect, over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from gateway.config import DeploymentSettings, ModelSettings, Strategy
+from tests.e2e.harness import PRICE, House, house, provider, settings_for
+from tests.emulators.openai import OpenAIEmulator
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+NAMES = ("north", "south", "east", "west")
+
+
+def alias(strategy: Strategy) -> ModelSettings:
+    places = tuple(
+        DeploymentSettings(provider=name, model="echo-1", price=PRICE, region=name, zdr=name == "south")
+        for name in NAMES
+    )
+    return ModelSettings(alias=f"by-{strategy}", deployments=places, strategy=strategy)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, _valkey: str
+) -> AsyncIterator[House]:
+    data = tmp_path_factory.mktemp("switchyard")
+    database = data / "farebox.db"
+    database.write_bytes(sqlite_template.read_bytes())
+    async with OpenAIEmulator() as upstream:
+        settings = settings_for(
+            data,
+            f"sqlite:///{database}",
+            _valkey,
+            {name: provider("openai_like", f"{upstream.url}/v1") for name in NAMES},
+            (alias("prefix"), alias("sticky"), alias("auto"), alias("weighted")),
+        )
+        async with house(settings) as built:
+            yield built
+
+
+def talk(turns: int, seed: str = "a") -> list[dict[str, Any]]:
+    """A conversation so far: each turn a few hundred tokens."""
+    roles = ("user", "assistant")
+    said = [{"role": roles[n % 2], "content": f"turn {n} of {seed}: " + "word " * 300} for n in range(turns)]
+    return [{"role": "system", "content": f"You are {seed}. " * 200}, *said]
+
+
+async def provider_of(gateway: House, **body: Any) -> tuple[str, str]:
+    """Who answered, and why."""
+    headers = {"authorization": f"Bearer {gateway.key}", **body.pop("headers", {})}
+    async with httpx.AsyncClient(timeout=20) as http:
+        answer = await http.post(f"{gateway.v1}/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-farebox-provider"], answer.headers["x-farebox-route"]
+
+
+async def test_a_conversation_stays_where_its_beginning_was_read(gateway: House) -> None:
+    firsts = set()
+    for seed in ("a", "b", "c", "d", "e", "f"):
+        stream = seed in "abc"
+        first, _ = await provider_of(gateway, model="by-prefix", messages=talk(1, seed), stream=stream)
+        for turns in (3, 5, 7):
+            asked = {"model": "by-prefix", "messages": talk(turns, seed), "stream": stream}
+            again, why = await provider_of(gateway, **asked)
+            assert again == first
+            assert "tokens cached" in why
+        firsts.add(first)
+    assert len(firsts) > 1
+
+
+async def test_a_session_stays_where_it_began(gateway: House) -> None:
+    for session in "abcdefgh":
+        went = {
+            (await provider_of(gateway, model="by-sticky", messages=talk(n), headers={"x-farebox-session": session}))[0]
+            for n in (1, 2, 3)
+        }
+        assert len(went) == 1
+
+
+async def test_a_request_says_where_it_may_go(gateway: House) -> None:
+    client = AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0)
+    async with client:
+        for wanted in NAMES:
+            raw = await client.chat.completions.with_raw_response.create(
+                model="by-weighted",
+                messages=[{"role": "user", "content": "hi"}],
+                extra_body={"provider": {"only": [wanted]}},
+            )
+            assert raw.headers["x-farebox-provider"] == wanted
+        raw = await client.chat.completions.with_raw_response.create(
+            model="by-weighted",
+            messages=[{"role": "user", "content": "hi"}],
+            extra_body={"provider": {"data_collection": "deny"}},
+        )
+        assert raw.headers["x-farebox-provider"] == "south"
+        with pytest.raises(Exception, match="not marked zdr") as refused:
+            await client.chat.completions.create(
+                model="by-weighted",
+                messages=[{"role": "user", "content": "hi"}],
+                extra_body={"provider": {"zdr": True, "ignore": ["south"]}},
+            )
+        assert refused.value.status_code == 400  # type: ignore[attr-defined]
+
+
+async def test_anthropics_clients_say_it_in_a_header(gateway: House) -> None:
+    async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as client:
+        raw = await client.messages.with_raw_response.create(
+            model="by-weighted",
+            max_tokens=50,
+            messages=[{"role": "user", "content": "hi"}],
+            extra_headers={"x-farebox-preferences": '{"regions": ["east"]}'},
+        )
+        assert raw.headers["x-farebox-provider"] == "east"
+        with pytest.raises(anthropic.BadRequestError, match="not JSON"):
+            await client.messages.create(
+                model="by-weighted",
+                max_tokens=50,
+                messages=[{"role": "user", "content": "hi"}],
+                extra_headers={"x-farebox-preferences": "east, please"},
+            )
+
+
+async def test_auto_tells_money_and_seconds(gateway: House) -> None:
+    _, why = await provider_of(gateway, model="by-auto", messages=talk(1))
+    assert "USD and" in why
