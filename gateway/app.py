@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.chores import Chores
 from billing.db import create_engine, reading
 from billing.journal import Journal
+from billing.usage import OrphanPolicy
 from billing.worker import Worker
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
@@ -28,6 +29,7 @@ from gateway.admin.routes import admin_routes
 from gateway.admin.services import Services
 from gateway.admission import Gate, KeyStore
 from gateway.admission.key_admin import KeyAdmin
+from gateway.admission.owners import Owner
 from gateway.chores import POOL_SIZE, chores_of
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
@@ -86,7 +88,12 @@ class Gateway:
             journal = self._journal = Journal.open(settings.data_dir / "journal", owner())
             stack.push_async_callback(journal.close)
             METRICS.watch_open_intents(lambda: journal.open_intents)
-            worker = Worker(settings.data_dir / "journal", engine, offer.prices)
+            worker = Worker(
+                settings.data_dir / "journal",
+                engine,
+                offer.prices,
+                orphans=OrphanPolicy(settings.admission.orphans),
+            )
             await worker.recover()
             stop = asyncio.Event()
             self._shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
@@ -99,7 +106,15 @@ class Gateway:
             stack.push_async_callback(_cancel, watching)
             pepper = own.key_pepper.encode()
             keys = await stack.enter_async_context(KeyStore(engine, redis, pepper))
-            gate = await stack.enter_async_context(Gate(engine, redis, shipped=worker.recover))
+            gate = await stack.enter_async_context(
+                Gate(
+                    engine,
+                    redis,
+                    shipped=worker.recover,
+                    lease_ms=int(settings.admission.lease_s * 1000),
+                    owner=Owner.of(journal),
+                )
+            )
             transport = Http1Transport()
             stack.push_async_callback(transport.aclose)
             timeouts = Timeouts(

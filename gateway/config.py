@@ -217,6 +217,15 @@ class RoutingSettings(Section, frozen=True):
     """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
 
 
+class AdmissionSettings(Section, frozen=True):
+    """What is reserved before a request is sent, and what becomes of it when its gateway dies."""
+
+    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 60.0
+    """A dead gateway's parallel slots are free after this, and its reservations looked at."""
+    orphans: Literal["whole_estimate", "input_only", "waive"] = "whole_estimate"
+    """What a request costs whose gateway died before it knew: all that was held, the prompt alone, or nothing."""
+
+
 class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
@@ -238,6 +247,7 @@ class Settings(Section, frozen=True):
     local: LocalSettings = LocalSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     routing: RoutingSettings = RoutingSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
     strict: bool = True
     """Refuse by name what a target cannot say. False: leave it out and list it in a response header."""

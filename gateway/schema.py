@@ -161,3 +161,11 @@ stored_responses: Final = Table(
     # What is past its time goes.
     Index(None, "expires_at_ns"),
 )
+
+# Processes that may hold money in Redis: whoever makes a budget's counter anew waits for all of them.
+gateways: Final = Table(
+    "gateways",
+    metadata,
+    Column("id", String(64), primary_key=True),  # Its journal's folder and run.
+    Column("seen_at_ns", BigInteger, nullable=False),
+)

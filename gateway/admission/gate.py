@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Final
@@ -22,10 +23,13 @@ from billing.rating import BY_TOKENS, Counts
 from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
 from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, image_tokens
-from gateway.admission.limits import LEASE_MS, Limiter, Scopes, Window, scopes_of
+from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, Window, scopes_of
 from gateway.admission.link import Link
+from gateway.admission.muster import Muster
+from gateway.admission.owners import Owner
 from gateway.admission.principal import Budget, Principal
 from gateway.errors import QuotaExceeded, Unavailable
+from gateway.observe.metrics import METRICS
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +39,10 @@ OPEN_MAX_S: Final = 6 * 3600.0
 RETRY_S: Final = 0.5
 # How often reservations of processes that died are looked for. Each is an organisation's round trip.
 CORRECT_S: Final = 30.0
+# Of a reservation whose gateway's journal nobody could read, its host being gone, the money is given back after this.
+ABANDONED_MS: Final = RECORD_MS - 86_400_000
+# Redis may lose its data again while it is told what it lost.
+ANNOUNCE_TRIES: Final = 5
 # One at a time per request would be a round trip each; all at once, a burst that delays the living.
 RENEW_BATCH: Final = 256
 # Unsettled while Redis is away. Beyond it the oldest are left to `correct_expired`, which asks SQL.
@@ -82,7 +90,6 @@ class _Pending(Struct, frozen=True):
     tokens: int
     charge_pusd: int
     requests: int
-    since_s: float
 
 
 class Gate:
@@ -95,23 +102,35 @@ class Gate:
         *,
         shipped: Callable[[], Awaitable[object]] | None = None,
         lease_ms: int = LEASE_MS,
+        owner: Owner | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """shipped: brings this host's usage records to SQL before a counter is made from it. Without, what was charged
-        within the last moments (the worker's idle time) is missing from a counter made after Redis lost its data."""
+        within the last moments (the worker's idle time) is missing from a counter made after Redis lost its data.
+        owner: whose journal tells what became of our reservations, should we die. clock: unix time in ns."""
         self._engine = engine
         self._shipped = shipped
         self._lease_ms = lease_ms
+        self._owner = owner or Owner.of(None)
         self._link = Link(redis)
-        self._limiter = Limiter(self._link, self._spent)
+        self._limiter = Limiter(self._link, self._spending, self._owner.name, self._assemble)
+        self._muster = Muster(self._link, self._limiter, engine, self._owner, self._announce, clock)
+        self._announcing: dict[str, asyncio.Task[None]] = {}
+        # Organisations of which something was ever admitted here: of the others there is nothing to ship.
+        self._served: set[str] = set()
+        self._shipping = asyncio.Lock()
+        self._shipped_at_s = -1.0
         self._ratios = Ratios()
         # By key id: a principal's scopes are the same until it is read anew or the day ends.
         self._plans: dict[str, tuple[Principal, int, Scopes]] = {}
         self._open: dict[str, tuple[Admission, float, float]] = {}
         self._pending: dict[str, _Pending] = {}
+        self._given_up: set[str] = set()
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Gate:
+        await self._muster.__aenter__()
         self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="renew leases")
         return self
 
@@ -122,7 +141,10 @@ class Gate:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        for task in list(self._announcing.values()):
+            task.cancel()
         await self._send_pending()
+        await self._muster.__aexit__(kind, error, trace)
         await self._link.aclose()
 
     async def admit(
@@ -246,16 +268,36 @@ class Gate:
         await self._limiter.forget_budgets(self._scopes(principal, None, now_ms))
 
     async def correct_expired(self, organisation_ids: Sequence[str]) -> int:
-        """Settle what died with its process at what SQL says it cost; what SQL does not know yet stays held.
+        """Settle what died with its process: at what SQL says it cost, or at nothing where its process can never have
+        sent it, because its journal has been read to the end and does not know it. The rest stays held.
 
         Returns: how many reservations were closed. Raises: Unavailable, SQLAlchemyError; what was closed stays so."""
         closed = 0
         for organisation_id in organisation_ids:
-            expired = [i for i in await self._limiter.expired(organisation_id) if i not in self._open]
-            if expired:
-                charges = await spending.charges_of(self._engine, expired)
-                closed += await self._limiter.correct(organisation_id, charges)
+            expired = [e for e in await self._limiter.expired(organisation_id) if not self._knows(e[0])]
+            if not expired:
+                continue
+            mine = self._owner.name
+            if any(owner == mine for _, owner, _ in expired):
+                await self._ship()
+            # Before SQL is asked: what is read out after that may have come there too late for our question.
+            unsent = {
+                request_id
+                for request_id, owner, ago_ms in expired
+                if owner == mine or self._owner.is_read_out(owner) or ago_ms > ABANDONED_MS
+            }
+            found = await spending.charges_of(self._engine, [request_id for request_id, _, _ in expired])
+            known = {request_id: charge for request_id, charge in found.items() if charge is not None}
+            voided = dict.fromkeys(unsent - found.keys(), 0)
+            closed += await self._limiter.correct(organisation_id, known | voided)
+            METRICS.orphans("settled", len(known))
+            METRICS.orphans("voided", len(voided))
+            if voided:
+                log.warning("reservations given back: no journal knows of them", request_ids=sorted(voided)[:20])
         return closed
+
+    def _knows(self, request_id: str) -> bool:
+        return request_id in self._open or request_id in self._pending or request_id in self._given_up
 
     @property
     def open_count(self) -> int:
@@ -270,6 +312,7 @@ class Gate:
     async def _reserve(self, admission: Admission, worst: Estimate, *, may_clamp: bool) -> Admission:
         for _ in range(CLAMP_TRIES):
             now_s = asyncio.get_running_loop().time()
+            self._served.add(admission.scopes.prefix)
             try:
                 windows = await self._limiter.reserve(
                     admission.request_id,
@@ -291,7 +334,7 @@ class Gate:
                 last = refused
             except (Unavailable, asyncio.CancelledError):
                 # The command may be on its way: whatever it takes is given back.
-                self._pend(_Pending(admission, 0, 0, 0, now_s))
+                self._pend(_Pending(admission, 0, 0, 0))
                 raise
             else:
                 self._open[admission.request_id] = (admission, now_s, now_s)
@@ -304,7 +347,7 @@ class Gate:
             return
         # Above nine million dollars the worker takes it for a wrong count, and so must a 64-bit counter.
         charge_pusd = min(charge_pusd, MAX_AMOUNT_PUSD)
-        pending = _Pending(admission, tokens, charge_pusd, requests, asyncio.get_running_loop().time())
+        pending = _Pending(admission, tokens, charge_pusd, requests)
         try:
             await self._settle(pending)
         except (Unavailable, asyncio.CancelledError) as error:
@@ -313,14 +356,12 @@ class Gate:
                 raise
 
     async def _settle(self, pending: _Pending) -> None:
-        age_s = asyncio.get_running_loop().time() - pending.since_s
         await self._limiter.settle(
             pending.admission.request_id,
             pending.admission.scopes,
             tokens=pending.tokens,
             charge_pusd=pending.charge_pusd,
             requests=pending.requests,
-            age_ms=int(age_s * 1000),
         )
 
     def _pend(self, pending: _Pending) -> None:
@@ -344,13 +385,56 @@ class Gate:
         self._plans[principal.key_id] = (principal, day, scopes)
         return scopes
 
-    async def _spent(self, budget: Budget, start_ns: int) -> int:
+    async def _spending(self, budget: Budget, start_ns: int, asked: Sequence[str]) -> Spending:
         try:
-            if self._shipped is not None:
-                await self._shipped()
-            return await spending.spent_pusd(self._engine, budget, start_ns)
-        except (SQLAlchemyError, OSError, ExceptionGroup) as error:  # A group: of what the worker could not ship.
+            await self._ship()
+            return await spending.spending(self._engine, budget, start_ns, asked)
+        except (SQLAlchemyError, OSError) as error:
             raise Unavailable("the database that knows the budgets is away") from error
+
+    async def _ship(self) -> None:
+        """What stood in this host's journals at the call is in SQL on return. Raises: Unavailable."""
+        if self._shipped is None:
+            return
+        loop = asyncio.get_running_loop()
+        called_s = loop.time()
+        async with self._shipping:
+            if self._shipped_at_s > called_s:  # Somebody's that began while we waited.
+                return
+            began_s = loop.time()
+            try:
+                await self._shipped()
+            except ExceptionGroup as error:  # Of what the worker could not ship.
+                raise Unavailable("the database that knows the budgets is away") from error
+            self._shipped_at_s = began_s
+
+    async def _assemble(self, scopes: Scopes) -> Sequence[str]:
+        return await self._muster.assemble(scopes)
+
+    async def _announce(self, where: Scopes) -> None:
+        """Tell Redis everything that is open here in an organisation, unless it knows. Raises: Unavailable."""
+        task = self._announcing.get(where.prefix)
+        if task is None:
+            task = self._announcing[where.prefix] = asyncio.create_task(self._announce_once(where))
+            task.add_done_callback(lambda _: self._announcing.pop(where.prefix, None))
+        await asyncio.shield(task)
+
+    async def _announce_once(self, where: Scopes) -> None:
+        for _ in range(ANNOUNCE_TRIES):
+            # Its answer comes after those to all reservations sent before, so what they took is in `_open` by then.
+            token, there = await self._limiter.called(where)
+            if there:
+                return
+            mine = [a for a, _, _ in self._open.values() if a.scopes.prefix == where.prefix]
+            for start in range(0, len(mine), RENEW_BATCH):
+                await asyncio.gather(*(self.renew(a) for a in mine[start : start + RENEW_BATCH]))
+            if where.prefix in self._served:
+                await self._ship()
+            if await self._limiter.present(where, token):
+                if mine:
+                    log.warning("holds announced to a rate limit store that had lost them", open=len(mine))
+                return
+        raise Unavailable("the rate limit store keeps losing its data")
 
     async def _keep(self) -> None:
         """Nothing ends it but cancellation: without it every lease would run out."""
@@ -400,6 +484,7 @@ class Gate:
             if now_s - since_s > OPEN_MAX_S:
                 log.error("request was never settled; its lease is given up", request_id=request_id)
                 del self._open[request_id]
+                self._given_up.add(request_id)
             elif now_s - renewed_s >= self._lease_ms / 3000:
                 due.append((request_id, admission, since_s))
         for start in range(0, len(due), RENEW_BATCH):

@@ -1,7 +1,7 @@
 """Requests, tokens, parallel requests and money of every scope, taken together or not at all. One script does it.
 
 `limits.lua` holds the rules; here are its keys, its arguments and what its answers mean. Redis holds no money: a
-counter that is missing is made from SQL, and `Gate` says what is still held.
+counter that is missing is made from SQL and from what every living gateway says that it holds (`muster.py`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import hiredis
@@ -28,8 +28,8 @@ LEASE_MS: Final = 60_000
 RECORD_MS: Final = 8 * 86_400_000
 # A settlement whose reply was lost is recognised for this long. At 1,000 requests a second this is 12 MB of Redis.
 DONE_MS: Final = 120_000
-# The usage worker ships a record to SQL within this time; later a counter made from SQL knows the charge.
-SHIP_LAG_MS: Final = 5_000
+# Tries to make a counter before the client is told to come back: each costs a sum over usage rows.
+LOAD_TRIES: Final = 5
 # Nothing says when a parallel request will end.
 PARALLEL_RETRY_S: Final = 1.0
 
@@ -38,9 +38,6 @@ _SCRIPT: Final = (Path(__file__).parent / "limits.lua").read_text(encoding="utf-
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 # What Redis says when it is there and still cannot: starting, full, a replica, without disk, without rights.
 _AWAY: Final = ("LOADING", "OOM", "READONLY", "MISCONF", "MASTERDOWN", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH")
-
-Spent = Callable[[Budget, int], Awaitable[int]]
-"""(budget, start of its window in unix ns) -> pUSD charged since then, according to SQL."""
 
 
 class Window(Struct, frozen=True):
@@ -68,6 +65,30 @@ class Scopes(Struct, frozen=True):
     @property
     def budget_keys(self) -> tuple[str, ...]:
         return self.keys[len(self.buckets) + len(self.slots) :]
+
+    @property
+    def muster(self) -> str:
+        return f"{self.prefix}:muster"
+
+    @property
+    def bare(self) -> Scopes:
+        """The organisation alone."""
+        return Scopes(self.prefix, (), (), (), (), ())
+
+
+class Spending(Struct, frozen=True):
+    """What SQL has charged to a budget, in pUSD, and which of the requests that were asked about are in that sum or
+    in none at all because their row has come to nothing."""
+
+    pusd: int
+    counted: frozenset[str] = frozenset()
+
+
+Spent = Callable[[Budget, int, Sequence[str]], Awaitable[Spending]]
+"""(budget, start of its window in unix ns, request ids) -> what was charged since then, and to whom of these: of one
+snapshot."""
+Assemble = Callable[[Scopes], Awaitable[Sequence[str]]]
+"""Has every living gateway announce what it holds in an organisation. Returns: which have to be there."""
 
 
 def scopes_of(principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
@@ -110,9 +131,12 @@ def _quoted(name: str) -> str:
 class Limiter:
     """Takes and gives back. Knows nothing of requests in flight; `Gate` does."""
 
-    def __init__(self, link: Link, spent: Spent) -> None:
+    def __init__(self, link: Link, spent: Spent, owner: str = "alone", assemble: Assemble | None = None) -> None:
+        """owner: this gateway's name, without spaces. assemble: None where there is no other gateway."""
         self._link = link
         self._spent = spent
+        self._owner = owner
+        self._assemble = assemble or self._alone
         self._loading: dict[str, asyncio.Future[None]] = {}
 
     async def reserve(
@@ -126,8 +150,9 @@ class Limiter:
         for bucket in scopes.buckets:
             args += (bucket.limit, bucket.window_ms, 1 if bucket.unit == "requests" else tokens)
         args += [slot.limit for slot in scopes.slots]
-        args += [budget.limit_pusd for budget in scopes.budgets]
-        reply = await self._with_counters("reserve", request_id, scopes, args)
+        for budget in scopes.budgets:
+            args += (budget.limit_pusd, budget.need_pusd(hold_pusd), budget.pace)
+        reply = await self._with_counters(request_id, scopes, args)
         if reply[0] == b"ok":
             numbers = [int(n) for n in reply[1:]]
             return tuple(
@@ -143,16 +168,15 @@ class Limiter:
         tokens: int,
         charge_pusd: int,
         requests: int = 1,
-        age_ms: int = 0,
         orphan: bool = False,
     ) -> bool:
         """Replace what was reserved by what was used; more may be used than was reserved. Sent again it does nothing.
 
-        age_ms: how long ago the usage record was written. orphan: only if Redis still remembers the reservation.
+        orphan: only if Redis still remembers the reservation.
         Returns: whether this call did it. Raises: Unavailable, then it may be sent again."""
         if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
             raise ValueError(f"charge of {charge_pusd} pUSD")
-        args: list[Arg] = [tokens, requests, charge_pusd, age_ms, SHIP_LAG_MS, DONE_MS, int(orphan)]
+        args: list[Arg] = [tokens, requests, charge_pusd, DONE_MS, int(orphan)]
         for bucket in scopes.buckets:
             args += (bucket.limit, bucket.window_ms, "r" if bucket.unit == "requests" else "t")
         reply = await self._run("settle", request_id, scopes, args)
@@ -163,41 +187,76 @@ class Limiter:
     ) -> bool:
         """Keep the reservation for another lease, and take its hold anew where Redis lost it, without asking whether
         it fits: the request runs already. Returns: False when it was settled before. Raises: Unavailable."""
-        reply = await self._with_counters("renew", request_id, scopes, [lease_ms, RECORD_MS, tokens, hold_pusd])
+        args: list[Arg] = [lease_ms, RECORD_MS, tokens, hold_pusd, secrets.token_hex(4)]
+        reply = await self._run("renew", request_id, scopes, args)
         return bool(reply[0] == b"ok")
 
-    async def load_budget(self, prefix: str, key: str, budget: Budget, start_ns: int, spent_pusd: int) -> None:
+    async def called(self, scopes: Scopes) -> tuple[bytes, bool]:
+        """Returns: the token under which to announce what this gateway holds, and whether it has done so."""
+        reply = await self._run("call", "-", scopes.bare, [secrets.token_hex(4)])
+        return reply[0], bool(reply[1])
+
+    async def present(self, scopes: Scopes, token: bytes) -> bool:
+        """All that this gateway holds in the organisation has been renewed since `called`. Returns: False when Redis
+        has lost it meanwhile."""
+        reply = await self._run("present", "-", scopes.bare, [token])
+        return bool(reply[0] == b"ok")
+
+    async def load_budget(self, scopes: Scopes, at: int) -> bool:
         """Make the counter of a budget unless there is one: of two loaders the first wins, and the second, who may
-        have read SQL before the first one's requests, changes nothing."""
-        ttl_ms = {"day": 2 * _DAY_MS, "month": 32 * _DAY_MS}.get(budget.period, 0)
+        have read SQL before the first one's requests, changes nothing.
+
+        Returns: False when it has to be tried again. Raises: Unavailable."""
+        key, budget, start_ns = scopes.budget_keys[at], scopes.budgets[at], scopes.window_starts_ns[at]
+        required = await self._assemble(scopes)
+        listed = await self._command("HKEYS", key) or ()
+        asked = [name[2:].decode() for name in listed if name[:2] in (b"o:", b"c:")]
+        spent = await self._spent(budget, start_ns, asked)
+        ttl_ms = {"hour": _DAY_MS, "day": 2 * _DAY_MS, "month": 32 * _DAY_MS}.get(budget.period, 0)
         ttl_ms += RECORD_MS if ttl_ms else 0  # Late settlements of the window still find it.
-        available = budget.limit_pusd - spent_pusd
-        scopes = Scopes(prefix, (), (), (budget,), (start_ns,), (key,))
-        generation = secrets.token_hex(4)
-        await self._run("load", "-", scopes, [available, budget.limit_pusd, generation, ttl_ms])
+        one = Scopes(scopes.prefix, (), (), (budget,), (start_ns,), (key,))
+
+        def args(boot: str) -> list[Arg]:
+            generation = boot + secrets.token_hex(4)
+            return [budget.limit_pusd - spent.pusd, budget.limit_pusd, generation, ttl_ms, len(required), *required]
+
+        known = [x for request_id in asked for x in (request_id, int(request_id in spent.counted))]
+        reply = await self._run("load", "-", one, lambda boot: [*args(boot), *known])
+        return reply[0] in (b"ok", b"known")
 
     async def forget_budgets(self, scopes: Scopes) -> None:
-        """Have the counters made anew from SQL, when they may have lost the last second (Redis crashed), or when SQL
-        was corrected. Holds of running requests come back with their next renewal."""
+        """Have the counters made anew from SQL, when that was corrected, and from what all gateways hold."""
         if scopes.budget_keys:
-            await self._command("DEL", *scopes.budget_keys)
+            await self._command("DEL", scopes.muster, *scopes.budget_keys)
 
     async def available_pusd(self, scopes: Scopes) -> tuple[int | None, ...]:
         """What each budget would cover now; None where no counter has been made yet."""
-        replies = await asyncio.gather(*(self._command("HGET", key, "a") for key in scopes.budget_keys))
-        return tuple(None if reply is None else int(reply) for reply in replies)
+        replies = await asyncio.gather(*(self._command("HMGET", key, "a", "l") for key in scopes.budget_keys))
+        return tuple(None if limit is None else int(available) for available, limit in replies)
 
-    async def expired(self, organisation_id: str, limit: int = 500) -> list[str]:
-        """Request ids whose lease ran out more than a lease ago without settlement: their process is gone, or Redis
-        was away when it settled. Their money stays held until `correct` says what they cost."""
-        leases = f"fb:{{{_quoted(organisation_id)}}}:leases"
-        now_s, _ = await self._command("TIME")
-        border_ms = int(now_s) * 1000 - LEASE_MS
-        found = await self._command("ZRANGEBYSCORE", leases, "-inf", border_ms, "LIMIT", 0, limit)
-        return [request_id.decode() for request_id in found]
+    async def expired(self, organisation_id: str, limit: int = 5_000) -> list[tuple[str, str, int]]:
+        """(request id, its gateway, how many ms ago its lease ran out) of reservations without settlement: their
+        process is gone, or could not reach Redis. Their money stays held until `correct` says what they cost."""
+        prefix = f"fb:{{{_quoted(organisation_id)}}}"
+        seconds, micros = await self._command("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        leases = f"{prefix}:leases"
+        found = await self._command("ZRANGEBYSCORE", leases, "-inf", now_ms, "WITHSCORES", "LIMIT", 0, limit)
+        ids = [
+            (request_id.decode(), now_ms - int(float(end)))
+            for request_id, end in zip(found[::2], found[1::2], strict=True)
+        ]
+        records = await asyncio.gather(*(self._command("GET", f"{prefix}:r:{request_id}") for request_id, _ in ids))
+        expired = []
+        for (request_id, ago_ms), record in zip(ids, records, strict=True):
+            if record is None or record == b"done":
+                await self._command("ZREM", leases, request_id)
+            else:
+                expired.append((request_id, record.split(b" ")[3].decode(), ago_ms))
+        return expired
 
     async def correct(self, organisation_id: str, charges: Mapping[str, int]) -> int:
-        """Settle expired reservations at what SQL says they cost. Returns: how many there were."""
+        """Settle expired reservations at what they cost. Returns: how many there were."""
         prefix = f"fb:{{{_quoted(organisation_id)}}}"
         done = 0
         for request_id, charge_pusd in charges.items():
@@ -205,58 +264,80 @@ class Limiter:
             if record is None or record == b"done":
                 await self._command("ZREM", f"{prefix}:leases", request_id)
                 continue
-            # "tokens requests hold", then generation and key of each budget.
-            keys = tuple(key.decode() for key in record.split(b" ")[4::2])
+            # "tokens requests hold owner", then generation and key of each budget.
+            keys = tuple(key.decode() for key in record.split(b" ")[5::2])
             unnamed = tuple(Budget("", "", 0) for _ in keys)
             scopes = Scopes(prefix, (), (), unnamed, (0,) * len(keys), keys)
             done += await self.settle(request_id, scopes, tokens=0, charge_pusd=charge_pusd, orphan=True)
         return done
 
-    async def _with_counters(self, op: str, request_id: str, scopes: Scopes, args: list[Arg]) -> Reply:
-        """Run it; when counters are missing, make them and run it again."""
-        for _ in range(4):
-            reply = await self._run(op, request_id, scopes, args)
+    async def _with_counters(self, request_id: str, scopes: Scopes, args: list[Arg]) -> Reply:
+        """Reserve; when counters are missing, make them and try again."""
+        for _ in range(LOAD_TRIES):
+            reply = await self._run("reserve", request_id, scopes, args)
             if reply[0] != b"unknown":
                 return reply
             await self._load_missing(scopes)
         raise Unavailable("budget counters vanish as fast as they are made")
 
     async def _load_missing(self, scopes: Scopes) -> None:
-        for key, budget, start_ns in zip(scopes.budget_keys, scopes.budgets, scopes.window_starts_ns, strict=True):
+        """Raises: Unavailable; the client may try again in a moment."""
+        for at, key in enumerate(scopes.budget_keys):
             if (loading := self._loading.get(key)) is not None:
                 # Whoever began need not live as long as we do: its cancellation is not ours.
                 await asyncio.wait([loading])
                 continue
             loading = self._loading[key] = asyncio.get_running_loop().create_future()
             try:
-                if not await self._command("EXISTS", key):
-                    spent_pusd = await self._spent(budget, start_ns)
-                    await self.load_budget(scopes.prefix, key, budget, start_ns, spent_pusd)
+                await self.load_budget(scopes, at)
             finally:
                 del self._loading[key]
                 loading.set_result(None)
 
-    async def _run(self, op: str, request_id: str, scopes: Scopes, args: Iterable[Arg]) -> Reply:
+    async def _alone(self, scopes: Scopes) -> Sequence[str]:
+        token, there = await self.called(scopes)
+        if not there:
+            await self.present(scopes, token)
+        return (self._owner,)
+
+    async def _run(
+        self, op: str, request_id: str, scopes: Scopes, args: list[Arg] | Callable[[str], list[Arg]]
+    ) -> Reply:
+        """args: as the script wants them, or what makes them of the server's boot."""
         prefix, keys = scopes.prefix, scopes.keys
-        command: tuple[Any, ...] = (
-            len(keys) + 2,
-            f"{prefix}:r:{request_id}",
-            f"{prefix}:leases",
-            *keys,
-            op,
-            request_id,
-            len(scopes.buckets),
-            len(scopes.slots),
-            len(scopes.budgets),
-            *args,
-        )
+
+        def command(boot: str) -> tuple[Arg, ...]:
+            return (
+                len(keys) + 3,
+                f"{prefix}:r:{request_id}",
+                f"{prefix}:leases",
+                f"{prefix}:muster",
+                *keys,
+                op,
+                request_id,
+                len(scopes.buckets),
+                len(scopes.slots),
+                len(scopes.budgets),
+                boot,
+                self._owner,
+                *(args(boot) if callable(args) else args),
+            )
+
         try:
-            return await self._command("EVALSHA", _SHA, *command)
+            return await self._booted(lambda boot: ("EVALSHA", _SHA, *command(boot)))
         except hiredis.ReplyError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
         # A server that was restarted or flushed. EVAL also stores the script for the next one.
-        return await self._command("EVAL", _SCRIPT, *command)
+        return await self._booted(lambda boot: ("EVAL", _SCRIPT, *command(boot)))
+
+    async def _booted(self, command: Callable[[str], tuple[Arg, ...]]) -> Reply:
+        try:
+            return await self._link.call_booted(command)
+        except hiredis.ReplyError as error:
+            if str(error).startswith(_AWAY):
+                raise Unavailable("rate limit store refuses") from error
+            raise
 
     async def _command(self, *command: Arg) -> Reply:
         try:
@@ -278,6 +359,15 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             scope=budget.scope,
             remaining_pusd=remaining,
             limit_pusd=budget.limit_pusd,
+        )
+    if kind == b"slow":
+        budget = scopes.budgets[int(reply[1]) - 1]
+        return RateLimited(
+            f"the {budget.scope}'s budget of {format_usd(budget.limit_pusd)} USD is used up to where it slows down: "
+            f"{budget.slow_rpm} requests a minute pass",
+            retry_after_s=int(reply[2]) / 1000,
+            scope=budget.scope,
+            unit="requests",
         )
     if kind == b"known":
         return ValueError("request id used twice")

@@ -10,7 +10,8 @@ from msgspec import Struct
 from billing.accounts import Window, window_start_ns
 
 Unit = Literal["requests", "tokens", "parallel"]
-Period = Literal["total", "day", "month"]
+Period = Literal["total", "hour", "day", "month"]
+Kind = Literal["hard", "soft", "throttle"]
 
 MINUTE_MS: Final = 60_000
 END_USER: Final = "end_user"
@@ -32,14 +33,30 @@ class Limit(Struct, frozen=True):
 
 
 class Budget(Struct, frozen=True):
-    """So much money in a calendar day or month (UTC), or ever. It is hard: worst cases are held before the call.
+    """So much money in a calendar hour, day or month (UTC), or ever. Worst cases are held before the call.
 
-    scope: `key`, `project`, `organisation`, or `credit` for what an organisation has paid in."""
+    scope: `key`, `project`, `organisation`, or `credit` for what an organisation has paid in. kind: what happens to a
+    request that it does not cover: `hard` refuses it, `soft` only tells, `throttle` lets `slow_rpm` of them a minute
+    pass, from `slow_from_percent` of the limit on."""
 
     scope: str
     scope_id: str
     limit_pusd: int
     period: Period = "total"
+    kind: Kind = "hard"
+    slow_rpm: int = 0
+    slow_from_percent: int = 100
+
+    @property
+    def pace(self) -> int:
+        """For the script: 0 refuses, -1 only tells, above that so many a minute."""
+        return {"hard": 0, "soft": -1}.get(self.kind, self.slow_rpm)
+
+    def need_pusd(self, hold_pusd: int) -> int:
+        """What has to be available for a request of this hold to pass as if there were room."""
+        if self.kind != "throttle":
+            return hold_pusd
+        return hold_pusd + self.limit_pusd * (100 - self.slow_from_percent) // 100
 
 
 class Principal(Struct, frozen=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -11,16 +13,34 @@ from billing import schema
 from billing.accounts import Scope, customer
 from billing.db import add_up, reading, wide_sum
 from billing.statements import spent
+from gateway.admission.limits import Spending
 from gateway.admission.principal import CREDIT, Budget
 
+_IDS_MAX: Final = 500  # In one statement.
 
-async def spent_pusd(engine: AsyncEngine, budget: Budget, start_ns: int) -> int:
-    """What has been charged against a budget since `start_ns`."""
-    async with reading(engine) as db:
+
+async def spending(engine: AsyncEngine, budget: Budget, start_ns: int, asked: Sequence[str] = ()) -> Spending:
+    """What has been charged against a budget since `start_ns`, and which of the requests asked about are in it."""
+    async with _snapshot(engine) as db:
         if budget.scope == CREDIT:
             paid_in, left = await credit(db, budget.scope_id)
-            return paid_in - left
-        return await spent(db, Scope(budget.scope), budget.scope_id, since_ns=start_ns)
+            pusd = paid_in - left
+        else:
+            pusd = await spent(db, Scope(budget.scope), budget.scope_id, since_ns=start_ns)
+        return Spending(pusd, frozenset(await _charges(db, asked)))
+
+
+@asynccontextmanager
+async def _snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """All statements see the same moment, which on PostgreSQL `reading` does not promise."""
+    if engine.dialect.name != "postgresql":
+        async with reading(engine) as db:
+            yield db
+        return
+    async with engine.connect() as db:
+        await db.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        async with db.begin():
+            yield db
 
 
 async def credit(db: AsyncConnection, organisation_id: str) -> tuple[int, int]:
@@ -39,11 +59,23 @@ async def organisation_ids(engine: AsyncEngine) -> list[str]:
         return list((await db.execute(select(schema.organisations.c.id))).scalars())
 
 
-async def charges_of(engine: AsyncEngine, request_ids: Sequence[str]) -> dict[str, int]:
-    """What finished requests were charged. Those without a row or without a price yet are not among them."""
+async def charges_of(engine: AsyncEngine, request_ids: Sequence[str]) -> dict[str, int | None]:
+    """What requests that have a usage row were charged; None where that waits for a price."""
     table = schema.usage_records.c
+    found: dict[str, int | None] = {}
     async with reading(engine) as db:
-        rows = await db.execute(
-            select(table.id, table.charge_pusd).where(table.id.in_(request_ids), table.charge_pusd.is_not(None))
-        )
-        return {row.id: row.charge_pusd for row in rows}
+        for start in range(0, len(request_ids), _IDS_MAX):
+            some = request_ids[start : start + _IDS_MAX]
+            rows = await db.execute(select(table.id, table.charge_pusd).where(table.id.in_(some)))
+            found |= {row.id: row.charge_pusd for row in rows}
+    return found
+
+
+async def _charges(db: AsyncConnection, request_ids: Sequence[str]) -> set[str]:
+    table = schema.usage_records.c
+    found: set[str] = set()
+    for start in range(0, len(request_ids), _IDS_MAX):
+        some = request_ids[start : start + _IDS_MAX]
+        query = select(table.id).where(table.id.in_(some), table.charge_pusd.is_not(None))
+        found |= set((await db.execute(query)).scalars())
+    return found

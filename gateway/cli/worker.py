@@ -36,6 +36,7 @@ async def _run(once: bool, common: Common) -> int:
     from billing.chores import Chores
     from billing.db import reading
     from billing.pricelist import load_prices
+    from billing.usage import OrphanPolicy
     from billing.worker import Worker
     from gateway.chores import chores_of
     from gateway.cli.listening import on_signal
@@ -46,7 +47,9 @@ async def _run(once: bool, common: Common) -> int:
     async with database(settings) as engine:
         async with reading(engine) as db:
             prices = await load_prices(db)
-        shipper = Worker(settings.data_dir / "journal", engine, prices)
+        shipper = Worker(
+            settings.data_dir / "journal", engine, prices, orphans=OrphanPolicy(settings.admission.orphans)
+        )
         chores = Chores(engine, chores_of(settings, engine), f"worker-{secrets.token_hex(8)}", time.time_ns)
         if once:
             shipped = await shipper.ship_once()

@@ -77,6 +77,12 @@ class Metrics:
             ("decision",),
             registry=self._registry,
         )
+        self._orphans = Counter(
+            "farebox_orphans",
+            "Reservations whose gateway died: settled at their cost, or voided where no journal knows of them.",
+            ("how",),
+            registry=self._registry,
+        )
         self._in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
         self._open_intents = Gauge(
             "farebox_open_intents", "Requests admitted and not yet settled in the journal.", registry=self._registry
@@ -110,6 +116,10 @@ class Metrics:
 
     def failed_open(self, decision: str) -> None:
         self._failed_open.labels(decision).inc()
+
+    def orphans(self, how: str, count: int) -> None:
+        if count:
+            self._orphans.labels(how).inc(count)
 
     def arrived(self) -> None:
         self._in_flight.inc()

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from redis.asyncio import Redis
 
 from billing.prices import PriceSheet, Rates, make_sheet
 from billing.usage import Meter
-from gateway.admission.limits import Limiter, Scopes, scopes_of
+from gateway.admission.limits import Assemble, Limiter, Scopes, Spending, Spent, scopes_of
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit, Principal
 
@@ -32,15 +32,24 @@ def total(limit_pusd: int, scope: str = "key", scope_id: str = "key_1") -> Budge
     return Budget(scope, scope_id, limit_pusd)
 
 
-async def nothing_spent(budget: Budget, start_ns: int) -> int:
-    return 0
+def books(*pusd: int) -> Spent:
+    """SQL that says it charged these amounts, one after the other and the last for ever, to nobody in particular."""
+    amounts = list(pusd)
+
+    async def spent(budget: Budget, start_ns: int, asked: Sequence[str]) -> Spending:
+        await asyncio.sleep(0)
+        return Spending(amounts.pop(0) if len(amounts) > 1 else amounts[0])
+
+    return spent
 
 
 @contextlib.asynccontextmanager
-async def limiter(redis: Redis, spent: object = nothing_spent) -> AsyncIterator[Limiter]:
+async def limiter(
+    redis: Redis, spent: Spent | None = None, owner: str = "alone", assemble: Assemble | None = None
+) -> AsyncIterator[Limiter]:
     link = Link(redis)
     try:
-        yield Limiter(link, spent)  # type: ignore[arg-type]
+        yield Limiter(link, spent or books(0), owner, assemble)
     finally:
         await link.aclose()
 

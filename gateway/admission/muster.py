@@ -1,0 +1,165 @@
+"""The roll call. Before a budget's counter is made anew, every living gateway has said what it holds.
+
+Redis may lose its data (FLUSHALL, a restart without its file) or its last second. What was charged is in SQL, but what
+running requests hold is known to their gateways alone. So a counter is made in this order:
+
+1. Who lives? Gateways write their name and the time into SQL; a dead one of our host is told by its journal's lock.
+2. Each of them renews all that it holds in the organisation, ships its journal, and enters itself in Redis.
+3. The loader ships what dead gateways of this host left behind, reads SQL and makes the counter, in a script that
+   refuses unless all are entered: had Redis lost its data once more, nobody would be.
+
+Requests wait meanwhile, WAIT_S at most, and are then told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import hiredis
+import structlog
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.db import reading, writing
+from gateway.admission.limits import Limiter, Scopes
+from gateway.admission.link import Link
+from gateway.admission.owners import Owner
+from gateway.errors import Unavailable
+from gateway.schema import gateways
+
+log = structlog.get_logger(__name__)
+
+CHANNEL: Final = "fb:muster"
+# How long a request waits for gateways to announce themselves.
+WAIT_S: Final = 2.0
+# How often a gateway tells SQL that it lives, and after what silence it is taken for dead. It may still run then, cut
+# off from SQL or stopped; what it holds is taken when it comes back.
+BEAT_S: Final = 5.0
+DEAD_S: Final = 20.0
+# Between two looks at who has come, and two calls: the first may have met a connection that was being made anew.
+LOOK_S: Final = 0.01
+CALL_S: Final = 0.1
+_RECONNECT_S: Final = 0.2
+_KEPT_NS: Final = 86_400 * 10**9
+
+
+class Muster:
+    """Use as an async context: inside it, calls are answered and life is told."""
+
+    def __init__(
+        self,
+        link: Link,
+        limiter: Limiter,
+        engine: AsyncEngine,
+        owner: Owner,
+        announce: Callable[[Scopes], Awaitable[None]],
+        clock: Callable[[], int],
+    ) -> None:
+        """announce: renews and enters this gateway. clock: unix time in ns."""
+        self._link = link
+        self._limiter = limiter
+        self._engine = engine
+        self._owner = owner
+        self._announce = announce
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        # When telling SQL that we live failed last: for a while after, others' silence may be SQL's.
+        self._failed_s: float | None = None
+
+    async def __aenter__(self) -> Muster:
+        await self._beat()
+        loop = asyncio.get_running_loop()
+        for work in (self._keep_beating(), self._listen()):
+            self._keep(loop.create_task(work))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            async with writing(self._engine) as db:
+                await db.execute(delete(gateways).where(gateways.c.id == self._owner.name))
+
+    async def assemble(self, scopes: Scopes) -> Sequence[str]:
+        """Returns: the gateways that have to be entered when the counter is made. Raises: Unavailable."""
+        loop = asyncio.get_running_loop()
+        until_s, call_s = loop.time() + WAIT_S, 0.0
+        await self._announce(scopes)
+        try:
+            required = await self._living()
+            while absent := await self._absent(scopes, required):
+                if loop.time() >= until_s:
+                    log.warning("budgets wait for gateways that do not answer", absent=absent)
+                    raise Unavailable("budgets are being added up again; try again in a moment")
+                if loop.time() >= call_s:
+                    call_s = loop.time() + CALL_S
+                    await self._link.call("PUBLISH", CHANNEL, scopes.prefix)
+                    required = await self._living()
+                await asyncio.sleep(LOOK_S)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("the database that knows the budgets is away") from error
+        return required
+
+    async def _absent(self, scopes: Scopes, names: Sequence[str]) -> list[str]:
+        there = await self._link.call_booted(lambda boot: ("HMGET", scopes.muster, *(f"{boot}:{n}" for n in names)))
+        return [name for name, entered in zip(names, there, strict=True) if entered is None]
+
+    async def _living(self) -> list[str]:
+        """Every gateway that may hold something, ourselves included."""
+        async with reading(self._engine) as db:
+            rows = (await db.execute(select(gateways))).all()
+        now_ns, living = self._clock(), [self._owner.name]
+        for name, seen_at_ns in rows:
+            if name == self._owner.name or self._owner.is_dead(name):
+                continue
+            if now_ns - seen_at_ns <= DEAD_S * 10**9:
+                living.append(name)
+            elif self._failed_s is not None and asyncio.get_running_loop().time() - self._failed_s <= BEAT_S:
+                raise Unavailable("the database has been away; budgets are being added up again")
+        return living
+
+    async def _beat(self) -> None:
+        now_ns = self._clock()
+        async with writing(self._engine) as db:
+            mine = gateways.c.id == self._owner.name
+            known = await db.execute(update(gateways).where(mine).values(seen_at_ns=now_ns))
+            if not known.rowcount:
+                await db.execute(insert(gateways).values(id=self._owner.name, seen_at_ns=now_ns))
+                await db.execute(delete(gateways).where(gateways.c.seen_at_ns < now_ns - _KEPT_NS))
+
+    async def _keep_beating(self) -> None:
+        pause_s = BEAT_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._beat()
+                pause_s = BEAT_S
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("the database does not know that this gateway lives", reason=type(error).__name__)
+                self._failed_s, pause_s = asyncio.get_running_loop().time(), min(BEAT_S, 1.0)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._link.listen(CHANNEL, self._heard, lambda: None)
+            except (Unavailable, hiredis.ReplyError):
+                await asyncio.sleep(_RECONNECT_S)
+
+    def _heard(self, prefix: bytes) -> None:
+        where = Scopes(prefix.decode(), (), (), (), (), ())
+        self._keep(asyncio.get_running_loop().create_task(self._answer(where)))
+
+    async def _answer(self, where: Scopes) -> None:
+        try:
+            await self._announce(where)
+        except Unavailable as error:
+            log.warning("what this gateway holds was not announced", reason=error.message)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,160 @@
+"""Several gateways, and a Redis that loses what it knew: who holds what is asked before anybody is let in."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing import schema
+from billing.db import reading, writing
+from billing.journal import Journal, remove_run, segments
+from gateway.admission import Gate
+from gateway.admission.muster import DEAD_S
+from gateway.admission.owners import Owner
+from gateway.errors import QuotaExceeded, Unavailable
+from gateway.schema import gateways
+from tests.gateway.admission.support import NOW_NS, ORGANISATION, principal, total, until
+from tests.gateway.admission.test_gate import EMPTY, ROW, admit, is_left, left
+
+HELD = EMPTY + 1_000
+
+
+async def test_what_other_gateways_hold_is_known_before_anybody_is_admitted(engine: AsyncEngine, redis: Redis) -> None:
+    """A budget for three requests, two of them running elsewhere when Redis loses everything: one fits, never two."""
+    who = principal(budgets=(total(3 * HELD),))
+    async with Gate(engine, redis) as one, Gate(engine, redis) as other, Gate(engine, redis) as third:
+        running = [await admit(one, who, "a"), await admit(other, who, "b")]
+        for round_ in range(3):
+            await redis.flushall()
+            names = [f"{round_}-{n}" for n in range(9)]
+            gates = (one, other, third) * 3
+            asked = [admit(gate, who, name) for gate, name in zip(gates, names, strict=True)]
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            (fitted,) = [r for r in results if not isinstance(r, BaseException)]
+            assert sum(isinstance(r, QuotaExceeded) for r in results) == 8
+            await gates[names.index(fitted.request_id)].release(fitted)
+        await other.settle(running[1], 5, 77)
+        async with writing(engine) as db:
+            await db.execute(insert(schema.usage_records), [ROW | {"id": "b", "charge_pusd": 77}])
+        await redis.flushall()
+        last = await admit(third, who, "last")
+        assert await left(third, who) == 3 * HELD - 77 - running[0].hold_pusd - last.hold_pusd
+
+
+async def test_a_gateway_that_does_not_answer_is_waited_for_until_it_is_taken_for_dead(
+    engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission.muster.WAIT_S", 0.2)
+    now_ns = [NOW_NS]
+    who = principal(budgets=(total(10**6),))
+    async with writing(engine) as db:
+        await db.execute(insert(gateways).values(id="elsewhere.1", seen_at_ns=NOW_NS))
+    async with Gate(engine, redis, clock=lambda: now_ns[0]) as gate:
+        with pytest.raises(Unavailable, match="added up again"):
+            await admit(gate, who)
+        now_ns[0] += int((DEAD_S + 1) * 10**9)
+        await admit(gate, who, "r2")
+        # While SQL was away nobody could tell it that he lives, so silence means nothing.
+        await redis.flushall()
+        async with writing(engine) as db:
+            await db.execute(update(gateways).where(gateways.c.id == "elsewhere.1").values(seen_at_ns=NOW_NS))
+        gate._muster._failed_s = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match="has been away"):
+            await admit(gate, who, "r3")
+    async with reading(engine) as db:
+        assert list((await db.execute(select(gateways.c.id))).scalars()) == ["elsewhere.1"], "we took our leave"
+
+
+async def test_what_was_settled_and_not_shipped_is_shipped_first(engine: AsyncEngine, redis: Redis) -> None:
+    """Its hold is gone with Redis and its charge not in SQL yet: no sum would have it."""
+    who = principal(budgets=(total(3 * HELD),))
+    rows: list[dict[str, Any]] = []
+
+    async def ship() -> None:
+        async with writing(engine) as db:
+            if rows:
+                await db.execute(insert(schema.usage_records), [rows.pop()])
+
+    async with Gate(engine, redis, shipped=ship) as busy, Gate(engine, redis) as loader:
+        await busy.settle(await admit(busy, who, "a"), 5, 500)
+        rows.append(ROW | {"id": "a", "charge_pusd": 500})
+        await redis.flushall()
+        admission = await admit(loader, who, "b")
+        assert await left(loader, who) == 3 * HELD - 500 - admission.hold_pusd
+
+
+async def journalled(folder: Path, owner: str) -> tuple[Journal, Owner]:
+    journal = Journal.open(folder, owner)
+    return journal, Owner.of(journal)
+
+
+async def bury(journal: Journal) -> None:
+    """As the worker does once it has read everything."""
+    for segment in segments(journal.run):
+        segment.unlink()
+    remove_run(journal.run)
+
+
+async def test_a_reservation_that_no_journal_knows_is_given_back(
+    engine: AsyncEngine, redis: Redis, tmp_path: Path
+) -> None:
+    """Killed between the reservation and the intent: nothing was sent, nothing is owed, nothing may stay held."""
+    who = principal(budgets=(total(50_000),))
+    theirs, owner = await journalled(tmp_path, "theirs")
+    ours, me = await journalled(tmp_path, "ours")
+    stranger = Owner("00000000", "111111111111")
+    dead = Gate(engine, redis, lease_ms=-1, owner=owner)
+    await admit(dead, who, "unsent")
+    await admit(dead, who, "sent")
+    await admit(Gate(engine, redis, lease_ms=-1, owner=stranger), who, "elsewhere")
+    await admit(Gate(engine, redis, lease_ms=-7 * 86_400_000, owner=stranger), who, "long gone")
+    async with Gate(engine, redis, owner=me) as gate:
+        assert await gate.correct_expired([ORGANISATION]) == 1, "its host does not come back"
+        assert await left(gate, who) == 50_000 - 3 * HELD
+        await theirs.close()
+        assert await gate.correct_expired([ORGANISATION]) == 0, "dead, and its journal not read yet"
+        async with writing(engine) as db:
+            await db.execute(insert(schema.usage_records), [ROW | {"id": "sent", "charge_pusd": 300}])
+        await bury(theirs)
+        assert await gate.correct_expired([ORGANISATION]) == 2
+        assert await left(gate, who) == 50_000 - 300 - HELD
+        assert await gate.correct_expired([ORGANISATION]) == 0
+    await ours.close()
+
+
+async def test_ones_own_reservation_without_a_request_is_given_back(
+    engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than could be remembered while Redis was away: the rest is found by its lease."""
+    monkeypatch.setattr("gateway.admission.gate.CORRECT_S", 0.0)
+    who = principal(budgets=(total(50_000),))
+    async with Gate(engine, redis, lease_ms=30) as gate:
+        forgotten = await admit(gate, who, "forgotten")
+        kept = await admit(gate, who, "kept")
+        gate._open.pop(forgotten.request_id)
+        await until(lambda: is_left(gate, who, 50_000 - kept.hold_pusd))
+
+
+async def test_whose_is_a_journal(tmp_path: Path) -> None:
+    mine, me = await journalled(tmp_path, "a-host-1")
+    other, him = await journalled(tmp_path, "a-host-2")
+    assert me.folder == him.folder
+    assert me.name != him.name
+    assert me.is_dead(him.name) is False
+    assert not me.is_read_out(him.name)
+    await other.close()
+    assert me.is_dead(him.name) is True
+    assert not me.is_read_out(him.name)
+    await bury(other)
+    assert me.is_dead(him.name) is True
+    assert me.is_read_out(him.name)
+    assert me.is_dead(Owner.of(None).name) is None
+    assert not me.is_read_out(Owner.of(None).name)
+    await mine.close()
+    (tmp_path / "folder.id").write_text("")
+    with pytest.raises(OSError, match="hexadecimal"):
+        Owner.of(mine)
