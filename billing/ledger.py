@@ -95,6 +95,8 @@ async def post(db: AsyncConnection, transfers: Sequence[Transfer]) -> int:
     """Write transfers and move balances, in the caller's transaction. Returns: how many were new.
 
     Raises: LedgerConflict if an id stands already for something else; roll back then."""
+    # Locked before looking: of two that say the same payment at once, the second finds it booked.
+    await _lock(db, sorted({side for transfer in transfers for side in (transfer.debit, transfer.credit)}))
     known = await _known(db, [transfer.id for transfer in transfers])
     fresh: dict[str, Transfer] = {}
     for transfer in transfers:
@@ -136,18 +138,24 @@ async def _known(db: AsyncConnection, ids: Sequence[str]) -> dict[str, tuple[str
 async def _move(db: AsyncConnection, moved: dict[str, int]) -> None:
     """`moved` is sorted by account: the order in which rows are locked."""
     table = schema.accounts
-    locked = select(table.c.id, table.c.balance_pusd).where(table.c.id.in_(moved)).order_by(table.c.id)
+    for account, balance in (await _lock(db, list(moved))).items():
+        changed = update(table).where(table.c.id == account).values(balance_pusd=balance + moved[account])
+        await db.execute(changed)
+
+
+async def _lock(db: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+    """The balances of these accounts, in their order, locked until the transaction ends; made where there are none."""
+    table = schema.accounts
+    locked = select(table.c.id, table.c.balance_pusd).where(table.c.id.in_(names)).order_by(table.c.id)
     rows = (await db.execute(locked.with_for_update())).all()
-    if len(rows) < len(moved):
-        missing = sorted(moved.keys() - {row.id for row in rows})
+    if len(rows) < len(names):
+        missing = sorted(set(names) - {row.id for row in rows})
         await db.execute(
             accounts.upsert(db, table).on_conflict_do_nothing(),
             [{"id": account, "kind": accounts.kind_of(account).value, "balance_pusd": 0} for account in missing],
         )
         rows = (await db.execute(locked.with_for_update())).all()
-    for account, balance in rows:
-        changed = update(table).where(table.c.id == account).values(balance_pusd=balance + moved[account])
-        await db.execute(changed)
+    return {row.id: row.balance_pusd for row in rows}
 
 
 async def top_up(
@@ -213,7 +221,8 @@ async def pay_out(
     """Hand unused credit back as money. Returns: was it new? Raises: InsufficientFunds if there is less than that."""
     customer = accounts.customer(organisation_id)
     if not await _known(db, [f"payout:{transfer_id}"]):
-        available = await credit_left(db, organisation_id, lock=True)
+        # Both, in the order that everybody takes: with the customer's alone, two payments could wait for each other.
+        available = -(await _lock(db, sorted((customer, accounts.CASH))))[customer]
         if available < amount_pusd:
             raise InsufficientFunds(customer, amount_pusd, available)
     return await _single(db, f"payout:{transfer_id}", customer, accounts.CASH, amount_pusd, at_ns, "payout", note)

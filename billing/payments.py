@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing import accounts, ledger, schema
 from billing.db import add_up, wide_sum
 from billing.errors import BillingError
-from billing.money import PUSD_PER_USD
+from billing.money import MAX_AMOUNT_PUSD, PUSD_PER_USD
 
 # Older messages may be somebody's recording.
 TOLERANCE_S: Final = 300
@@ -92,6 +92,8 @@ class StripeWebhook:
             raise NotUnderstood(f"{session.id} names no organisation in client_reference_id or metadata")
         if session.currency != "usd" or not session.amount_total or session.amount_total < 0:
             raise NotUnderstood(f"{session.id} is {session.amount_total} {session.currency}, not an amount in usd")
+        if session.amount_total * _PUSD_PER_CENT > MAX_AMOUNT_PUSD:
+            raise NotUnderstood(f"{session.id} is {session.amount_total} cents, more than one booking holds")
         return Payment(session.id, organisation_id, session.amount_total * _PUSD_PER_CENT, event.created * 10**9)
 
     def _verify(self, payload: bytes, signature: str, now_s: int) -> None:

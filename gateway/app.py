@@ -43,6 +43,7 @@ from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
 from gateway.routing.retries import RetryTerms
+from gateway.webhooks import webhook_routes
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 
@@ -63,7 +64,7 @@ class Gateway:
         self._services: Services | None = None
         self.draining = False
         self._litestar = Litestar(
-            [*health_routes(self.faults), *admin_routes(self._office)],
+            [*health_routes(self.faults), *admin_routes(self._office), *webhook_routes(settings, self._office)],
             lifespan=[self._lifespan],
             openapi_config=None,
             # Its own would take the root logger away from observe.logs.

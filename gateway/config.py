@@ -20,8 +20,11 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
+from gateway.config_parts import ConfigError as ConfigError
+from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
 from gateway.sections import Port, Seconds, Section, ServerSettings
+from gateway.till import AlertSettings, ExportSettings, MailSettings, PaymentSettings, RetentionSettings
 
 CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
 PREFIX = "FAREBOX_"
@@ -39,63 +42,6 @@ PUSD_DIGITS = 6
 """A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
 UNIT_DIGITS = 12
 """As much for a price in USD of one second, image or the like."""
-
-
-class ConfigError(Exception):
-    """One bad setting. path: dotted name; source: file, variable or flag that said it; fix: what to do about it."""
-
-    def __init__(self, path: str, problem: str, *, source: str = "", fix: str = "") -> None:
-        where = f" (from {source})" if source else ""
-        hint = f"\n  fix: {fix}" if fix else ""
-        super().__init__(f"{path}{where}: {problem}{hint}")
-        self.path = path
-        self.problem = problem
-        self.source = source
-        self.fix = fix
-
-
-class Secret:
-    """A credential by reference: `env:VAR`, `file:/path`, or the value itself. `repr` and `str` never show a value."""
-
-    __slots__ = ("_environ", "reference")
-
-    def __init__(self, reference: str, environ: Mapping[str, str]) -> None:
-        self.reference = reference
-        self._environ = environ
-
-    def reveal(self) -> str:
-        """Returns: the value, read now, so that a rotated file is felt by the next reader.
-
-        Raises: ConfigError when the variable is not set or the file cannot be read."""
-        scheme, _, rest = self.reference.partition(":")
-        if scheme == "env":
-            value = self._environ.get(rest, "")
-            if not value:
-                raise ConfigError(rest, "the variable is not set", fix=f"export {rest}=... or remove the reference")
-            return value
-        if scheme == "file":
-            path = Path(rest).expanduser()
-            try:
-                return path.read_text(encoding="utf-8").strip()
-            except OSError as error:
-                problem = f"cannot be read: {error.strerror}"
-                raise ConfigError(str(path), problem, fix="check the path and its permissions") from error
-        return self.reference
-
-    def __repr__(self) -> str:
-        return f"Secret({self.reference if self.reference.startswith(('env:', 'file:')) else 'hidden'})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other.reference == self.reference
-
-    def __hash__(self) -> int:
-        return hash(self.reference)
-
-    def __reduce__(self) -> tuple[type[Secret], tuple[str, dict[str, str]]]:
-        # Worker processes get their settings pickled; each carries only the one variable that it names.
-        scheme, _, name = self.reference.partition(":")
-        named = {name: self._environ[name]} if scheme == "env" and name in self._environ else {}
-        return Secret, (self.reference, named)
 
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=200)]
@@ -249,6 +195,12 @@ class Settings(Section, frozen=True):
     routing: RoutingSettings = RoutingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
+    payments: PaymentSettings = PaymentSettings()
+    mail: MailSettings = MailSettings()
+    alerts: AlertSettings = AlertSettings()
+    exports: dict[Name, ExportSettings] = field(default_factory=dict)
+    """Metering services that get an event for each request, by a name of your own."""
+    retention: RetentionSettings = RetentionSettings()
     strict: bool = True
     """Refuse by name what a target cannot say. False: leave it out and list it in a response header."""
     discover_providers: bool = True
@@ -273,16 +225,26 @@ class Settings(Section, frozen=True):
         return f"{'https' if self.server.tls else 'http'}://{shown}:{self.server.port}"
 
     def missing_secrets(self) -> list[ConfigError]:
-        """Credentials of enabled providers that cannot be had now: a start refuses to go on with any."""
+        """Secrets that something which is on needs and that cannot be had now: a start refuses to go on with any."""
+        named = {
+            f"providers.{name}.credential.{key}": secret
+            for name, provider in self.providers.items()
+            for key, secret in (provider.credential.items() if provider.enabled else ())
+        }
+        named |= {f"exports.{name}.token": export.token for name, export in self.exports.items()}
+        for path, given in (
+            ("payments.stripe_webhook_secret", self.payments.stripe_webhook_secret),
+            ("mail.password", self.mail.password),
+            ("alerts.signing_secret", self.alerts.signing_secret),
+        ):
+            if given is not None:
+                named[path] = given
         missing = []
-        for name, provider in self.providers.items():
-            for key, secret in provider.credential.items() if provider.enabled else ():
-                try:
-                    secret.reveal()
-                except ConfigError as error:
-                    missing.append(
-                        ConfigError(f"providers.{name}.credential.{key}", str(error), source=secret.reference)
-                    )
+        for path, secret in named.items():
+            try:
+                secret.reveal()
+            except ConfigError as error:
+                missing.append(ConfigError(path, str(error), source=secret.reference))
         return missing
 
 
@@ -566,6 +528,11 @@ def _fields_at(dotted: str) -> set[str]:
         "timeouts": TimeoutSettings,
         "routing": RoutingSettings,
         "log": LogSettings,
+        "payments": PaymentSettings,
+        "mail": MailSettings,
+        "alerts": AlertSettings,
+        "exports": ExportSettings,
+        "retention": RetentionSettings,
         "models": ModelSettings,
         "providers": ProviderSettings,
     }

@@ -131,6 +131,7 @@ class Desk:
         deployments = self._offer.catalog.deployments(alias)
         if not permits(who.models, alias):
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
+
         def price_of(deployment: Deployment) -> PriceSheet:
             sheet = self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
             if load.counts and priced(load.counts, sheet) is None:

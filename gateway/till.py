@@ -1,0 +1,54 @@
+"""Settings of the till: payments that come in, mail, alerts, metering services, how long usage is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from gateway.config_parts import Secret
+from gateway.sections import Section
+
+
+class PaymentSettings(Section, frozen=True):
+    stripe_webhook_secret: Secret | None = None
+    """The endpoint's signing secret (`whsec_...`). None: `POST /webhooks/stripe` is not there."""
+
+
+class MailSettings(Section, frozen=True):
+    """The server that alerts by e-mail go out through."""
+
+    host: str | None = None
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    username: str | None = None
+    password: Secret | None = None
+    sender: str = "farebox@localhost"
+
+
+class AlertSettings(Section, frozen=True):
+    signing_secret: Secret | None = None
+    """Signs what webhooks get (`Farebox-Signature`). None: they are not signed."""
+    private_targets: bool = False
+    """Whether a webhook may point into this network. Off: an admin cannot have the gateway ask around inside."""
+
+
+class ExportSettings(Section, frozen=True):
+    """One event for each finished request, with its id, so that a service which gets it twice counts it once."""
+
+    kind: Literal["openmeter", "lago", "stripe"]
+    token: Secret
+    url: str | None = None
+    """Where events go, if not to the service itself."""
+    meter: str = "llm_usage"
+    """Type, code or event name that the service knows them by."""
+    customers: dict[str, str] = field(default_factory=dict)
+    """What the service calls an organisation, if not by our id: organisation -> customer or subscription."""
+
+
+class RetentionSettings(Section, frozen=True):
+    days: Annotated[int, Meta(ge=2, le=36_500)] | None = None
+    """How long single requests are kept. None: for ever. Hours, days, ledger and invoices stay in any case."""
+    archive: Path | None = None
+    """A folder that each day is written to, as CSV, before its rows go."""
