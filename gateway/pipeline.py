@@ -18,11 +18,13 @@ from gateway.exchange import Inbound, Providers, Reply
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
 from gateway.ingress.hygiene import check_shape
+from gateway.media import Media
 from gateway.rerank import Rerank
 from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.sections import ServerSettings
+from providers.dialects import openai_media
 
 
 class Way(Protocol):
@@ -54,6 +56,7 @@ class Pipeline:
             "completions": chat,
             "conversation": Conversation(chat, responses, clock),
             "rerank": Rerank(self._desk, providers, strict, as_body),
+            **dict.fromkeys(openai_media.OPERATIONS, Media(self._desk, providers, as_body)),
             "retrieve": Retrieval(responses),
             "forget": Retrieval(responses),
             "embeddings": Embedding(self._desk, providers, strict, as_body),

@@ -36,7 +36,9 @@ class Ending(Struct, frozen=True):
     produced: bool = True
     """Whether the provider may have produced anything: a refused request has used nothing."""
     counts: Counts = BY_TOKENS
-    """Of what is not sold by its text: as the provider told it. What it did not tell is charged as it was held."""
+    """Of what is not sold by its text: as the provider told it."""
+    likely: Counts = BY_TOKENS
+    """Charged, and marked as estimated, where it told nothing. Without one: what was held for."""
 
 
 class Settlement:
@@ -169,8 +171,8 @@ class Settlement:
         if self._counts and ending.produced:
             told = priced(ending.counts, sheet)
             estimated = told is None
-            # What was held for: nothing is held for that the sheet does not price.
-            used = told if told is not None else priced(self._counts, sheet) or {}
+            # Last, what was held for: nothing is held for that the sheet does not price.
+            used = told or priced(ending.likely, sheet) or priced(self._counts, sheet) or {}
         first = self.first_token_ns
         return UsageRecord(
             id=intent.id,

@@ -117,10 +117,16 @@ class AzureAI(OpenAILike):
         return body
 
     async def exchange(
-        self, method: str, path: str, body: bytes, call: Call | None, dialect: Dialect | None
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        call: Call | None,
+        dialect: Dialect | None,
+        content_type: str = "application/json",
     ) -> HttpResponse:
         try:
-            return await super().exchange(method, path, body, call, dialect)
+            return await super().exchange(method, path, body, call, dialect, content_type)
         except Throttled as error:
             if error.retry_after_s is None:
                 error.retry_after_s = _told_wait_s(error)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
+from providers.dialects import openai_media
 from providers.dialects.base import Dialect
 from providers.dialects.hints import without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
@@ -100,6 +101,15 @@ class RerankCall(Struct, frozen=True):
     strict: bool = True
 
 
+class MediaCall(Struct, frozen=True):
+    """One request for sound or images, as the client sent it."""
+
+    operation: openai_media.Medium
+    body: bytes
+    content_type: str
+    request_id: str
+
+
 class Answer(Protocol):
     """A provider's 2xx: bytes in `dialect`, which the relay taps (same dialect) or decodes (another one)."""
 
@@ -145,6 +155,15 @@ class Reranker(Protocol):
 
     async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
         """Raises: Unsupported before anything is sent; a ProviderError kind else."""
+
+
+@runtime_checkable
+class Medium(Protocol):
+    """A provider that also has sound or images among its operations."""
+
+    async def pass_on(self, call: MediaCall, model: str) -> HttpResponse:
+        """A 2xx, which the caller reads and closes. Raises: Unsupported before anything is sent; a ProviderError kind
+        else."""
 
 
 @runtime_checkable
@@ -308,14 +327,20 @@ class DialectProvider(ABC):
         return UpstreamAnswer(response, dialect, dropped)
 
     async def exchange(
-        self, method: str, path: str, body: bytes, call: Call | None, dialect: Dialect | None
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        call: Call | None,
+        dialect: Dialect | None,
+        content_type: str = "application/json",
     ) -> HttpResponse:
         """Sign, send, and turn every non-2xx into its error kind. The caller closes the response.
 
         Raises: a ProviderError kind."""
         headers = [("user-agent", "farebox")]
         if body:
-            headers.append(("content-type", "application/json"))
+            headers.append(("content-type", content_type))
         if call is not None:
             headers += self.headers(call)
             headers += call.forward_headers

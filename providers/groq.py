@@ -20,7 +20,9 @@ from providers.wire import jsonio
 class Groq(OpenAILike):
     name = "groq"
     default_base_url = "https://api.groq.com/openai/v1"
-    capabilities = Capabilities(operations=frozenset({"chat"}), logprobs=False, candidates=False)
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "transcriptions", "translations", "speech"}), logprobs=False, candidates=False
+    )
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": openai_chat.DIALECT}
     output_limit: ClassVar[str] = "max_completion_tokens"
     # Each is a 400 there; with the values given it asks for nothing, and clients send those out of habit.

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import msgspec
 
 from providers.base import Capabilities
-from providers.openai_like import OpenAILike
+from providers.openai_like import PATHS, OpenAILike
 from providers.transport.base import HttpRequest
 
 
 class OpenAI(OpenAILike):
     name = "openai"
     default_base_url = "https://api.openai.com/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}))
+    capabilities = Capabilities(operations=frozenset(PATHS) - {"rerank"})
     output_limit: ClassVar[str] = "max_completion_tokens"  # reasoning models refuse the older name
     serves_responses: ClassVar[bool] = True
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -18,17 +18,18 @@ from providers.base import (
     DialectProvider,
     EmbeddingAnswer,
     EmbeddingCall,
+    MediaCall,
     Operation,
     RerankAnswer,
     RerankCall,
     UpstreamAnswer,
     read_whole,
 )
-from providers.dialects import load, openai_chat, openai_completions, openai_embeddings, rerank
+from providers.dialects import load, openai_chat, openai_completions, openai_embeddings, openai_media, rerank
 from providers.dialects.base import Dialect
 from providers.dialects.rerank import Flavour
 from providers.errors import Broken, Unsupported
-from providers.transport.base import HttpRequest
+from providers.transport.base import HttpRequest, HttpResponse
 from providers.wire import jsonio
 
 PATHS: Mapping[Operation, str] = {
@@ -36,6 +37,7 @@ PATHS: Mapping[Operation, str] = {
     "completions": "/completions",
     "embeddings": "/embeddings",
     "rerank": "/rerank",
+    **{operation: openai_media.PATHS[operation] for operation in openai_media.OPERATIONS},
 }
 
 
@@ -43,7 +45,7 @@ class OpenAILike(DialectProvider):
     """Hosts of the family subclass this one; they differ in what they refuse and where they live."""
 
     name = "openai_like"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}))
+    capabilities = Capabilities(operations=frozenset(PATHS))
     dialects: ClassVar[Mapping[Operation, Dialect]] = {
         "chat": openai_chat.DIALECT,
         "completions": openai_completions.DIALECT,
@@ -131,6 +133,14 @@ class OpenAILike(DialectProvider):
         path = self.place("rerank", model)
         response = await self.exchange("POST", path, jsonio.encode(encoded.body), None, openai_chat.DIALECT)
         return RerankAnswer(rerank.DIALECT.decode_response(await read_whole(response), call.request), encoded.dropped)
+
+    async def pass_on(self, call: MediaCall, model: str) -> HttpResponse:
+        """See `providers.base.Medium`."""
+        if call.operation not in self.capabilities.operations:
+            raise Unsupported((call.operation,), self.name)
+        body = openai_media.with_model(call.body, call.content_type, call.operation, model)
+        path = self.place(call.operation, model)
+        return await self.exchange("POST", path, body, None, openai_chat.DIALECT, call.content_type)
 
     async def models(self) -> tuple[str, ...]:
         response = await self.exchange("GET", "/models", b"", None, openai_chat.DIALECT)

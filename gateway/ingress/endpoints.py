@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, unquote
 
 from msgspec import Struct
 
+from providers.dialects import openai_media
+
 Operation = Literal[
     "chat",
     "completions",
@@ -19,6 +21,11 @@ Operation = Literal[
     "models",
     "count_tokens",
     "rerank",
+    "transcriptions",
+    "translations",
+    "speech",
+    "images",
+    "image_edits",
     "retrieve",
     "forget",
     "warming",
@@ -71,6 +78,7 @@ EXACT: dict[str, Route] = {
         ("/responses/input_tokens", RESPONSES_COUNT),
         ("/messages", MESSAGES),
         ("/messages/count_tokens", MESSAGES_COUNT),
+        *((path, Route("openai_chat", operation)) for operation, path in openai_media.PATHS.items()),
     )
 } | {
     "/anthropic/v1/messages": MESSAGES,
@@ -96,7 +104,9 @@ _BEDROCK = re.compile(
     r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
 )
 _STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)")
-_AZURE = re.compile(r"/openai/deployments/(?P<model>[^/]+)(?P<path>/chat/completions|/completions|/embeddings)")
+_AZURE = re.compile(
+    r"/openai/deployments/(?P<model>[^/]+)(?P<path>/chat/completions|/completions|/embeddings|/audio/\w+|/images/\w+)"
+)
 
 
 def match(method: str, path: str, query: str = "") -> Route | None:
@@ -114,8 +124,7 @@ def match(method: str, path: str, query: str = "") -> Route | None:
         return _gemini(unquote(found["model"]), found["verb"], query)
     if found := _BEDROCK.fullmatch(path):
         return _bedrock(unquote(found["model"]), found["verb"])
-    if found := _AZURE.fullmatch(path):
-        route = EXACT[found["path"]]
+    if (found := _AZURE.fullmatch(path)) and (route := EXACT.get(found["path"])) is not None:
         return Route(route.dialect, route.operation, unquote(found["model"]))
     if found := _VERTEX_CLAUDE.fullmatch(path):
         model = unquote(found["model"])
