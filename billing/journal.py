@@ -118,13 +118,15 @@ class Journal:
             raise JournalUnavailable(self._broken) from error
         self._open[intent.id] = data
 
-    async def settle(self, record: UsageRecord) -> None:
-        """Write down what a request used, and return when that is on stable storage.
+    def settle(self, record: UsageRecord) -> asyncio.Future[None]:
+        """Write down what a request used. Awaiting the future waits until that is on stable storage.
 
-        Once called it is done, even if the caller is cancelled. Raises: JournalUnavailable; the record is then kept
-        and written when the disk takes it. If the process ends before, its intent becomes an estimated record."""
+        Called is done, whether anybody waits or not. The future raises JournalUnavailable; the record is then kept and
+        written when the disk takes it. If the process ends before, its intent becomes an estimated record."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
-            raise JournalUnavailable("closed")
+            _fail(done, JournalUnavailable("closed"))
+            return done
         data = frame(record)
         self._open.pop(record.id, None)
         self._unsynced[record.id] = data
@@ -133,10 +135,9 @@ class Journal:
                 self._append(data)
             except OSError as error:
                 self._broken = str(error)
-        done = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._wake()
-        await done
+        return done
 
     async def close(self) -> None:
         """Sync and let go of the run; a worker then takes what is left in it. Open intents become estimated records.
@@ -186,7 +187,7 @@ class Journal:
                     if failure is None:
                         future.set_result(None)
                     else:
-                        future.set_exception(failure)
+                        _fail(future, failure)
             if not self._waiting:
                 return
 
@@ -237,6 +238,11 @@ class Journal:
             raise
         self._number += 1
         self._file, self._size, self._named = file, len(head), True
+
+
+def _fail(future: asyncio.Future[None], error: JournalUnavailable) -> None:
+    future.set_exception(error)
+    future.exception()  # Who is to know waits for it; where that one has left, it is nothing to warn of.
 
 
 def frame(entry: Entry) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 import structlog
 from msgspec import Struct
@@ -64,7 +64,7 @@ class Settlement:
         self._admission = admission
         self._intent = intent
         self._clock = clock
-        self._finished: asyncio.Task[int] | None = None
+        self._amount_pusd: int | None = None
         self.leg = leg
         self.attempts = 1
         self.first_token_ns: int | None = None
@@ -77,20 +77,9 @@ class Settlement:
         """Raises: JournalUnavailable; then nothing is owed, and the caller must release the admission."""
         self._journal.intent(self._intent)
 
-    @asynccontextmanager
-    async def owed(self, say: SayError) -> AsyncIterator[None]:
-        """What fails inside before anything was settled ends the request, and is raised on."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            # The client of a stream left before its first token: the prompt has been read, nothing else is known.
-            await self.finish(Ending(Outcome.CLIENT_GONE))
-            raise
-        except BaseException as error:
-            # Nothing has reached the client, so nothing is charged, whatever the provider may bill us for its failure.
-            status = say(error, self.id).status if isinstance(error, Exception) else None
-            await self.finish(Ending(outcome_of(error), status=status, produced=False))
-            raise
+    def owed(self, say: SayError) -> _Owed:
+        """A context: what fails inside before anything was settled ends the request, and is raised on."""
+        return _Owed(self, say)
 
     def answered(self, leg: Leg, attempts: int) -> None:
         """Which leg of the plan it was in the end: its price is charged."""
@@ -102,35 +91,30 @@ class Settlement:
             self.first_token_ns = self._clock()
 
     async def finish(self, ending: Ending) -> int:
-        """Write the record and give back what was not used. Returns: the charge in pUSD.
+        """Write the record and give back what was not used, and wait until it is on stable storage. Returns: the charge
+        in pUSD.
 
-        Survives the caller's cancellation: the record is written by a task of its own."""
-        if self._finished is None:
-            self._finished = asyncio.get_running_loop().create_task(self._finish(ending))
-        return await asyncio.shield(self._finished)
-
-    async def _finish(self, ending: Ending) -> int:
+        A caller that is cancelled meanwhile stops waiting; the record has been written and the limits told before
+        anything is waited for."""
+        if self._amount_pusd is not None:
+            return self._amount_pusd
         sheet, variant = self._sheet(ending.usage.service_tier)
         record = self._record(ending, sheet, variant)
-        amount_pusd = self._amount(record, sheet)
+        amount_pusd = self._amount_pusd = self._amount(record, sheet)
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
         counted = (0, 0) if record.estimated else (read, written)
-        journalled, settled = await asyncio.gather(
-            self._journal.settle(record),
-            self._gate.settle(
+        try:
+            # Both are under way at once: a future, and a command that leaves before its reply is waited for.
+            on_disk = self._journal.settle(record)
+            await self._gate.settle(
                 self._admission, read + written, amount_pusd, input_tokens=counted[0], output_tokens=counted[1]
-            ),
-            return_exceptions=True,
-        )
-        if isinstance(journalled, JournalUnavailable):
+            )
+            await on_disk
+        except JournalUnavailable:
             # The intent is on disk and the record in the journal's memory: nothing is lost, an operator must act.
             METRICS.journal_failed()
             log.error("usage record not on disk yet; free disk space or mend the data folder", request_id=self.id)
-        elif isinstance(journalled, BaseException):
-            raise journalled
-        if isinstance(settled, BaseException):
-            raise settled
         return amount_pusd
 
     def _sheet(self, service_tier: str | None) -> tuple[PriceSheet, str]:
@@ -199,3 +183,30 @@ class Settlement:
             tags=intent.tags,
             attempts=self.attempts,
         )
+
+
+class _Owed:
+    """What `Settlement.owed` returns."""
+
+    __slots__ = ("_say", "_settlement")
+
+    def __init__(self, settlement: Settlement, say: SayError) -> None:
+        self._settlement = settlement
+        self._say = say
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, asyncio.CancelledError):
+            # The client of a stream left before its first token: the prompt has been read, nothing else is known.
+            ending = Ending(Outcome.CLIENT_GONE)
+        else:
+            # Nothing has reached the client, so nothing is charged, whatever the provider may bill us for its failure.
+            status = self._say(error, self._settlement.id).status if isinstance(error, Exception) else None
+            ending = Ending(outcome_of(error), status=status, produced=False)
+        await self._settlement.finish(ending)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -21,12 +22,25 @@ DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+class _Series(Struct, frozen=True):
+    """What one kind of ending adds to, looked up once: finding a metric by its labels costs more than counting."""
+
+    requests: Counter
+    duration: Histogram
+    first_token: Histogram
+    charged: Counter
+
+
 class Metrics:
     """Built once a process as `METRICS`; tests make their own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
+        self._series: dict[tuple[str, str, str, int | None, str], _Series] = {}
+        self._meters: dict[tuple[str, str, str], Counter] = {}
+        self._results: dict[tuple[str, str], Counter] = {}
+        self._serving = 0
         self._requests = Counter(
             "farebox_requests",
             "Requests that reached a provider, by how they ended.",
@@ -83,25 +97,32 @@ class Metrics:
             ("how",),
             registry=self._registry,
         )
-        self._in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
+        in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
+        in_flight.set_function(lambda: self._serving)
         self._open_intents = Gauge(
             "farebox_open_intents", "Requests admitted and not yet settled in the journal.", registry=self._registry
         )
 
     def settled(self, record: UsageRecord, amount_pusd: int) -> None:
         """One request has ended and has been charged."""
-        model = self._bounded(record.alias)
-        status = "none" if record.status is None else str(record.status)
-        self._requests.labels(record.dialect, record.provider, model, status, record.outcome.value).inc()
+        model, provider = self._bounded(record.alias), record.provider
+        ending = (record.dialect, provider, model, record.status, record.outcome.value)
+        series = self._series.get(ending) or self._new_series(*ending)
+        series.requests.inc()
         if record.duration_ms is not None:
-            self._duration.labels(record.provider, model).observe(max(record.duration_ms, 0) / 1000)
+            series.duration.observe(max(record.duration_ms, 0) / 1000)
         if record.first_token_ms is not None:
-            self._first_token.labels(record.provider, model).observe(max(record.first_token_ms, 0) / 1000)
+            series.first_token.observe(max(record.first_token_ms, 0) / 1000)
         for meter, quantity in record.quantities.items():
             if quantity:
-                self._quantities.labels(meter.value, record.provider, model).inc(quantity)
+                counter = self._meters.get((meter, provider, model))
+                if counter is None:
+                    counter = self._meters[meter, provider, model] = self._quantities.labels(
+                        meter.value, provider, model
+                    )
+                counter.inc(quantity)
         if amount_pusd > 0:
-            self._charged.labels(record.provider, model).inc(amount_pusd / 10**12)
+            series.charged.inc(amount_pusd / 10**12)
 
     def refused(self, dialect: str, code: str) -> None:
         """code: a GatewayError's own, never a text."""
@@ -109,7 +130,9 @@ class Metrics:
 
     def attempted(self, provider: str, result: str) -> None:
         """result: `ok` or the name of a ProviderError kind."""
-        self._attempts.labels(provider, result).inc()
+        if (counter := self._results.get((provider, result))) is None:
+            counter = self._results[provider, result] = self._attempts.labels(provider, result)
+        counter.inc()
 
     def journal_failed(self) -> None:
         self._journal_errors.inc()
@@ -122,10 +145,10 @@ class Metrics:
             self._orphans.labels(how).inc(count)
 
     def arrived(self) -> None:
-        self._in_flight.inc()
+        self._serving += 1
 
     def left(self) -> None:
-        self._in_flight.dec()
+        self._serving -= 1
 
     def watch_open_intents(self, count: Callable[[], int]) -> None:
         """count: asked at each scrape."""
@@ -134,6 +157,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes, of content type `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+    def _new_series(self, dialect: str, provider: str, model: str, status: int | None, outcome: str) -> _Series:
+        made = self._series[dialect, provider, model, status, outcome] = _Series(
+            self._requests.labels(dialect, provider, model, "none" if status is None else str(status), outcome),
+            self._duration.labels(provider, model),
+            self._first_token.labels(provider, model),
+            self._charged.labels(provider, model),
+        )
+        return made
 
     def _bounded(self, model: str) -> str:
         if model in self._models:

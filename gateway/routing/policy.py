@@ -208,17 +208,33 @@ def needed_features(request: ChatRequest, operation: str) -> frozenset[str]:
         needs.add("logprobs")
     if request.candidates > 1:
         needs.add("candidates")
-    if any(isinstance(part, ImagePart) for message in request.messages for part in message.content):
+    if _has_image(request):
         needs.add("images")
     return frozenset(needs)
 
 
+def _has_image(request: ChatRequest) -> bool:
+    for message in request.messages:  # no generator: this is asked of every request
+        for part in message.content:
+            if type(part) is ImagePart:
+                return True
+    return False
+
+
 def lacking(needs: frozenset[str], capabilities: Capabilities) -> frozenset[str]:
-    return frozenset(
-        need
-        for need in needs
-        if not (need in capabilities.operations if need in _OPERATIONS else getattr(capabilities, need))
-    )
+    """What of the needs is not there. The answer is remembered: there are few kinds of needs and of hosts."""
+    known = (needs, capabilities)
+    if (found := _LACKING.get(known)) is None:
+        found = frozenset(
+            need
+            for need in needs
+            if not (need in capabilities.operations if need in _OPERATIONS else getattr(capabilities, need))
+        )
+        if len(_LACKING) >= 1024:
+            _LACKING.clear()
+        _LACKING[known] = found
+    return found
 
 
 _OPERATIONS = frozenset(get_args(Operation))
+_LACKING: dict[tuple[frozenset[str], Capabilities], frozenset[str]] = {}
