@@ -73,23 +73,27 @@ def quantities(usage: Usage) -> dict[Meter, int]:
         (Meter.INPUT_AUDIO_TOKENS, usage.input_audio_tokens),
         (Meter.INPUT_IMAGE_TOKENS, usage.input_image_tokens),
     ):
-        rest -= _put(counts, meter, count, rest)
-    _put(counts, Meter.INPUT_TOKENS, rest, rest)
+        if count:
+            rest -= _put(counts, meter, count, rest)
+    if rest > 0:
+        counts[Meter.INPUT_TOKENS] = rest
     rest = usage.output_tokens or 0
     for meter, count in (
         (Meter.REASONING_TOKENS, usage.reasoning_tokens),
         (Meter.OUTPUT_AUDIO_TOKENS, usage.output_audio_tokens),
     ):
-        rest -= _put(counts, meter, count, rest)
-    _put(counts, Meter.OUTPUT_TOKENS, rest, rest)
+        if count:
+            rest -= _put(counts, meter, count, rest)
+    if rest > 0:
+        counts[Meter.OUTPUT_TOKENS] = rest
     if usage.searches:
         counts[Meter.SEARCHES] = usage.searches
     counts[Meter.REQUESTS] = 1
     return counts
 
 
-def _put(counts: dict[Meter, int], meter: Meter, count: int | None, room: int) -> int:
-    taken = max(0, min(count or 0, room))
+def _put(counts: dict[Meter, int], meter: Meter, count: int, room: int) -> int:
+    taken = max(0, min(count, room))
     if taken:
         counts[meter] = taken
     return taken

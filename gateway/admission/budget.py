@@ -29,6 +29,8 @@ OUTPUT_TOKENS_MIN: Final = 16
 FIRST_ANSWER: Final = 512.0
 
 _READ_AS: Final = (Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS, Meter.CACHE_WRITE_1H_TOKENS)
+_SAID_AS: Final = (Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
+_ONE_REQUEST: Final = {Meter.REQUESTS: 1}
 _SHARE: Final = 0.05  # of the newest observation in the running averages
 _SHORT_BYTES: Final = 256  # below this, the overhead says more than the text
 _MODELS_MAX: Final = 10_000
@@ -145,21 +147,21 @@ def estimate(
     is dearer. extra: what else the caller knows it may use (searches, seconds of sound). answers: whether the model can
     say anything at all.
     Raises: UnknownPrice if a sheet prices no output, no input, or nothing of `extra`."""
-    input_tokens = min(context_window, ratios.worst_input(alias, input_bytes) + images * image_tokens(alias))
+    input_tokens = ratios.worst_input(alias, input_bytes) + (images * image_tokens(alias) if images else 0)
+    input_tokens = min(context_window, input_tokens)
     fixed: dict[Meter, int] = {Meter.INPUT_TOKENS: input_tokens, Meter.REQUESTS: 1}
     for meter, quantity in extra.items():
         fixed[meter] = fixed.get(meter, 0) + quantity
+    reads = fixed[Meter.INPUT_TOKENS]
+    others = {m: n for m, n in fixed.items() if m is not Meter.INPUT_TOKENS} if extra else _ONE_REQUEST
     lines = []
     for sheet in sheets:
-        tier = sheet.tier(input_tokens)
+        sale = sheet.tier(input_tokens).sale if sheet.tiers else sheet.sale
         what = f"{sheet.provider}/{sheet.model}"
-        worst = dict(fixed)
-        dearest = _dearest(tier.sale, *_READ_AS)
-        tokens = worst.pop(Meter.INPUT_TOKENS)
-        worst[dearest] = worst.get(dearest, 0) + tokens
-        output = _dearest(tier.sale, Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
+        spent = reads * _dearest(sale, _READ_AS, what) if reads else 0
         # Embeddings say nothing, and their lists price no output.
-        lines.append((rate(worst, tier.sale, what), rate({output: int(answers)}, tier.sale, what)))
+        each = _dearest(sale, _SAID_AS, what) if answers else 0
+        lines.append((spent + rate(others, sale, what), each))
     return Estimate(input_tokens, candidates, tuple(fixed.items()), tuple(lines))
 
 
@@ -180,8 +182,15 @@ def counted(counts: Counts, sheets: Sequence[PriceSheet]) -> Estimate:
     return Estimate(input_tokens_total(quantities), 1, tuple(quantities.items()), ((pusd, 0),))
 
 
-def _dearest(prices: Mapping[Meter, int], *meters: Meter) -> Meter:
-    return max(meters, key=lambda meter: prices.get(meter, 0))
+def _dearest(prices: Mapping[Meter, int], meters: tuple[Meter, ...], what: str) -> int:
+    """pUSD. Raises: UnknownPrice where none of the meters has a price."""
+    dearest = -1
+    for meter in meters:
+        if (price := prices.get(meter)) is not None and price > dearest:
+            dearest = price
+    if dearest < 0:
+        raise UnknownPrice(what, meters[0])
+    return dearest
 
 
 def image_tokens(alias: str) -> int:

@@ -189,7 +189,7 @@ class Gate:
         output = ceiling if max_output_tokens is None else min(max_output_tokens, ceiling)
         likely_output = output if max_output_tokens is not None else min(output, self._ratios.likely_output(alias))
         scopes = self._scopes(principal, end_user, now_ms)
-        likely_input = self._ratios.likely_input(alias, input_bytes) + images * image_tokens(alias)
+        likely_input = self._ratios.likely_input(alias, input_bytes) + (images * image_tokens(alias) if images else 0)
         tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
         if max_output_tokens is None:
             tokens = _within_windows(tokens, likely_output * max(1, candidates), scopes)
