@@ -30,7 +30,7 @@ FIRST_ANSWER: Final = 512.0
 
 _READ_AS: Final = (Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS, Meter.CACHE_WRITE_1H_TOKENS)
 _SAID_AS: Final = (Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
-_ONE_REQUEST: Final = {Meter.REQUESTS: 1}
+_ONE_REQUEST: Final[Mapping[Meter, int]] = {Meter.REQUESTS: 1}
 _SHARE: Final = 0.05  # of the newest observation in the running averages
 _SHORT_BYTES: Final = 256  # below this, the overhead says more than the text
 _MODELS_MAX: Final = 10_000
@@ -153,7 +153,9 @@ def estimate(
     for meter, quantity in extra.items():
         fixed[meter] = fixed.get(meter, 0) + quantity
     reads = fixed[Meter.INPUT_TOKENS]
-    others = {m: n for m, n in fixed.items() if m is not Meter.INPUT_TOKENS} if extra else _ONE_REQUEST
+    others: Mapping[Meter, int] = _ONE_REQUEST
+    if extra:
+        others = {m: n for m, n in fixed.items() if m is not Meter.INPUT_TOKENS}
     lines = []
     for sheet in sheets:
         sale = sheet.tier(input_tokens).sale if sheet.tiers else sheet.sale

@@ -97,6 +97,7 @@ def serve(*, port: int, upstream: str, common: Common = DEFAULTS) -> int:
 
 def limited(ride: type[Ride]) -> type[Ride]:
     """The first key with a limit of each kind, too high to be met: their checks belong to what is measured."""
+
     class Limited(ride):  # type: ignore[misc, valid-type]
         async def _first_things(self, pepper: bytes) -> First:
             from sqlalchemy import select
