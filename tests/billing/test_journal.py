@@ -110,11 +110,10 @@ async def test_a_record_is_not_acknowledged_before_its_sync(tmp_path: Path, monk
 
 async def test_a_cancelled_caller_does_not_take_its_record_along(tmp_path: Path) -> None:
     book = Journal.open(tmp_path, "gateway")
-    task = asyncio.create_task(book.settle(record("r1")))
-    await asyncio.sleep(0)
-    task.cancel()
+    waiting = book.settle(record("r1"))
+    waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await waiting
     await book.settle(record("r2"))
     assert ids(tmp_path, UsageRecord) == ["r1", "r2"]
     await book.close()
