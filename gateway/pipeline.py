@@ -57,8 +57,7 @@ class Pipeline:
             "conversation": Conversation(chat, responses, clock),
             "rerank": Rerank(self._desk, providers, strict, as_body),
             **dict.fromkeys(openai_media.OPERATIONS, Media(self._desk, providers, as_body)),
-            "retrieve": Retrieval(responses),
-            "forget": Retrieval(responses),
+            **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses)),
             "embeddings": Embedding(self._desk, providers, strict, as_body),
             "count_tokens": Counting(self._desk, providers, strict),
         }

@@ -7,8 +7,9 @@ go to another provider. Source: OpenAI API reference "Responses" and its 30 days
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol
+from urllib.parse import parse_qs
 
 import msgspec
 import structlog
@@ -29,6 +30,7 @@ from providers.wire.sse import SseDecoder
 log = structlog.get_logger(__name__)
 
 RETENTION_S: Final = 30 * 24 * 3600
+LOOKED_THROUGH: Final = 50
 # The events that carry the whole answer.
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 _table: Final = schema.stored_responses
@@ -78,11 +80,42 @@ class Store:
             row = (await db.execute(found)).one_or_none()
         return None if row is None else Stored(row.id, row.conversation, row.body)
 
+    async def items(self, project_id: str, idents: Sequence[str], now_ns: int) -> dict[str, Any]:
+        """Items of stored answers by their ids, None for one that cannot be given back to anybody; as far as the newest
+        `LOOKED_THROUGH` answers have them: whoever names an item goes on with a conversation of today."""
+        newest = (
+            select(_table.c.conversation, _table.c.body)
+            .where(_table.c.project_id == project_id, _table.c.expires_at_ns > now_ns)
+            .order_by(_table.c.created_at_ns.desc())
+            .limit(LOOKED_THROUGH)
+        )
+        missing, found = set(idents), dict[str, Any]()
+        async with reading(self._engine) as db:
+            rows = (await db.execute(newest)).all()
+        for row in rows:
+            if not any(ident.encode() in row.body or ident.encode() in row.conversation for ident in missing):
+                continue
+            said = [*msgspec.json.decode(row.conversation), *msgspec.json.decode(row.body, type=_Whole).output]
+            for item in said:
+                if isinstance(item, dict) and item.get("id") in missing:
+                    missing.discard(item["id"])
+                    found[item["id"]] = item if _says_something(item) else None
+            if not missing:
+                break
+        return found
+
     async def forget(self, project_id: str, ident: str) -> bool:
         """Whether there was one."""
         gone = delete(_table).where(_table.c.project_id == project_id, _table.c.id == ident)
         async with writing(self._engine) as db:
             return (await db.execute(gone)).rowcount > 0
+
+
+_KEPT_ELSEWHERE: Final = {
+    "conversation": "conversations are kept here by previous_response_id: send that, or the items themselves",
+    "prompt": "stored prompts lie at OpenAI, and this gateway holds money for what it can read: send the text itself, "
+    "as instructions or input",
+}
 
 
 class Conversation:
@@ -97,12 +130,20 @@ class Conversation:
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         members = jsonio.split_object(inbound.body)
         previous = jsonio.plain(members.pop("previous_response_id", None))
+        for name, advice in _KEPT_ELSEWHERE.items():
+            if jsonio.plain(members.get(name)) is not None:
+                raise InvalidRequest(f"{name} is not served: {advice}", code="unsupported_parameter", param=name)
         keeps = jsonio.plain(members.get("store")) is not False
-        if previous is None and not keeps:
+        given = jsonio.plain(members.get("input"))
+        named = isinstance(given, list) and any(map(_is_reference, given))
+        if previous is None and not keeps and not named:
             return await self._chat.serve(inbound, who)
-        said = _items(jsonio.plain(members.get("input")))
+        said = _items(given)
+        if named:
+            said = await self._resolved(said, who, inbound.now_ns)
         if previous is not None:
             said = await self._before(previous, who, inbound.now_ns) + said
+        if named or previous is not None:
             members["input"] = said
             inbound = replace(inbound, body=jsonio.joined(members))
         reply = await self._chat.serve(inbound, who)
@@ -112,6 +153,17 @@ class Conversation:
             await self._keep(jsonio.split_object(reply.body), said, who)
             return reply
         return replace(reply, body=self._watched(reply.body, said, who))
+
+    async def _resolved(self, said: list[Any], who: Principal, now_ns: int) -> list[Any]:
+        """With the items themselves in place of their ids, which nobody behind us need know."""
+        named = [item["id"] for item in said if _is_reference(item)]
+        found = await self._store.items(who.project_id, named, now_ns)
+        if missing := [ident for ident in named if ident not in found]:
+            raise NotFound(
+                f"no item {str(missing[0])[:200]!r} is stored for this project; send the item itself", param="input"
+            )
+        whole = [found[item["id"]] if _is_reference(item) else item for item in said]
+        return [item for item in whole if item is not None]
 
     async def _before(self, previous: Any, who: Principal, now_ns: int) -> list[Any]:
         if not isinstance(previous, str):
@@ -151,7 +203,7 @@ class Conversation:
 
 
 class Retrieval:
-    """GET and DELETE of a stored answer."""
+    """A stored answer read, deleted, and asked what it answered."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -166,11 +218,56 @@ class Retrieval:
         found = await self._store.find(who.project_id, ident, inbound.now_ns)
         if found is None:
             raise _not_found(ident)
+        match inbound.route.operation:
+            case "cancel":
+                raise InvalidRequest("this response is whole: only one made in the background could be cancelled")
+            case "input_items":
+                return Reply(200, headers, _listed(found, inbound.route.query))
         return Reply(200, headers, found.body)
 
 
 class _Ended(Struct):
     response: dict[str, msgspec.Raw]
+
+
+class _Whole(Struct):
+    output: list[Any] = []
+
+
+def _listed(stored: Stored, query: str) -> bytes:
+    """Everything before the answer itself, newest first unless `order=asc`. Raises: InvalidRequest."""
+    asked = parse_qs(query)
+    limit, after = asked.get("limit", ["20"])[-1], asked.get("after", [None])[-1]
+    if not limit.isdigit() or not 1 <= int(limit) <= 100:
+        raise InvalidRequest("limit must be 1 to 100", param="limit")
+    said: list[Any] = msgspec.json.decode(stored.conversation)
+    own = [item for item in msgspec.json.decode(stored.body, type=_Whole).output if _says_something(item)]
+    items = [_told(item, stored.id, place) for place, item in enumerate(said[: len(said) - len(own)])]
+    if asked.get("order", ["desc"])[-1] != "asc":
+        items.reverse()
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        items = items[places[0] + 1 :] if places else []
+    page = items[: int(limit)]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return msgspec.json.encode({"object": "list", "data": page, "has_more": len(items) > len(page), **ends})
+
+
+def _told(item: Any, ident: str, place: int) -> dict[str, Any]:
+    """As the API lists it: with an id and a type, a message's text as a part."""
+    whole = {"id": f"item_{ident}_{place}", "type": "message", **(item if isinstance(item, dict) else {})}
+    if whole["type"] == "message" and isinstance(whole.get("content"), str):
+        kind = "output_text" if whole.get("role") == "assistant" else "input_text"
+        whole["content"] = [{"type": kind, "text": whole["content"]}]
+    return whole
+
+
+def _is_reference(item: Any) -> bool:
+    """The API takes one without a type as well."""
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+        return False
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item)
 
 
 def _not_found(ident: str) -> NotFound:

@@ -28,6 +28,8 @@ Operation = Literal[
     "image_edits",
     "retrieve",
     "forget",
+    "input_items",
+    "cancel",
     "warming",
 ]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
@@ -37,7 +39,8 @@ class Route(Struct, frozen=True):
     """model, stream: set where the path carries them, None where the body does.
 
     batch: several texts in Gemini's own batch form. envelope: what the dialect is wrapped in on this path, see
-    `envelopes.py`. item: id of the stored thing that the path names. version: of an API whose answers tell it."""
+    `envelopes.py`. item: id of the stored thing that the path names. version: of an API whose answers tell it.
+    query: raw, where it says which part of a list is wanted."""
 
     dialect: str
     operation: Operation
@@ -47,6 +50,7 @@ class Route(Struct, frozen=True):
     envelope: Envelope = ""
     item: str | None = None
     version: str = ""
+    query: str = ""
 
     @property
     def error_dialect(self) -> str:
@@ -103,7 +107,14 @@ _VERTEX_CLAUDE = re.compile(
 _BEDROCK = re.compile(
     r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
 )
-_STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)")
+_STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)(?P<of>/input_items|/cancel)?")
+# What is done to a stored answer, by method and the rest of its path.
+_OF_STORED: dict[tuple[str, str | None], Operation] = {
+    ("GET", None): "retrieve",
+    ("DELETE", None): "forget",
+    ("GET", "/input_items"): "input_items",
+    ("POST", "/cancel"): "cancel",
+}
 _AZURE = re.compile(
     r"/openai/deployments/(?P<model>[^/]+)(?P<path>/chat/completions|/completions|/embeddings|/audio/\w+|/images/\w+)"
 )
@@ -114,8 +125,8 @@ def match(method: str, path: str, query: str = "") -> Route | None:
 
     path: raw, percent-encoded, without the query. A model in the path is decoded exactly once. query: raw; it decides
     only in which framing Gemini's clients want a stream."""
-    if method in ("GET", "DELETE") and (found := _STORED.fullmatch(path)):
-        return Route("openai_responses", "retrieve" if method == "GET" else "forget", item=unquote(found["id"]))
+    if (found := _STORED.fullmatch(path)) and (operation := _OF_STORED.get((method, found["of"]))):
+        return Route("openai_responses", operation, item=unquote(found["id"]), query=query)
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:

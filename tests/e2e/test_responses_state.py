@@ -105,3 +105,46 @@ async def test_what_is_past_its_time_is_gone(fresh_database_url: str) -> None:
     assert not await store.forget("p", "resp_1")  # the later one has swept it away
     assert await store.forget("p", "resp_2")
     await engine.dispose()
+
+
+async def test_what_was_asked_is_listed(yard: Yard, sdk: openai.AsyncOpenAI) -> None:
+    first = await sdk.responses.create(model="via-openai", input="My name is Alice.")
+    asked = [{"role": "user", "content": [{"type": "input_text", "text": "What is it?"}]}]
+    second = await sdk.responses.create(model="via-openai", previous_response_id=first.id, input=asked)  # type: ignore[arg-type]
+    items = [item async for item in sdk.responses.input_items.list(second.id, order="asc", limit=2)]
+    newest = await sdk.responses.input_items.list(second.id, limit=1)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        await sdk.responses.cancel(second.id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.input_items.list("resp_unheard_of")
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        await sdk.responses.input_items.list(second.id, limit=1000)
+    said = [getattr(item, "content", None) for item in items]
+    assert [part.text for content in said for part in content or []][::2] == ["My name is Alice.", "What is it?"]
+    assert newest.data[0].content[0].text == "What is it?"  # type: ignore[union-attr]
+    assert newest.has_more
+
+
+async def test_an_item_named_by_its_id_is_sent_whole(yard: Yard, sdk: openai.AsyncOpenAI) -> None:
+    first = await sdk.responses.create(model="via-openai", input="My name is Alice.")
+    named = [{"type": "item_reference", "id": item.id} for item in first.output]
+    await sdk.responses.create(model="via-openai", input=[*named, {"role": "user", "content": "Go on."}])  # type: ignore[list-item]
+    sent = yard.backends["openai"].last.json()["input"]
+    assert [item["type"] for item in sent if "type" in item] == [item.type for item in first.output]
+    assert first.output_text in str(sent)
+    with pytest.raises(openai.NotFoundError, match="msg_unheard_of"):
+        await sdk.responses.create(model="via-openai", input=[{"type": "item_reference", "id": "msg_unheard_of"}])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [({"conversation": "conv_1"}, "previous_response_id"), ({"prompt": {"id": "pmpt_1"}}, "text itself")],
+)
+@pytest.mark.parametrize("store", [True, False])
+async def test_what_lies_elsewhere_cannot_be_held_for(
+    yard: Yard, sdk: openai.AsyncOpenAI, more: dict[str, Any], says: str, store: bool
+) -> None:
+    sent = len(yard.backends["openai"].requests)
+    with pytest.raises(openai.BadRequestError, match=says):
+        await sdk.responses.create(model="via-openai", input="x", store=store, **more)
+    assert len(yard.backends["openai"].requests) == sent
