@@ -44,6 +44,7 @@ from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
 from gateway.routing.retries import RetryTerms
+from gateway.routing.warm_log import WarmLog
 from gateway.webhooks import webhook_routes
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
@@ -147,6 +148,9 @@ class Gateway:
                 settings.routing.retries, settings.routing.retry_share, total_s=settings.timeouts.total_s
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
+            shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())
+            dispatcher.tell_warm = shared.tell
+            stack.push_async_callback(_cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
             pipeline = Pipeline(
                 keys,
                 gate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Final
 
 from msgspec import Struct
@@ -81,7 +82,7 @@ class Terms(Struct, frozen=True):
 AS_EVER: Final = Terms()
 
 
-class Catalog(Struct, frozen=True):
+class Catalog(Struct, frozen=True, dict=True):
     """aliases: what clients may ask for by name. open_providers: provider name -> kind, whose every priced model can be
     asked for as `provider/model`. others: what answers to every other name; a model `*` is that name. terms: how an
     alias' deployments are chosen among, where somebody said so."""
@@ -90,6 +91,11 @@ class Catalog(Struct, frozen=True):
     open_providers: Mapping[str, str]
     others: tuple[Deployment, ...] = ()
     terms: Mapping[str, Terms] = {}
+
+    @cached_property
+    def caches(self) -> Mapping[str, Cache]:
+        """Of every deployment that shares an alias with another: only there is anything to choose."""
+        return {d.id: d.cache for group in self.aliases.values() if len(group) > 1 for d in group}
 
     def terms_of(self, alias: str) -> Terms:
         if (found := self.terms.get(alias)) is not None:

@@ -85,6 +85,7 @@ class Dispatcher:
         self._sleep = sleep
         self.health = HealthTable()
         self.warmth = Warmth()
+        self.tell_warm: Callable[[str, Chain], None] | None = None
 
     def promised(self, plan: RoutePlan) -> RoutePlan:
         """The same plan, whose first leg counts as busy from now on. Nothing to choose, nothing to promise."""
@@ -173,6 +174,8 @@ class Dispatcher:
         deployment, chain = leg.deployment, plan.chain
         thought = len(chain) * TOKENS_PER_BLOCK - leg.fresh_tokens
         self.warmth.keep(deployment.id, deployment.cache, chain, self._clock())
+        if self.tell_warm is not None:
+            self.tell_warm(deployment.id, chain)
 
         def correct(cached_tokens: int) -> None:
             if cached_tokens < thought // 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import anthropic
 import httpx
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from openai import AsyncOpenAI
 
 from gateway.config import DeploymentSettings, ModelSettings, Strategy
@@ -75,6 +78,19 @@ async def test_a_conversation_stays_where_its_beginning_was_read(gateway: House)
             assert "tokens cached" in why
         firsts.add(first)
     assert len(firsts) > 1
+
+
+async def test_another_gateway_knows_what_this_one_has_learned(gateway: House, tmp_path: Path) -> None:
+    first, _ = await provider_of(gateway, model="by-prefix", messages=talk(1, "z"))
+    settings = replace(gateway.settings, data_dir=tmp_path)
+    shutil.copytree(gateway.settings.data_dir, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("journal"))
+    async with house(settings) as other:
+        other.key = gateway.key
+        async with asyncio.timeout(10):
+            told, why = "", ""
+            while "tokens cached" not in why:
+                told, why = await provider_of(other, model="by-prefix", messages=talk(1, "z"))
+    assert told == first
 
 
 async def test_a_session_stays_where_it_began(gateway: House) -> None:

@@ -1,0 +1,107 @@
+"""What each gateway learns of warm prefixes, told to the others by one Redis stream: each keeps a mirror of all, so
+that a choice asks nobody, and one that has just started reads what the others knew.
+
+The stream is bounded (at most LINES of BATCH_BYTES each, 32 MB) and holds nothing but hashes and names. What does not
+fit, or is lost with Redis, costs a prompt that is read twice; nothing waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from gateway.routing.warmth import Cache, Chain, Warmth
+
+log = structlog.get_logger(__name__)
+
+STREAM: Final = "fbx:{warmth}"
+LINES: Final = 512
+BATCH_BYTES: Final = 64 * 1024
+EVERY_S: Final = 0.2
+_AWAY_S: Final = 2.0
+_BLOCK_MS: Final = 1000
+
+CachesOf = Callable[[], Mapping[str, Cache]]
+"""Deployment id -> what it keeps, as the catalogue says now; who is not in it is not learned of."""
+
+
+class Line(msgspec.Struct, array_like=True, frozen=True):
+    """read: (deployment id, its prompt's chain as packed 64-bit numbers), oldest first."""
+
+    origin: str
+    read: tuple[tuple[str, bytes], ...]
+
+
+class WarmLog:
+    def __init__(self, redis: Redis, warmth: Warmth, caches: CachesOf, clock: Callable[[], float], origin: str) -> None:
+        """clock: the same as the dispatcher's. origin: names this gateway, so that it skips its own lines."""
+        self._redis = redis
+        self._warmth = warmth
+        self._caches = caches
+        self._clock = clock
+        self._origin = origin
+        self._told: dict[tuple[str, int], Chain] = {}
+        self._size = 0
+        self._seen = "0-0"
+
+    def tell(self, name: str, chain: Chain) -> None:
+        """In this process's memory until the next turn of `run`; what is more than a batch holds is not told."""
+        if not chain or self._size + 8 * len(chain) > BATCH_BYTES:
+            return
+        if (name, chain[-1]) not in self._told:
+            self._size += 8 * len(chain)
+            self._told[name, chain[-1]] = chain
+
+    async def run(self) -> None:
+        """Until cancelled. Redis may come and go."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forever(self._send), name="tell of warm prefixes")
+            group.create_task(self._forever(self._hear), name="hear of warm prefixes")
+
+    async def _forever(self, turn: Callable[[], Any]) -> None:
+        away = False
+        while True:
+            try:
+                await turn()
+                away = False
+            except (RedisError, OSError) as error:
+                if not away:
+                    log.warning("warm prefixes are not shared while Redis is away", reason=type(error).__name__)
+                away = True
+                await asyncio.sleep(_AWAY_S)
+
+    async def _send(self) -> None:
+        await asyncio.sleep(EVERY_S)
+        if not self._told:
+            return
+        told, self._told, self._size = self._told, {}, 0
+        line = Line(self._origin, tuple((name, array("Q", chain).tobytes()) for (name, _), chain in told.items()))
+        await self._redis.xadd(STREAM, {"l": msgspec.msgpack.encode(line)}, maxlen=LINES, approximate=True)
+
+    async def _hear(self) -> None:
+        heard: Any = await self._redis.xread({STREAM: self._seen}, count=64, block=_BLOCK_MS)
+        streams = heard.items() if isinstance(heard, dict) else heard or ()
+        for _, batches in streams:
+            # RESP3 wraps the entries of a stream in one more list.
+            entries = batches[0] if batches and isinstance(batches[0], list) else batches
+            for ident, fields in entries:
+                self._seen = ident.decode() if isinstance(ident, bytes) else ident
+                with suppress(msgspec.MsgspecError, KeyError, ValueError):  # a line of some other version
+                    self._learn(msgspec.msgpack.decode(fields[b"l"], type=Line), int(self._seen.partition("-")[0]))
+
+    def _learn(self, line: Line, at_ms: int) -> None:
+        if line.origin == self._origin:
+            return
+        caches = self._caches()
+        now = self._clock() - max(0.0, time.time() - at_ms / 1000)
+        for name, packed in line.read:
+            if (cache := caches.get(name)) is not None:
+                self._warmth.keep(name, cache, array("Q", packed), now)
