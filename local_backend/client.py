@@ -14,7 +14,15 @@ import time
 from contextlib import suppress
 
 from local_backend.config import Settings, core_environment
-from local_backend.errors import BadLogits, CoreDied, EngineError, ModelUnavailable, NotReady, QueueFull
+from local_backend.errors import (
+    BadLogits,
+    ConstraintFailed,
+    CoreDied,
+    EngineError,
+    ModelUnavailable,
+    NotReady,
+    QueueFull,
+)
 from local_backend.messages import (
     FRAME_HEAD,
     Abort,
@@ -26,6 +34,7 @@ from local_backend.messages import (
     Sampling,
     Stats,
     StepOutput,
+    Terms,
     ToCore,
     TokenOut,
     decode_from_core,
@@ -34,7 +43,7 @@ from local_backend.messages import (
 
 log = logging.getLogger("local_backend")
 
-FAILURES: dict[str, type[EngineError]] = {kind.code: kind for kind in (QueueFull, BadLogits)}
+FAILURES: dict[str, type[EngineError]] = {kind.code: kind for kind in (QueueFull, BadLogits, ConstraintFailed)}
 FIRST_RESTART_DELAY_S, LAST_RESTART_DELAY_S = 0.2, 10.0
 
 
@@ -99,7 +108,7 @@ class CoreClient:
         """Process id of the core, for tests and operators."""
         return self._process.pid if self._process else None
 
-    def submit(self, sequences: list[tuple[list[int], Sampling]], cache_salt: str) -> Flight:
+    def submit(self, sequences: list[tuple[list[int], Sampling]], cache_salt: str, terms: Terms) -> Flight:
         """Start the sequences of one request, all or none. Raises NotReady or QueueFull."""
         if self.ready is None or self._closing:
             raise NotReady("the engine is loading, restarting or shutting down")
@@ -113,7 +122,7 @@ class CoreClient:
         flight = Flight([next(self._ids) for _ in sequences])
         for id_, (prompt, sampling) in zip(flight.ids, sequences, strict=True):
             self._flights[id_] = flight
-            self._send(AddRequest(id_, prompt, sampling, cache_salt))
+            self._send(AddRequest(id_, prompt, sampling, cache_salt, terms))
         return flight
 
     def release(self, ids: list[int]) -> None:

@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import BinaryIO
 
 from local_backend.block_manager import BlockManager
-from local_backend.errors import BadLogits, EngineError, QueueFull
+from local_backend.errors import BadLogits, ConstraintFailed, EngineError, QueueFull
+from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
     FRAME_HEAD,
     Abort,
@@ -45,42 +47,72 @@ DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should 
 class Engine:
     """One scheduler, one runner, and the sequences between them."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: Grammars | None = None) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.grammars = grammars
         self.steps = 0
+        self._compiling: dict[int, tuple[Sequence, Future[Constraint]]] = {}
         self._refused: list[Failed] = []
         self._unsaid = False  # the figures changed without a step
 
     @property
     def has_work(self) -> bool:
         """True if a step would do or say something."""
-        return self.scheduler.has_work or self._unsaid
+        return self.scheduler.has_work or self._unsaid or bool(self._compiling)
 
     def take(self, message: AddRequest | Abort) -> None:
         """Book one message. A refusal goes out with the next step."""
         if isinstance(message, Abort):
-            self._unsaid |= self.scheduler.abort(message.id)
+            compiling = self._compiling.pop(message.id, None)
+            self._unsaid |= self.scheduler.abort(message.id) or compiling is not None
             return
         seq = Sequence(message.id, list(message.prompt), message.sampling, message.cache_salt.encode())
+        if message.terms.grammar is None:
+            self._add(seq)
+        else:
+            assert self.grammars is not None
+            self._compiling[seq.id] = (seq, self.grammars.compile(message.terms.grammar))
+
+    def _add(self, seq: Sequence) -> None:
         try:
             self.scheduler.add(seq)
         except QueueFull as error:
-            self._refused.append(Failed(message.id, error.code, error.message))
+            self._refused.append(Failed(seq.id, error.code, error.message))
             self._unsaid = True
+
+    def _add_compiled(self) -> None:
+        """Queue the sequences whose grammar is ready. Waits for one if there is nothing else to do."""
+        if self._compiling and not self.scheduler.has_work and not self._unsaid:
+            wait([future for _, future in self._compiling.values()], return_when=FIRST_COMPLETED)
+        for id_, (seq, future) in list(self._compiling.items()):
+            if future.done():
+                del self._compiling[id_]
+                seq.constraint = future.result()
+                self._add(seq)
 
     def step(self) -> StepOutput:
         """Plan, run and book one step."""
+        self._add_compiled()
         step = self.scheduler.plan()
         failed, self._refused, self._unsaid = self._refused, [], False
         tokens: list[TokenOut] = []
         if step.chunks:
+            for chunk in step.chunks:
+                if chunk.samples and chunk.seq.constraint is not None:
+                    chunk.seq.constraint.begin()
             for chunk, sampled in zip(step.chunks, self.runner.run(step), strict=True):
                 if sampled is not None and sampled.token is None:
                     self.scheduler.finish(chunk.seq)
                     failed.append(Failed(chunk.seq.id, BadLogits.code, "the model produced numbers that are none"))
                     continue
                 token = None if sampled is None else sampled.token
+                if token is not None and (constraint := chunk.seq.constraint) is not None:
+                    constraint.accept(token)
+                    if constraint.error is not None:
+                        self.scheduler.finish(chunk.seq)
+                        failed.append(Failed(chunk.seq.id, ConstraintFailed.code, constraint.error[:500]))
+                        continue
                 finish = self.scheduler.commit(chunk, token)
                 if sampled is not None and token is not None:
                     seq = chunk.seq
@@ -126,7 +158,7 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine, Ready]:
         dtype=runner.dtype_name,
         load_seconds=time.monotonic() - started,
     )
-    return Engine(scheduler, runner), ready
+    return Engine(scheduler, runner, Grammars(model_dir, runner.config.eos_token_ids)), ready
 
 
 def warm_up(runner: Runner, scheduler: Scheduler) -> None:

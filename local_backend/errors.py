@@ -101,6 +101,14 @@ class BadLogits(EngineError):
     code = "bad_logits"
 
 
+class ConstraintFailed(EngineError):
+    """The grammar of this request became too costly to follow; a simpler one may do."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "constraint_failed"
+
+
 class ModelUnavailable(EngineError):
     """The model cannot be found, fetched or read; start-up ends with this message."""
 

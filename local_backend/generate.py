@@ -6,34 +6,37 @@ Text here is whole characters, without stop strings; how a dialect wraps it is n
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
+from msgspec import Struct
 
 from local_backend.client import CoreClient
 from local_backend.errors import ContextLengthExceeded, NotReady
-from local_backend.messages import Sampling, TokenLogprobs, TokenOut
+from local_backend.messages import Sampling, Terms, TokenLogprobs, TokenOut
 from local_backend.metrics import Metrics
+from local_backend.parsers import Event, Parser
 from local_backend.tokenizer import StopStrings, TextStream, Tokenizer
 
 GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's answers
 
 
-@dataclass(slots=True, frozen=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """What to generate: prompts, and how each is continued n times."""
 
     prompts: list[list[int]]
     sampling: Sampling
     n: int = 1
-    stops: list[str] = field(default_factory=list)
+    stops: list[str] = []
     cache_salt: str = ""
+    terms: Terms = Terms()
+    reader: Callable[[], Parser] | None = None  # makes what tells thoughts and calls in each answer's text
+    primer: str = ""  # the end of the prompt, where it already belongs to the answer
+    shown: frozenset[int] = frozenset()  # special tokens whose text the reader must see
     prompt_param: str = "messages"  # named in errors about the prompt
 
 
-@dataclass(slots=True, frozen=True)
-class TokenInfo:
+class TokenInfo(Struct, frozen=True):
     """One token of the answer with its logprobs and where its text begins."""
 
     token: int
@@ -41,18 +44,19 @@ class TokenInfo:
     text_offset: int
 
 
-@dataclass(slots=True, frozen=True)
-class Delta:
-    """A piece of one answer. `index` counts over all prompts: prompt * n + answer."""
+class Delta(Struct, frozen=True):
+    """A piece of one answer. `index` counts over all prompts: prompt * n + answer.
+
+    `events` is what the reader made of the text, None where there is no reader."""
 
     index: int
     text: str
     tokens: list[TokenInfo]
     finish: str | None
+    events: list[Event] | None = None
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     """Token counts of a request so far."""
 
     prompt_tokens: int = 0
@@ -63,12 +67,17 @@ class Totals:
 class Answer:
     """Turns one sequence's tokens into deltas."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stops: list[str]) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, generation: Generation) -> None:
         self.index = index
+        self._ends = generation.sampling.stop_token_ids
+        self._special = generation.shown
+        self._reader = generation.reader() if generation.reader is not None else None
+        # What the primer opens is read with the answer; nothing in it can be said before the answer goes on.
+        self._read = self._reader.feed(generation.primer) if self._reader is not None else []
         self.started = False
         self._tokenizer = tokenizer
         self._text = TextStream()
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(generation.stops)
         self._decoded = 0  # characters, those held back by stop strings included
         self._shown = 0
         self._pending: list[TokenInfo] = []
@@ -81,7 +90,8 @@ class Answer:
             if out.logprobs is not None:
                 self._pending.append(TokenInfo(out.token, out.logprobs, self._decoded))
             # A stop token ends the answer and is no part of its text.
-            text = "" if out.finish == "stop" else self._text.feed(self._tokenizer.text_bytes(out.token))
+            ended = out.finish == "stop" and out.token in self._ends
+            text = "" if ended else self._text.feed(self._bytes(out.token))
             if out.finish is not None:
                 text += self._text.flush()
             self._decoded += len(text)
@@ -95,12 +105,24 @@ class Answer:
         text = "".join(pieces)
         return (self._delta(text, None) if text else None), len(tokens)
 
+    def _bytes(self, token: int) -> bytes:
+        """Special tokens vanish from the text, but for those that a reader looks for."""
+        raw = token in self._special
+        return self._tokenizer.raw_bytes(token) if raw else self._tokenizer.text_bytes(token)
+
     def _delta(self, text: str, finish: str | None) -> Delta:
         """Logprobs go out with the text that their token begins in, so none of a stop string's gets out."""
         self._shown += len(text)
         ripe = [t for t in self._pending if finish == "length" or t.text_offset < self._shown]
         self._pending = self._pending[len(ripe) :]
-        return Delta(self.index, text, ripe, finish)
+        if self._reader is None:
+            return Delta(self.index, text, ripe, finish)
+        events, self._read = self._read + self._reader.feed(text), []
+        if finish is not None:
+            events += self._reader.finish()
+        if finish == "stop" and self._reader.called:
+            finish = "tool_calls"
+        return Delta(self.index, text, ripe, finish, events)
 
 
 def check_length(prompt: list[int], max_model_len: int, param: str) -> int:
@@ -123,9 +145,9 @@ async def generate(
         room = check_length(prompt, ready.max_model_len, generation.prompt_param)
         totals.prompt_tokens += len(prompt)
         sequences += [(prompt, _variant(generation.sampling, n, room)) for n in range(generation.n)]
-    flight = core.submit(sequences, generation.cache_salt)
+    flight = core.submit(sequences, generation.cache_salt, generation.terms)
     clock = metrics.request_started(totals.prompt_tokens, time.monotonic())
-    answers = {id_: Answer(i, tokenizer, generation.stops) for i, id_ in enumerate(flight.ids)}
+    answers = {id_: Answer(i, tokenizer, generation) for i, id_ in enumerate(flight.ids)}
     open_ids = set(flight.ids)
     try:
         while open_ids:

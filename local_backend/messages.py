@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 
 import msgspec
+from msgspec import Struct
 
 from local_backend.config import Settings
 
 FRAME_HEAD = struct.Struct("<I")
 
 
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
+class Sampling(Struct, frozen=True, array_like=True):
     """How the next token is chosen. Defaults are the neutral ones: they change nothing."""
 
     max_tokens: int
@@ -29,17 +30,31 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
+    min_tokens: int = 0  # no stop token before so many
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids are among them unless the client ignores them
 
     @property
     def edits_logits(self) -> bool:
         """True if some logit is changed before temperature; such rows take the slower way."""
         return bool(
-            self.logit_bias or self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+            self.logit_bias
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.min_tokens
         )
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class Terms(Struct, frozen=True, array_like=True):
+    """What the scheduler and the sampler must know of a request besides its prompt and sampling."""
+
+    grammar: str | None = None  # llguidance's form; the front has found it to be sound
+    tenant: str = ""  # whose share of the engine this uses
+    priority: int = 0  # lower goes first, as in vLLM
+    timeout_s: float | None = None  # from its arrival in the core until its last token
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
     """Log-probabilities under the model as it is: before penalties, bias and temperature."""
 
     chosen: float
@@ -47,29 +62,30 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class Configure(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Configure(Struct, frozen=True, array_like=True, tag=True):
     """First message to the core: what to load and how."""
 
     settings: Settings
     model_dir: str
 
 
-class AddRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class AddRequest(Struct, frozen=True, array_like=True, tag=True):
     """One sequence to continue. A request for n answers is n of these."""
 
     id: int
     prompt: list[int]
     sampling: Sampling
     cache_salt: str = ""  # prompts share cached blocks only under the same salt
+    terms: Terms = Terms()
 
 
-class Abort(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Abort(Struct, frozen=True, array_like=True, tag=True):
     """The client is gone, or the front found a stop string: free what the sequence holds."""
 
     id: int
 
 
-class TokenOut(msgspec.Struct, frozen=True, array_like=True):
+class TokenOut(Struct, frozen=True, array_like=True):
     """One new token of one sequence. `finish` is None while it goes on, then `stop` or `length`."""
 
     id: int
@@ -79,7 +95,7 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     logprobs: TokenLogprobs | None
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True):
+class Failed(Struct, frozen=True, array_like=True):
     """One sequence ended without an answer; its blocks are free. `code` names an EngineError kind."""
 
     id: int
@@ -87,7 +103,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-class Stats(msgspec.Struct, frozen=True, array_like=True):
+class Stats(Struct, frozen=True, array_like=True):
     """The core's state after a step; counters run since its start."""
 
     running: int
@@ -100,7 +116,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     steps: int
 
 
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Ready(Struct, frozen=True, array_like=True, tag=True):
     """The model is loaded and one step has run."""
 
     max_model_len: int
@@ -111,14 +127,14 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     load_seconds: float
 
 
-class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Fatal(Struct, frozen=True, array_like=True, tag=True):
     """The core cannot start; trying again with the same settings will not help."""
 
     code: str
     message: str
 
 
-class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class StepOutput(Struct, frozen=True, array_like=True, tag=True):
     """Everything one step produced, for all sequences at once."""
 
     tokens: list[TokenOut]

@@ -12,6 +12,7 @@ import msgspec
 
 from local_backend.errors import EngineError
 from local_backend.generate import Delta, TokenInfo, Totals
+from local_backend.parsers import CallArguments, CallStart, Event, Said, Thought
 from local_backend.tokenizer import Tokenizer
 
 encode = msgspec.json.encode
@@ -43,17 +44,25 @@ class ChatEncoder:
     """Answers of one chat request."""
 
     def __init__(self, id_: str, model: str, created: int, tokenizer: Tokenizer) -> None:
-        self._head = {"id": "chatcmpl-" + id_, "created": created, "model": model}
+        self._head: dict[str, Any] = {"id": "chatcmpl-" + id_, "created": created, "model": model}
         self._tokenizer = tokenizer
 
     def start(self, answers: int) -> list[dict[str, Any]]:
         """First chunks: the role of each answer."""
         return [self._chunk(i, {"role": "assistant", "content": ""}, None, None) for i in range(answers)]
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
-        """One piece."""
-        content = {"content": delta.text} if delta.text else {}
-        return self._chunk(delta.index, content, self._logprobs(delta.tokens), delta.finish)
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """One piece: a chunk for each thing that it says, the last one with how it ends; none if nothing yet."""
+        events = [Said(delta.text)] * bool(delta.text) if delta.events is None else delta.events
+        pieces = [_piece(event, self._call_id(delta.index, event)) for event in events]
+        if not pieces and (delta.finish is not None or delta.tokens):
+            pieces = [{}]
+        ends = [None] * (len(pieces) - 1) + [delta.finish]
+        logprobs = [self._logprobs(delta.tokens)] + [None] * len(pieces)
+        return [
+            self._chunk(delta.index, piece, at, end)
+            for piece, at, end in zip(pieces, logprobs[: len(pieces)], ends[: len(pieces)], strict=True)
+        ]
 
     def usage_chunk(self, totals: Totals) -> dict[str, Any]:
         """The last one, without choices."""
@@ -64,13 +73,46 @@ class ChatEncoder:
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": "".join(d.text for d in deltas), "refusal": None},
+                "message": {"role": "assistant", "refusal": None} | self._message(i, deltas),
                 "logprobs": self._logprobs([t for d in deltas for t in d.tokens]),
                 "finish_reason": deltas[-1].finish,
             }
             for i, deltas in enumerate(answers)
         ]
         return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(totals)}
+
+    def _message(self, index: int, deltas: list[Delta]) -> dict[str, Any]:
+        """What the answer says, thinks and calls."""
+        if all(delta.events is None for delta in deltas):
+            return {"content": "".join(delta.text for delta in deltas)}
+        events = [event for delta in deltas for event in delta.events or ()]
+        said = "".join(event.text for event in events if isinstance(event, Said))
+        thought = "".join(event.text for event in events if isinstance(event, Thought))
+        calls = [
+            {
+                "id": self._call_id(index, start),
+                "type": "function",
+                "function": {
+                    "name": start.name,
+                    "arguments": "".join(
+                        e.text for e in events if isinstance(e, CallArguments) and e.index == start.index
+                    ),
+                },
+            }
+            for start in events
+            if isinstance(start, CallStart)
+        ]
+        message: dict[str, Any] = {"content": said if said or not calls else None}
+        if thought:
+            message["reasoning_content"] = thought
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+    def _call_id(self, answer: int, event: Event) -> str:
+        """Unique among all calls of all requests."""
+        at = event.index if isinstance(event, CallStart | CallArguments) else 0
+        return f"call_{self._head['id'][-16:]}{answer:02d}{at:02d}"
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -106,9 +148,9 @@ class CompletionEncoder:
         texts = [(i, self._echo(i)) for i in range(answers)]
         return [self._head | {"choices": [self._choice(i, text, [], None)]} for i, text in texts if text]
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """One piece."""
-        return self._head | {"choices": [self._choice(delta.index, delta.text, delta.tokens, delta.finish)]}
+        return [self._head | {"choices": [self._choice(delta.index, delta.text, delta.tokens, delta.finish)]}]
 
     def usage_chunk(self, totals: Totals) -> dict[str, Any]:
         """The last one, without choices."""
@@ -138,6 +180,20 @@ class CompletionEncoder:
             "top_logprobs": [{name(token): _finite(logprob) for token, logprob in _top(t)} for t in tokens],
             "text_offset": [t.text_offset for t in tokens],
         }
+
+
+def _piece(event: Event, call_id: str) -> dict[str, Any]:
+    """What a chunk says, in the form of its `delta`."""
+    match event:
+        case Said(text):
+            return {"content": text}
+        case Thought(text):
+            return {"reasoning_content": text}
+        case CallStart(index, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _top(info: TokenInfo) -> list[tuple[int, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from local_backend.messages import Sampling
 
@@ -14,6 +15,22 @@ class State(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+class Constraint(Protocol):
+    """What restricts the next token of a sequence; see `grammar.py`. `restrict` is called by the sampler."""
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def begin(self) -> None: ...
+
+    def restrict(self, row: Any) -> None: ...
+
+    def accept(self, token: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +48,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of full blocks, made as needed
     state: State = State.WAITING
     preemptions: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -51,8 +69,10 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     def finish_reason(self, max_model_len: int) -> str | None:
-        """`stop` after a stop token, `length` at either bound, None while it should go on."""
+        """`stop` after a stop token or a whole constrained answer, `length` at a bound, None while it should go on."""
         if self.tokens[-1] in self.sampling.stop_token_ids:
+            return "stop"
+        if self.constraint is not None and self.constraint.ended:
             return "stop"
         if self.output_tokens >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
             return "length"

@@ -30,19 +30,11 @@ from local_backend.errors import (
 )
 from local_backend.generate import Delta, Generation, Totals, check_length, generate
 from local_backend.metrics import Metrics
-from local_backend.model_config import read_model_config
-from local_backend.openai_request import (
-    ChatBody,
-    CompletionBody,
-    TokenizeBody,
-    chat_generation,
-    chat_prompt,
-    completion_generation,
-    decode_body,
-)
+from local_backend.model_text import ModelText
+from local_backend.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, decode_body
+from local_backend.openai_request import chat_generation, chat_prompt, completion_generation
 from local_backend.openai_response import ChatEncoder, CompletionEncoder
-from local_backend.template import ChatTemplate
-from local_backend.tokenizer import Tokenizer
+from local_backend.tools import read_tools
 
 log = logging.getLogger("local_backend")
 
@@ -66,9 +58,8 @@ class Server:
         self.settings = settings
         self.served_name = served_name
         self.core = core
-        self.config = read_model_config(model_dir)
-        self.tokenizer = Tokenizer(model_dir)
-        self.template = ChatTemplate(model_dir)
+        self.text = ModelText.read(model_dir)
+        self.tokenizer = self.text.tokenizer
         self.metrics = Metrics(served_name, lambda: (core.stats, core.restarts))
         self.started = int(time.time())
         self.draining = False
@@ -81,6 +72,7 @@ class Server:
             ("POST", "/v1/chat/completions"): self.chat,
             ("POST", "/v1/completions"): self.completion,
             ("POST", "/tokenize"): self.tokenize,
+            ("POST", "/detokenize"): self.detokenize,
         }
         self._paths = {path for _, path in self._routes}
 
@@ -146,10 +138,19 @@ class Server:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give either a prompt or messages", param="prompt")
         if body.messages is not None:
-            ids = self.tokenizer.encode(chat_prompt(body.messages, self.template), special=False)
+            ids = self.tokenizer.encode(chat_prompt(body.messages, read_tools(body.tools), self.text), special=False)
         else:
             ids = self.tokenizer.encode(body.prompt or "", special=body.add_special_tokens)
         await exchange.reply({"count": len(ids), "max_model_len": self._max_model_len(), "tokens": ids})
+
+    async def detokenize(self, exchange: Exchange) -> None:
+        """Text of token ids."""
+        body, _ = decode_body(await exchange.body(), DetokenizeBody)
+        if body.model is not None:
+            self._check_model(body.model)
+        if wrong := [id_ for id_ in body.tokens if not 0 <= id_ < self.text.config.vocab_size]:
+            raise InvalidRequest(f"{wrong[0]} is no token id of this model", param="tokens")
+        await exchange.reply({"prompt": self.tokenizer.decode(body.tokens)})
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
@@ -157,7 +158,7 @@ class Server:
         body, ignored = decode_body(raw, ChatBody)
         self._check_model(body.model)
         exchange.ignored = ignored
-        generation = await _off_loop(len(raw), chat_generation, body, self.template, self.tokenizer, self.config)
+        generation = await _off_loop(len(raw) > LONG_BODY or body.is_slow, chat_generation, body, self.text)
         encoder = ChatEncoder(exchange.id, body.model, int(time.time()), self.tokenizer)
         await self._answer(exchange, generation, encoder, stream=bool(body.stream), include_usage=body.include_usage)
 
@@ -167,7 +168,7 @@ class Server:
         body, ignored = decode_body(raw, CompletionBody)
         self._check_model(body.model)
         exchange.ignored = ignored
-        generation = await _off_loop(len(raw), completion_generation, body, self.tokenizer, self.config)
+        generation = await _off_loop(len(raw) > LONG_BODY or body.is_slow, completion_generation, body, self.text)
 
         def echo(answer: int) -> str:
             return self.tokenizer.decode(generation.prompts[answer // generation.n]) if body.echo else ""
@@ -210,9 +211,10 @@ class Server:
         await exchange.start_stream()
         try:
             opening = b"".join(map(openai_response.sse, encoder.start(answers)))
-            await exchange.write(opening + openai_response.sse(encoder.chunk(first)))
+            await exchange.write(opening + _events(encoder, first))
             async for delta in deltas:
-                await exchange.write(openai_response.sse(encoder.chunk(delta)))
+                if events := _events(encoder, delta):
+                    await exchange.write(events)
             tail = openai_response.sse(encoder.usage_chunk(totals)) if include_usage else b""
             await exchange.write(tail + openai_response.DONE, last=True)
         except EngineError as error:
@@ -225,7 +227,7 @@ class Server:
 
     def _max_model_len(self) -> int:
         """The core may have shortened it to what its cache holds; before it is ready the model's own bound stands."""
-        return self.core.ready.max_model_len if self.core.ready else self.config.max_position
+        return self.core.ready.max_model_len if self.core.ready else self.text.config.max_position
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -334,6 +336,11 @@ class Exchange:
             pass
 
 
-async def _off_loop(size: int, work: Callable[..., Generation], *args: Any) -> Generation:
-    """Tokenise a long body in a thread (it lets go of the interpreter), a short one on the spot."""
-    return await asyncio.to_thread(work, *args) if size > LONG_BODY else work(*args)
+async def _off_loop(is_slow: bool, work: Callable[..., Generation], *args: Any) -> Generation:
+    """What tokenises a long body or compiles a grammar runs in a thread (both let go of the interpreter)."""
+    return await asyncio.to_thread(work, *args) if is_slow else work(*args)
+
+
+def _events(encoder: Encoder, delta: Delta) -> bytes:
+    """A piece of an answer as server-sent events; nothing if it says nothing yet."""
+    return b"".join(map(openai_response.sse, encoder.chunks(delta)))

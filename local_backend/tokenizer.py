@@ -32,6 +32,9 @@ class Tokenizer:
         raw = read_json(path)
         added = {t["id"]: t for t in raw.get("added_tokens", [])}
         self.special_ids = frozenset(i for i, t in added.items() if t.get("special"))
+        self._special = frozenset(added[i]["content"] for i in self.special_ids)
+        # Without special tokens the pattern can match nowhere.
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, sorted(self._special))) or '(?!)'})")
         self.vocab_size = self._tokenizer.get_vocab_size()
         to_bytes = _byte_rule(raw.get("decoder"))
         self._bytes: list[bytes] = [b""] * (max(self._tokenizer.get_vocab().values(), default=-1) + 1)
@@ -54,6 +57,10 @@ class Tokenizer:
     def raw_bytes(self, token: int) -> bytes:
         """The token itself, special ones by their name."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+    def split_special(self, text: str) -> list[tuple[str, bool]]:
+        """The text in pieces, and of each whether it is a special token."""
+        return [(piece, piece in self._special) for piece in self._special_pattern.split(text) if piece]
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its exact form."""
@@ -91,7 +98,7 @@ class StopStrings:
         if found := [at for stop in self._stops if (at := held.find(stop)) >= 0]:
             self._held = ""
             return held[: min(found)], True
-        keep = max(_overlap(held, stop) for stop in self._stops)
+        keep = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False
 
@@ -101,8 +108,8 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` and is not the whole of it."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 

@@ -11,6 +11,4 @@ from providers.openai_like import OpenAILike
 
 class Local(OpenAILike):
     name = "local"
-    capabilities = Capabilities(
-        operations=frozenset({"chat", "completions"}), tools=False, images=False, response_format=False
-    )
+    capabilities = Capabilities(operations=frozenset({"chat", "completions"}), images=False)

@@ -112,6 +112,57 @@ async def test_a_real_answer_streams_and_the_same_number_stands_everywhere(up: U
     assert lines[0]["charge_pusd"] == int(told * 10**12)
 
 
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 16},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+async def test_a_demanded_call_streams_its_answer_is_heard_and_a_schema_is_kept(up: Up) -> None:
+    turns: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    async with up.sdk() as sdk:
+        async with sdk.chat.completions.stream(
+            model=MODEL, messages=turns, tools=[WEATHER], tool_choice="required", temperature=0, max_tokens=60
+        ) as stream:
+            asked = (await stream.get_final_completion()).choices[0]
+        assert asked.finish_reason == "tool_calls"
+        (call,) = asked.message.tool_calls or [None]
+        assert call is not None
+        arguments = json.loads(call.function.arguments)
+        assert arguments.keys() == {"city", "unit"}
+        assert arguments["unit"] in ("celsius", "fahrenheit")
+        turns.append({"role": "assistant", "tool_calls": [call.to_dict()]})
+        turns.append({"role": "tool", "tool_call_id": call.id, "content": "21 degrees and sunny"})
+        heard = await sdk.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=24)
+        assert heard.choices[0].message.content
+        schema: Any = {"name": "sky", "schema": {"enum": ["sunny", "cloudy"]}, "strict": True}
+        told = await sdk.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "How is the sky?"}],
+            response_format={"type": "json_schema", "json_schema": schema},
+            max_tokens=10,
+        )
+        assert json.loads(told.choices[0].message.content or "") in ("sunny", "cloudy")
+        with pytest.raises(openai.BadRequestError) as refusal:
+            await sdk.chat.completions.create(
+                model=MODEL,
+                messages=turns[:1],
+                response_format={"type": "json_schema", "json_schema": schema | {"schema": {"type": "strin"}}},
+            )
+    assert "strin" in refusal.value.message
+
+
 async def test_fifty_at_once_say_what_each_says_alone(up: Up) -> None:
     async with up.sdk() as sdk:
 

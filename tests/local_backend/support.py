@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from local_backend.block_manager import BlockManager
 from local_backend.config import Settings
 from local_backend.engine import Engine
+from local_backend.grammar import Grammars
 from local_backend.messages import AddRequest, Sampling
 from local_backend.model_runner import ModelRunner
 from local_backend.scheduler import Scheduler
@@ -101,6 +102,7 @@ def make_engine(folder: Path, *, token_budget: int = 512, blocks: int | None = N
             max_model_len=min(runner.plan.max_model_len, total * given.block_size),
         ),
         runner,
+        Grammars(folder, runner.config.eos_token_ids),
     )
 
 

@@ -256,8 +256,16 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OK_CHAT = {"model": SMOLLM2, "messages": QUESTION, "max_tokens": 1}
 OK_COMPLETION = {"model": SMOLLM2, "prompt": "x", "max_tokens": 1}
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+NEVER = {"type": "string", "minLength": 5, "maxLength": 2}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+UNSOUND = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "strin"}}}}}
+
+
+def json_format(schema: Any) -> dict[str, Any]:
+    """A request whose answer must meet the schema."""
+    return OK_CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
 
 BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ("malformed JSON", CHAT, b'{"model": ', 400, "invalid_json", None),
@@ -295,8 +303,57 @@ BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ),
     ("too many stops", CHAT, OK_CHAT | {"stop": ["x"] * 17}, 400, "invalid_request", "stop"),
     ("image", CHAT, OK_CHAT | {"messages": IMAGE}, 400, "unsupported", "messages[0].content[0]"),
-    ("schema", CHAT, OK_CHAT | {"response_format": SCHEMA}, 400, "unsupported", "response_format"),
-    ("tools", CHAT, OK_CHAT | {"tools": [TOOL], "tool_choice": "required"}, 400, "unsupported", "tools"),
+    (
+        "format unknown",
+        CHAT,
+        OK_CHAT | {"response_format": {"type": "x"}},
+        400,
+        "invalid_request",
+        "response_format.type",
+    ),
+    ("schema of no type", CHAT, json_format({"type": "strin"}), 400, "invalid_constraint", "response_format"),
+    ("schema nobody meets", CHAT, json_format(NEVER), 400, "invalid_constraint", "response_format"),
+    ("schema pointing nowhere", CHAT, json_format({"$ref": "#/x"}), 400, "invalid_constraint", "response_format"),
+    ("regex open", CHAT, OK_CHAT | {"guided_regex": "[ab"}, 400, "invalid_constraint", "guided_regex"),
+    ("regex of nothing", CHAT, OK_CHAT | {"guided_regex": r"[^\s\S]"}, 400, "invalid_constraint", "guided_regex"),
+    ("grammar undefined", CHAT, OK_CHAT | {"guided_grammar": "start: x"}, 400, "invalid_constraint", "guided_grammar"),
+    (
+        "grammar endless",
+        CHAT,
+        OK_CHAT | {"guided_grammar": 'start: start "a"'},
+        400,
+        "invalid_constraint",
+        "guided_grammar",
+    ),
+    ("two constraints", CHAT, json_format({}) | {"guided_regex": "a"}, 400, "invalid_request", "guided_regex"),
+    (
+        "tool without name",
+        CHAT,
+        OK_CHAT | {"tools": [{"type": "function", "function": {}}]},
+        400,
+        "invalid_request",
+        "tools[0].function.name",
+    ),
+    ("tool twice", CHAT, OK_CHAT | {"tools": [TOOL, TOOL]}, 400, "invalid_request", "tools[1].function.name"),
+    (
+        "tool schema unsound",
+        CHAT,
+        OK_CHAT | {"tools": [UNSOUND], "tool_choice": "required"},
+        400,
+        "invalid_constraint",
+        "tools",
+    ),
+    ("required of none", CHAT, OK_CHAT | {"tool_choice": "required"}, 400, "invalid_request", "tool_choice"),
+    (
+        "a tool not offered",
+        CHAT,
+        OK_CHAT | {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        400,
+        "invalid_request",
+        "tool_choice",
+    ),
+    ("min_tokens under a constraint", CHAT, json_format({}) | {"min_tokens": 3}, 400, "invalid_request", "min_tokens"),
+    ("no such id", "/detokenize", {"tokens": [99999]}, 400, "invalid_request", "tokens"),
     ("functions", CHAT, OK_CHAT | {"functions": [{}]}, 400, "unsupported", "functions"),
     ("audio", CHAT, OK_CHAT | {"modalities": ["text", "audio"]}, 400, "unsupported", "modalities"),
     (

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as HfTokenizer
 from transformers import AutoTokenizer
 
 from local_backend.errors import InvalidRequest, ModelUnavailable
-from local_backend.generate import Answer
-from local_backend.messages import TokenLogprobs, TokenOut
+from local_backend.generate import Answer, Generation
+from local_backend.messages import Sampling, TokenLogprobs, TokenOut
 from local_backend.template import ChatTemplate
 from local_backend.tokenizer import StopStrings, TextStream, Tokenizer, byte_level_alphabet
 from tests.local_backend.support import CHATML, make_byte_tokenizer
@@ -145,13 +145,17 @@ def feed_one_by_one(answer: Answer, ids: list[int], finish: str | None) -> tuple
     return shown, logged, ended, counted
 
 
+def asked(*stops: str) -> Generation:
+    return Generation([[1]], Sampling(max_tokens=9, stop_token_ids=(2,)), stops=list(stops))
+
+
 def test_answer_cuts_at_a_stop_string_across_tokens_and_its_logprobs_with_it(tmp_path: Path) -> None:
     make_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer(tmp_path)
     ids = tokenizer.encode("one STOP two", special=False)
-    answer = Answer(0, tokenizer, ["STOP"])
+    answer = Answer(0, tokenizer, asked("STOP"))
     assert feed_one_by_one(answer, ids, None) == ("one ", ids[:4], "stop", 8)
-    half = Answer(0, tokenizer, ["STOP"])
+    half = Answer(0, tokenizer, asked("STOP"))
     assert feed_one_by_one(half, tokenizer.encode("one STO", special=False), "length")[0] == "one STO"
 
 
@@ -159,9 +163,9 @@ def test_answer_shows_no_stop_token_and_no_half_character(tmp_path: Path) -> Non
     make_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer(tmp_path)
     ids = [*tokenizer.encode("é🙂", special=False), 2]
-    assert feed_one_by_one(Answer(0, tokenizer, []), ids, "stop") == ("é🙂", ids[:-1], "stop", 7)
+    assert feed_one_by_one(Answer(0, tokenizer, asked()), ids, "stop") == ("é🙂", ids[:-1], "stop", 7)
     cut = tokenizer.encode("é🙂", special=False)[:-1]
-    assert feed_one_by_one(Answer(0, tokenizer, []), cut, "length") == ("é\ufffd", cut, "length", 5)
+    assert feed_one_by_one(Answer(0, tokenizer, asked()), cut, "length") == ("é\ufffd", cut, "length", 5)
 
 
 MESSAGES = [

@@ -1,0 +1,28 @@
+"""How one model reads and writes, as the front knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_backend.model_config import ModelConfig, read_model_config
+from local_backend.structured import Checker
+from local_backend.template import ChatTemplate
+from local_backend.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, frozen=True)
+class ModelText:
+    """Everything about a model that needs no tensors."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    checker: Checker
+
+    @classmethod
+    def read(cls, model_dir: Path) -> ModelText:
+        """Raises ModelUnavailable naming the file that is missing or malformed."""
+        config = read_model_config(model_dir)
+        checker = Checker(model_dir, config.eos_token_ids)
+        return cls(config, Tokenizer(model_dir), ChatTemplate(model_dir), checker)

@@ -1,0 +1,63 @@
+"""OpenAI's dialect, inwards: the turns of a conversation -> what chat templates expect."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from local_backend.errors import InvalidRequest, Unsupported
+from local_backend.openai_bodies import Message
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """Turns of plain text. Raises InvalidRequest, or Unsupported for images, audio and files."""
+    return [_template_message(message, at) for at, message in enumerate(messages)]
+
+
+def _template_message(message: Message, at: int) -> dict[str, Any]:
+    """What templates expect: plain text content, and the roles that open models know."""
+    content = message.content
+    if isinstance(content, list):
+        for n, part in enumerate(content):
+            if part.get("type") not in ("text", "refusal"):
+                raise Unsupported(
+                    f"content of type {part.get('type')!r} is not served here: this model reads text alone",
+                    param=f"messages[{at}].content[{n}]",
+                )
+            if not isinstance(part.get(part["type"]), str):
+                raise InvalidRequest("a text part needs its text", param=f"messages[{at}].content[{n}].text")
+        content = "".join(part[part["type"]] for part in content)
+    turn: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": content or "",
+    }
+    if message.role not in ("system", "developer", "user", "assistant", "tool"):
+        raise InvalidRequest(f"unknown role {message.role!r}", param=f"messages[{at}].role")
+    for field in ("name", "tool_call_id"):
+        if (value := getattr(message, field)) is not None:
+            turn[field] = value
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            _call(call, f"messages[{at}].tool_calls[{n}]") for n, call in enumerate(message.tool_calls)
+        ]
+    if (thought := message.reasoning_content or message.reasoning) is not None and message.role == "assistant":
+        turn["reasoning_content"] = thought
+    return turn
+
+
+def _call(call: Any, param: str) -> dict[str, Any]:
+    """A call that was made before, its arguments as an object: templates write them with `tojson`."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest('a call is {"id", "type": "function", "function": {"name", "arguments"}}', param=param)
+    arguments = function.get("arguments") or "{}"
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            raise InvalidRequest(
+                "arguments are the text of a JSON object", param=f"{param}.function.arguments"
+            ) from None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest("arguments are the text of a JSON object", param=f"{param}.function.arguments")
+    return {"id": call.get("id"), "type": "function", "function": {"name": function["name"], "arguments": arguments}}
