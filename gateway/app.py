@@ -169,6 +169,8 @@ class Gateway:
                 max_body_bytes=settings.server.max_body_bytes,
                 clock=time.time_ns,
                 request_id=RequestIds(),
+                heartbeat_s=settings.server.heartbeat_s,
+                cancels_whole=settings.server.gone_client == "cancel",
             )
             spare_the_collector()
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))

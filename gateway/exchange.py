@@ -36,6 +36,8 @@ class Reply(Struct, frozen=True):
     status: int
     headers: Headers
     body: bytes | AsyncIterator[bytes]
+    error: ErrorBody | None = None
+    """What `body` says, where it is a refusal: a stream that has begun must say it in its own words."""
 
 
 class Providers(Protocol):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -63,6 +63,13 @@ class ServerSettings(Section, frozen=True):
     """For a body; every 8 KiB that have come give it another second, so a slow line is no attack and a drip is."""
     stalled_client_s: Seconds = 120.0
     """A client that takes no byte of its answer for so long is cut off, and its upstream with it."""
+
+    heartbeat_s: Seconds | None = 15.0
+    """After so much silence at most, a comment on an event stream tells client and proxies that somebody is there.
+    Before the first event that takes the status along: a later failure is told in the stream. None: never."""
+    gone_client: Literal["finish", "cancel"] = "finish"
+    """What becomes of a whole (not streamed) answer whose client has left. finish: it is read to its end and charged as
+    reported, since the provider bills it. cancel: the call is cut, and its prompt is charged by estimate."""
 
     @property
     def on_loopback(self) -> bool:

@@ -19,13 +19,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.errors import GatewayError
 from gateway.exchange import Headers, Reply
 from gateway.ingress.endpoints import Route
-from gateway.ingress.hotpath import Asked, HotPath, asks_for_stream
+from gateway.ingress.heartbeat import Heartbeat, beat_of
+from gateway.ingress.hotpath import Asked, HotPath, asks_for_stream, failed, streamed
 from gateway.observe.metrics import METRICS
+from providers.dialects import load
+from providers.neutral import ChatRequest
 
 log = structlog.get_logger(__name__)
 
 _STATUS_LINE: Final = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CHUNKED: Final = "transfer-encoding: chunked\r\n"
+_END: Final = b"0\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -192,6 +197,8 @@ class Exchange:
         self._has_turn = False
         self._task: asyncio.Task[None] | None = None
         self._streams = False
+        self._heart: Heartbeat | None = None
+        self._early: ChatRequest | None = None
         self._refused: GatewayError | None = hot.objection(asked)
         self._chunks = connection.parser.get_http_version() != "1.0"  # which knows no chunked coding
         self.route = route
@@ -225,7 +232,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         self.disconnected = True
-        if self._streams and self._task is not None:
+        if self._task is not None and (self._streams or self._hot.cancels_whole):
             self._task.cancel()
 
     def _run_if_ready(self) -> None:
@@ -241,6 +248,10 @@ class Exchange:
         self._streams = asks_for_stream(self.route, body)
         METRICS.arrived()
         sent = False
+        every_s, beat = self._hot.heartbeat_s, beat_of(self.route)
+        if self._streams and every_s is not None and beat is not None and self._chunks:
+            loop = self._connection.loop
+            self._heart = Heartbeat(loop, every_s, beat, self._beat, lambda: self._begin_early(body))
         try:
             reply = await self._hot.serve(self._asked, self.route, body, self._refused)
             if isinstance(reply.body, bytes):
@@ -252,12 +263,18 @@ class Exchange:
             log.exception("answer cut")
         finally:
             METRICS.left()
+            if self._heart is not None:
+                self._heart.stop()
             assert self._task is not None
             self._connection.ended(self._task)
             self._done(sent)
 
     def _send(self, reply: Reply, body: bytes) -> None:
         if self.disconnected:
+            return
+        if self._early is not None:  # the status has been told, so the error stands in the stream
+            said = body if reply.error is None else failed(self.route, self._early, reply.error)
+            self._connection.transport.write(_chunk(said) + _END)
             return
         # A 204 has no body, so it has no length of one either (RFC 9110, 8.6).
         more = "" if reply.status == 204 else f"content-length: {len(body)}\r\n"
@@ -275,17 +292,40 @@ class Exchange:
                 self.keep_alive = False  # the end of the connection ends the body
                 frame, more, last = _bare, "", b""
             else:
-                frame, more, last = _chunk, "transfer-encoding: chunked\r\n", b"0\r\n\r\n"
-            head = self._connection.head_of(reply.status, reply.headers, more, keep_alive=self.keep_alive)
+                frame, more, last = _chunk, _CHUNKED, _END
+            head = b""
+            if self._early is None:
+                head = self._connection.head_of(reply.status, reply.headers, more, keep_alive=self.keep_alive)
             transport.write(head + frame(first))
+            heart = self._heart
+            if heart is not None:
+                heart.last = first
             async for piece in pieces:
                 if piece:
                     if flow.write_paused:
                         await flow.drain()
                     transport.write(frame(piece))
+                    if heart is not None:
+                        heart.last = piece
             transport.write(last)
         finally:
             await pieces.aclose()
+
+    def _beat(self, beat: bytes) -> None:
+        if not (self.disconnected or self._connection.flow.write_paused):
+            self._connection.transport.write(_chunk(beat))
+
+    def _begin_early(self, body: bytes) -> bool:
+        """The head of a stream whose first event is still awaited. What goes wrong from here on is told in the stream,
+        and the headers that tell of the route and the limits are not."""
+        if self.disconnected or (request := streamed(self.route, body)) is None:
+            return False
+        self._early = request
+        fields = [("content-type", load(self.route.dialect).stream_media_type), ("cache-control", "no-cache")]
+        fields.append(("x-accel-buffering", "no"))
+        head = self._connection.head_of(200, fields, _CHUNKED, keep_alive=self.keep_alive)
+        self._connection.transport.write(head)
+        return True
 
     def _done(self, sent: bool) -> None:
         self.response_complete = True

@@ -20,6 +20,9 @@ from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
 from gateway.routing.catalog import Catalog
 from providers.dialects import load
+from providers.dialects.base import ErrorBody
+from providers.errors import ProviderError
+from providers.neutral import ChatRequest
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +54,13 @@ class HotPath:
         max_body_bytes: int,
         clock: Callable[[], int],
         request_id: Callable[[], str],
+        heartbeat_s: float | None = None,
+        cancels_whole: bool = False,
     ) -> None:
+        """heartbeat_s: silence on a stream after which a comment is sent. cancels_whole: a whole answer, too, is given
+        up when its client goes."""
+        self.heartbeat_s = heartbeat_s
+        self.cancels_whole = cancels_whole
         self._pipeline = pipeline
         self._catalog = catalog
         self.max_body_bytes = max_body_bytes
@@ -119,7 +128,21 @@ class HotPath:
         elif not isinstance(error, GatewayError):
             log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
         headers = [("content-type", "application/json"), ("x-request-id", request_id), *headers_for(error)]
-        return Reply(body.status, headers, load(route.error_dialect).encode_error(body))
+        return Reply(body.status, headers, load(route.error_dialect).encode_error(body), body)
+
+
+def streamed(route: Route, body: bytes) -> ChatRequest | None:
+    """The request if it really asks for a stream, which `asks_for_stream` only guesses."""
+    try:
+        request = load(route.dialect).decode_request(body, model=route.model, stream=route.stream)
+    except (ProviderError, RecursionError):
+        return None
+    return request if request.stream else None
+
+
+def failed(route: Route, request: ChatRequest, error: ErrorBody) -> bytes:
+    """The error as the only thing that a stream says."""
+    return load(route.dialect).event_encoder(request).fail(error)
 
 
 def asks_for_stream(route: Route, body: bytes) -> bool:
