@@ -31,7 +31,7 @@ class Capabilities(Struct, frozen=True):
 
     operations: frozenset[Operation] = frozenset({"chat"})
     tools: bool = True
-    images: bool = True
+    image_input: bool = True
     response_format: bool = True
     reasoning: bool = True
     logprobs: bool = True

@@ -11,4 +11,4 @@ from providers.openai_like import OpenAILike
 
 class Local(OpenAILike):
     name = "local"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions"}), images=False)
+    capabilities = Capabilities(operations=frozenset({"chat", "completions"}), image_input=False)

@@ -14,7 +14,7 @@ from gateway.config import Settings
 
 app = App(name="route")
 
-Feature = Literal["tools", "images", "response_format", "logprobs", "candidates"]
+Feature = Literal["tools", "image_input", "response_format", "logprobs", "candidates"]
 
 
 @app.command

@@ -96,7 +96,7 @@ EXACT: dict[str, Route] = {
 }
 
 _GEMINI = re.compile(
-    r"/v1(?:beta1?)?/(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?models/(?P<model>.+)"
+    r"/v1(?:beta1?)?/(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/(?P<publisher>[^/]+)/)?models/(?P<model>.+)"
     r":(?P<verb>generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents)"
 )
 # Claude Code's base URL for Vertex ends before or after the version.
@@ -132,7 +132,10 @@ def match(method: str, path: str, query: str = "") -> Route | None:
     if (route := EXACT.get(path)) is not None:
         return route
     if found := _GEMINI.fullmatch(path):
-        return _gemini(unquote(found["model"]), found["verb"], query)
+        # google-genai in its Vertex form writes a name with a slash as publisher and model.
+        publisher = unquote(found["publisher"] or "google")
+        owned = "" if publisher == "google" else f"{publisher}/"
+        return _gemini(owned + unquote(found["model"]), found["verb"], query)
     if found := _BEDROCK.fullmatch(path):
         return _bedrock(unquote(found["model"]), found["verb"])
     if (found := _AZURE.fullmatch(path)) and (route := EXACT.get(found["path"])) is not None:

@@ -209,7 +209,7 @@ def needed_features(request: ChatRequest, operation: str) -> frozenset[str]:
     if request.candidates > 1:
         needs.add("candidates")
     if _has_image(request):
-        needs.add("images")
+        needs.add("image_input")
     return frozenset(needs)
 
 

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.harness import House, house, model, provider, settings_for
-from tests.e2e.yard import Yard, yard_of
+from tests.e2e.yard import Yard, all_models, yard_of
 from tests.emulators.openai import OpenAIEmulator
 
 
@@ -64,5 +64,6 @@ async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, 
         for fault in ("500", "429", "400", "cut-mid-frame", "stream-error")
     )
     claude = (model("claude-bedrock", "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0"),)
-    async with yard_of(tmp_path_factory.mktemp("yard"), sqlite_template, _valkey, embedders + faulty + claude) as built:
+    models = (*all_models(), *embedders, *faulty, *claude)
+    async with yard_of(tmp_path_factory.mktemp("yard"), sqlite_template, _valkey, models) as built:
         yield built

@@ -6,53 +6,37 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import anthropic
 import httpx
 import openai
 import pytest
-from botocore.exceptions import ClientError, EventStreamError
-from google.genai import errors as genai
 
 from tests.e2e.harness import House, until
-from tests.e2e.test_any_sdk import CLIENTS
 from tests.e2e.yard import UPSTREAM_KEY, UPSTREAM_SECRET, Yard
+from tests.matrix.anthropic_sdks import Messages
+from tests.matrix.asks import Ask, Client, Said
+from tests.matrix.aws_sdk import Converse
+from tests.matrix.features import COUNT, said_of
+from tests.matrix.google_sdk import Gemini
+from tests.matrix.openai_sdks import Chat, Responses
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BACKENDS = ("openai", "anthropic", "gemini", "bedrock")
-
-
-class Said:
-    """An SDK's exception, told in one form. code: the word that AWS's clients go by, None elsewhere."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-        self.headers: Any = {}
-        self.code: str | None = None
-        match error:
-            case openai.APIStatusError() | anthropic.APIStatusError():
-                self.status: int | None = error.status_code
-                self.headers = error.response.headers
-                self.message = str(error.message)
-            case openai.APIError():
-                self.status, self.message = None, str(error.message)
-            case genai.APIError():
-                self.status, self.message = error.code, str(error.message)
-            case ClientError() | EventStreamError():
-                meta = error.response.get("ResponseMetadata", {})
-                self.status, self.headers = meta.get("HTTPStatusCode"), meta.get("HTTPHeaders", {})
-                self.code = error.response["Error"]["Code"]
-                self.message = error.response["Error"]["Message"]
-            case _:
-                raise error
+CLIENTS: dict[str, type[Client]] = {
+    "openai_chat": Chat,
+    "openai_responses": Responses,
+    "anthropic_messages": Messages,
+    "gemini": Gemini,
+    "bedrock_converse": Converse,
+}
 
 
 async def refused(gateway: House, client: str, alias: str, *, stream: bool = False) -> Said:
+    sdk = CLIENTS[client](gateway)
     try:
-        seen = await CLIENTS[client](gateway, alias, stream, False)
-    except Exception as error:
-        return Said(error)
-    raise AssertionError(f"{client} was answered: {seen}")
+        return await said_of(sdk, alias, Ask(COUNT, stream=stream))
+    finally:
+        await sdk.aclose()
 
 
 def is_kind(said: Said, client: str, kinds: tuple[str, str, int, str]) -> bool:
@@ -112,15 +96,12 @@ async def test_over_budget_it_is_not_run_and_not_to_be_tried_again(yard: Yard, c
 @pytest.mark.parametrize("client", list(CLIENTS))
 async def test_a_rate_limit_says_when_to_come_back(yard: Yard, client: str) -> None:
     limited = replace(yard.gateway, key=await yard.gateway.new_key(rpm=1))
-    await CLIENTS[client](limited, "via-openai", False, False)
-    if client == "bedrock_converse":
-        # boto3 tries again by itself, after the wait that it is told: its own reading of the answer is asked.
-        answer = await raw(limited, client, "via-openai")
-        assert answer.json()["__type"] == "ThrottlingException"
-        assert int(answer.headers["x-amz-retry-after"]) > 1000
-        return
+    await CLIENTS[client](limited).ask("via-openai", Ask(COUNT))
     said = await refused(limited, client, "via-openai")
-    assert is_kind(said, client, ("RateLimitError", "RateLimitError", 429, ""))
+    assert is_kind(said, client, ("RateLimitError", "RateLimitError", 429, "ThrottlingException"))
+    if client == "bedrock_converse":
+        assert int(said.headers["x-amz-retry-after"]) > 1000
+        return
     if client == "gemini":
         details = said.error.details["error"]["details"]  # type: ignore[attr-defined]
         delay = next(d["retryDelay"] for d in details if d["@type"].endswith("RetryInfo"))

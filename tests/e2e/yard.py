@@ -108,7 +108,8 @@ def models_of(name: str) -> dict[str, list[str]]:
     words = {"chat", "stream", "prompt_cache", "stop", "count_tokens"} | (has.operations - {"embeddings", "rerank"})
     words |= {"tools", "tool_choice"} if has.tools else set()
     words |= {"json_schema"} if has.response_format else set()
-    words |= {word for word in ("images", "reasoning", "logprobs", "candidates") if getattr(has, word)}
+    words |= {"images"} if has.image_input else set()
+    words |= {word for word in ("reasoning", "logprobs", "candidates") if getattr(has, word)}
     listed = {f"{name}/{chat}": sorted(words) for chat in backend.chats}
     if "embeddings" in has.operations:
         listed |= {f"{name}/{embedder}": ["embeddings"] for embedder in backend.embedders}

@@ -410,7 +410,9 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
         tool_results=tuple(results),
         images=images,
         schema=json.loads(schema["schema"]) if schema else None,
-        reasoning=extra.get("thinking", {}).get("type") in ("enabled", "adaptive") or "reasoning_effort" in extra,
+        reasoning="reasoning_effort" in extra
+        or extra.get("thinking", {}).get("type") in ("enabled", "adaptive")
+        or extra.get("reasoningConfig", {}).get("type") == "enabled",
         max_output_tokens=inference.get("maxTokens"),
         stop=tuple(inference.get("stopSequences") or ()),
         cache_marks=tuple(marks),

@@ -328,7 +328,10 @@ class GeminiEmulator(Emulator):
         if reply.text or reply.refusal:
             parts.append({"text": reply.text or reply.refusal})
         parts += self._calls(model, reply)
-        candidates = [_candidate(parts, number, _finish(reply)) for number in range(count)]
+        candidates = [
+            _candidate(parts, number, _finish(reply)) | _logprobs(body, scripted.pieces(reply.text))
+            for number in range(count)
+        ]
         return self._envelope(model, candidates) | {"usageMetadata": self._usage(reply, count)}
 
     def _chunks(self, body: Mapping[str, Any], model: str, reply: Reply, count: int) -> Iterator[Chunk]:
@@ -339,7 +342,8 @@ class GeminiEmulator(Emulator):
         parts += [({"text": piece}, 1) for piece in scripted.pieces(reply.text or reply.refusal)]
         for number in range(count):
             for part, tokens in parts:
-                yield Chunk(self._envelope(model, [_candidate([part], number)]) | {"usageMetadata": usage}, tokens)
+                candidate = _candidate([part], number) | ({} if "thought" in part else _logprobs(body, [part["text"]]))
+                yield Chunk(self._envelope(model, [candidate]) | {"usageMetadata": usage}, tokens)
         calls = self._calls(model, reply)
         for number in range(count):
             # Parallel calls come in one chunk; a last chunk of text holds an empty one.
@@ -391,6 +395,19 @@ def _candidate(parts: list[dict[str, Any]], index: int = 0, finish: str | None =
     if index:
         found["index"] = index  # a zero is left out
     return found
+
+
+def _logprobs(body: Mapping[str, Any], pieces: list[str]) -> dict[str, Any]:
+    config = body.get("generationConfig") or {}
+    if not config.get("responseLogprobs"):
+        return {}
+    chosen = [{"token": piece, "tokenId": 7, "logProbability": -0.25} for piece in pieces]
+    tops = [
+        {"candidates": [{"token": f"{piece}{n}", "tokenId": n, "logProbability": -1.5 - n} for n in range(rivals)]}
+        for rivals in (int(config.get("logprobs") or 0),)
+        for piece in pieces
+    ]
+    return {"logprobsResult": {"chosenCandidates": chosen, "topCandidates": tops}, "avgLogprobs": -0.25}
 
 
 def _finish(reply: Reply) -> str:

@@ -152,7 +152,9 @@ class OpenAIEmulator(Emulator):
         prompts = given if isinstance(given, list) and given and isinstance(given[0], str) else [given]
         texts = tuple(text if isinstance(text, str) else " ".join(map(str, text)) for text in prompts)
         limit = body.get("max_tokens", 16)
-        prompt = Prompt(str(body.get("model")), texts[-1], texts, max_output_tokens=limit)
+        stop = body.get("stop") or ()
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        prompt = Prompt(str(body.get("model")), texts[-1], texts, max_output_tokens=limit, stop=stops)
         reply = self.cache.answer(prompt)
         count = int(body.get("n") or 1) * len(prompts)
         head = {"id": "cmpl-test1", "object": "text_completion", "created": 1700000000, "model": body.get("model")}
@@ -395,7 +397,8 @@ class OpenAIEmulator(Emulator):
                 if turn < len(rest):
                     kind = _call(reply.tool_calls[position], body)["type"]
                     inner = {"input" if kind == "custom" else "arguments": rest[turn]}
-                    yield {"tool_calls": [{"index": position, kind: inner}]}, None, 1
+                    named = {"type": kind} if self.flavour == "cerebras" else {}
+                    yield {"tool_calls": [{"index": position, **named, kind: inner}]}, None, 1
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:

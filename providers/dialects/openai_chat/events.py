@@ -16,6 +16,7 @@ from providers.dialects.base import ErrorBody
 from providers.dialects.openai_chat import wire
 from providers.dialects.openai_chat.request import image_of, reasoning_parts, thought_signature
 from providers.dialects.openai_chat.response import (
+    FINGERPRINT,
     FINISH_OUT,
     SERVICE_TIERS,
     annotations_out,
@@ -245,7 +246,13 @@ class EventEncoder:
 
     def __init__(self, request: ChatRequest) -> None:
         self._include_usage = request.include_usage
-        self._head: dict[str, Any] = {"id": "chatcmpl-", "object": "chat.completion.chunk", "created": 0, "model": ""}
+        self._head: dict[str, Any] = {
+            "id": "chatcmpl-",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": "",
+            "system_fingerprint": FINGERPRINT,
+        }
         self._parts: dict[int, tuple[int, Part]] = {}
         self._texts: dict[int, list[str]] = {}  # of reasoning parts, whose seal repeats them whole
         self._calls: dict[int, int] = {}  # part index -> tool call index within its candidate
@@ -325,7 +332,9 @@ class EventEncoder:
                 if not text:
                     return b""
                 inner = {"input" if part.kind == "custom" else "arguments": text}
-                return self._chunk(number, {"tool_calls": [{"index": self._calls[index], part.kind: inner}]})
+                # Cerebras's SDK wants the type in every fragment; the others set it again to what it was.
+                fragment = {"index": self._calls[index], "type": part.kind, part.kind: inner}
+                return self._chunk(number, {"tool_calls": [fragment]})
             case ReasoningPart():
                 if signature is not None:
                     self._parts[index] = (number, replace(part, signature=signature))

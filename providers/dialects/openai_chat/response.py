@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -185,6 +185,10 @@ def sealed_thought(part: ReasoningPart, index: int) -> dict[str, Any] | None:
     return detail
 
 
+FINGERPRINT: Final = "fp_farebox"
+"""Cerebras's SDK reads a chunk as no chunk without one. It says who wrote the answer, not what computed it."""
+
+
 def chat_id(ident: str) -> str:
     """Clients and the published schema expect the prefix."""
     return ident if ident.startswith("chatcmpl-") else f"chatcmpl-{ident}"
@@ -197,6 +201,7 @@ def encode_response(response: ChatResponse, request: ChatRequest) -> bytes:
         "object": "chat.completion",
         "created": response.created or 0,
         "model": response.model,
+        "system_fingerprint": FINGERPRINT,
         "choices": [_choice(candidate, index) for index, candidate in enumerate(response.candidates)],
         "usage": usage_out(response.usage),
     }
