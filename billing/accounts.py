@@ -62,6 +62,7 @@ class Organisation(msgspec.Struct, frozen=True):
     name: str
     credit_limit_pusd: int | None
     created_at_ns: int
+    currency: str = "USD"  # What its invoices are shown in.
 
 
 class Project(msgspec.Struct, frozen=True):

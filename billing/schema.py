@@ -31,6 +31,8 @@ organisations: Final = Table(
     # None: billed afterwards, without limit. 0: prepaid, spends what it topped up. More: may owe up to that.
     Column("credit_limit_pusd", BigInteger),
     Column("created_at_ns", BigInteger, nullable=False),
+    # What invoices are shown in, ISO 4217. The ledger stays in pUSD.
+    Column("currency", String(3), nullable=False, server_default=text("'USD'")),
 )
 
 projects: Final = Table(
@@ -269,4 +271,71 @@ plan_members: Final = Table(
     metadata,
     Column("organisation_id", String(64), primary_key=True),
     Column("plan", String(64), nullable=False),
+)
+
+# billing.currency: append-only; an invoice names the rate and the day that it was shown with.
+exchange_rates: Final = Table(
+    "exchange_rates",
+    metadata,
+    Column("currency", String(3), primary_key=True),
+    Column("effective_from_ns", BigInteger, primary_key=True),
+    Column("per_usd_nano", BigInteger, nullable=False),  # So many 10**-9 of its unit are one US dollar.
+    Column("source", String(200), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    CheckConstraint("per_usd_nano > 0", name="rate_positive"),
+)
+
+# billing.alerts: when somebody wants to be told of what, and where.
+alert_rules: Final = Table(
+    "alert_rules",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),  # billing.alerts.Kind
+    Column("scope", String(16)),  # None: of any kind.
+    Column("scope_id", String(128)),  # None: each one.
+    Column("threshold", BigInteger, nullable=False),  # Basis points, or pUSD for a balance.
+    Column("channel", String(16), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+)
+
+# On which side of its threshold each thing was when it was last looked at.
+alert_states: Final = Table(
+    "alert_states",
+    metadata,
+    Column("rule_id", String(64), primary_key=True),
+    Column("subject", String(200), primary_key=True),
+    Column("period_ns", BigInteger, nullable=False),  # When the budget's window began: a new one may cross again.
+    Column("crossed", Boolean, nullable=False),
+)
+
+# Written with the crossing, sent afterwards, and kept.
+alert_deliveries: Final = Table(
+    "alert_deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("rule_id", String(64), nullable=False),
+    Column("channel", String(16), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("message", _Json, nullable=False),  # billing.alerts.Message
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("due_ns", BigInteger),  # None: sent, or given up.
+    Column("attempts", Integer, nullable=False),
+    Column("sent_at_ns", BigInteger),
+    Column("problem", Text),
+    # What is to be sent now; what was sent lately.
+    Index(None, "due_ns"),
+    Index(None, "created_at_ns"),
+)
+
+# billing.exports: requests that a metering service has not heard of yet, written with their rows.
+export_queue: Final = Table(
+    "export_queue",
+    metadata,
+    Column("export", String(200), primary_key=True),
+    Column("record_id", String(128), primary_key=True),
+    Column("due_ns", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("problem", Text),
+    Index(None, "export", "due_ns"),
 )

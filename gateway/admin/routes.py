@@ -9,6 +9,7 @@ from litestar import Router
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
+from gateway.admin.api.alerts import alert_handlers
 from gateway.admin.api.catalog import catalog_handlers
 from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.keys import key_handlers
@@ -33,6 +34,7 @@ HANDLERS = [
     *project_handlers,
     *catalog_handlers,
     *ledger_handlers,
+    *alert_handlers,
     *installation_handlers,
 ]
 

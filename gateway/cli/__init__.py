@@ -24,6 +24,7 @@ COMMANDS = {
     "ledger": "Balances, and the proof that they add up.",
     "invoice": "What an organisation owes for a month, as text, CSV or PDF.",
     "topup": "Money paid in, and credit granted.",
+    "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
     "reconcile": "Compare with what a provider says it counted and charged.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",

@@ -44,13 +44,13 @@ async def _run(once: bool, common: Common) -> int:
 
     settings = common.settings()
     logs.configure(settings.log)
-    async with database(settings) as engine:
+    async with database(settings) as engine, chores_of(settings, engine) as listed:
         async with reading(engine) as db:
             prices = await load_prices(db)
         shipper = Worker(
             settings.data_dir / "journal", engine, prices, orphans=OrphanPolicy(settings.admission.orphans)
         )
-        chores = Chores(engine, chores_of(settings, engine), f"worker-{secrets.token_hex(8)}", time.time_ns)
+        chores = Chores(engine, listed, f"worker-{secrets.token_hex(8)}", time.time_ns)
         if once:
             shipped = await shipper.ship_once()
             await chores.once()
