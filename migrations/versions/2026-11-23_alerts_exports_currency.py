@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "billing_6"
-down_revision = "billing_5"
+down_revision = "gateway_4"
 branch_labels = None
 depends_on = None
 
