@@ -146,7 +146,11 @@ class Gateway:
                 time.time_ns,
             )
             tries = RetryTerms(
-                settings.routing.retries, settings.routing.retry_share, total_s=settings.timeouts.total_s
+                settings.routing.retries,
+                settings.routing.retry_share,
+                total_s=settings.timeouts.total_s,
+                hedge_share=settings.routing.hedge_share,
+                slow_s=settings.routing.slow_first_token_s,
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())

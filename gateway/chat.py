@@ -86,7 +86,9 @@ class Chat:
             booking.heard(leg, answer.headers)
             return await open_stream(answer, call, now_s)
 
-        arrival = await booking.dispatcher.first_arrival(booking.plan, attempt, streams=True)
+        arrival = await booking.dispatcher.first_arrival(
+            booking.plan, attempt, streams=True, discard=lambda opened: opened.answer.aclose()
+        )
         settlement, opened = booking.settlement, arrival.got
         settlement.answered(arrival.leg, arrival.attempts)
         settlement.first_token()

@@ -113,6 +113,12 @@ class ModelSettings(Section, frozen=True):
     of them still holds its beginning counts), or `auto`: money and seconds weighed against each other."""
     second_usd: Decimal = Decimal("0.001")
     """What `auto` pays to save a client one second of waiting. A request may say its own."""
+    hedge_percentile: Annotated[int, Meta(ge=50, le=99)] | None = None
+    """A stream whose first token is later than so many percent of that deployment's usually are is asked of the next
+    one too; who answers first is kept. Your provider may charge you for both prompts; the client pays for one. None:
+    never."""
+    fallback_on: tuple[Literal["content_filter"], ...] = ()
+    """Beside outages, throttling and too long a prompt: refusals after which the next deployment is asked."""
     max_request_usd: Decimal | None = None
     """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 
@@ -159,6 +165,10 @@ class RoutingSettings(Section, frozen=True):
 
     retries: Annotated[int, Meta(ge=0, le=5)] = 2
     """Tries after the first, of one request. 0: never."""
+    hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Of all requests: how many may be asked of two deployments at once, where an alias says `hedge_percentile`."""
+    slow_first_token_s: Seconds | None = None
+    """A stream whose first token takes longer counts against its deployment as a failure does. None: late is well."""
     retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
 

@@ -58,6 +58,9 @@ class Metrics:
             "What clients were charged, in US dollars, as a float: the ledger has the exact amounts.",
             by_model,
         )
+        self._hedged = Tally(
+            "farebox_hedged_requests", "Streams asked of two deployments at once, by which answered.", ("won",)
+        )
         self._attempts = Tally(
             "farebox_upstream_attempts", "Calls to providers, by error kind or ok.", ("provider", "result")
         )
@@ -80,6 +83,7 @@ class Metrics:
             self._quantities,
             self._charged,
             self._attempts,
+            self._hedged,
             self._journal_errors,
             self._failed_open,
             self._orphans,
@@ -114,6 +118,10 @@ class Metrics:
     def attempted(self, provider: str, result: str) -> None:
         """result: `ok` or the name of a ProviderError kind."""
         self._attempts.add((provider, result))
+
+    def hedged(self, won: str) -> None:
+        """won: "first" or "second": which of two deployments asked at once answered."""
+        self._hedged.add((won,))
 
     def journal_failed(self) -> None:
         self._journal_errors.add()

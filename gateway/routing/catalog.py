@@ -15,6 +15,7 @@ from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
 from gateway.routing.warmth import Cache
+from providers.errors import ContentFiltered, ProviderError
 
 LOCAL = "local"
 ANY = "*"
@@ -72,11 +73,18 @@ class Deployment(Struct, frozen=True):
 
 class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
-    second_pusd: what `auto` pays to save a second."""
+    second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
+    a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
     second_pusd: int = 0
+    hedge_percentile: int | None = None
+    past_filters: bool = False
+
+    def goes_on(self, error: ProviderError) -> bool:
+        """Whether the next deployment is asked although this one looked at the request and said no."""
+        return self.past_filters and isinstance(error, ContentFiltered)
 
 
 AS_EVER: Final = Terms()
@@ -136,7 +144,13 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
     for entry in settings.models:
         aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
     terms = {
-        entry.alias: Terms(entry.strategy, _pusd(entry.max_request_usd), _pusd(entry.second_usd) or 0)
+        entry.alias: Terms(
+            entry.strategy,
+            _pusd(entry.max_request_usd),
+            _pusd(entry.second_usd) or 0,
+            entry.hedge_percentile,
+            "content_filter" in entry.fallback_on,
+        )
         for entry in settings.models
     }
     return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms)

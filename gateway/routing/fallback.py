@@ -17,6 +17,7 @@ from gateway.errors import NoRouteLeft
 from gateway.observe.metrics import METRICS
 from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
+from gateway.routing.hedging import HedgeBudget, raced
 from gateway.routing.policy import Leg, RoutePlan
 from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
@@ -83,9 +84,10 @@ class Dispatcher:
         self._clock = clock
         self._chance = chance
         self._sleep = sleep
-        self.health = HealthTable()
+        self.health = HealthTable(terms.slow_s)
         self.warmth = Warmth()
         self.tell_warm: Callable[[str, Chain], None] | None = None
+        self._hedges = HedgeBudget(terms.hedge_share)
 
     def promised(self, plan: RoutePlan) -> RoutePlan:
         """The same plan, whose first leg counts as busy from now on. Nothing to choose, nothing to promise."""
@@ -108,9 +110,15 @@ class Dispatcher:
             self.health.of(deployment_id).quota = quota
 
     async def first_arrival(
-        self, plan: RoutePlan, attempt: Callable[[Leg], Awaitable[T]], *, streams: bool = False
+        self,
+        plan: RoutePlan,
+        attempt: Callable[[Leg], Awaitable[T]],
+        *,
+        streams: bool = False,
+        discard: Callable[[T], Awaitable[None]] | None = None,
     ) -> Arrival[T]:
         """attempt: returns with a stream's first event, or with the whole answer; its `journey` is then to be ended.
+        discard: lets go of a stream that lost a race; None: this request is not asked twice.
 
         Raises: the ProviderError at once where another deployment would say the same (the client's own mistake);
         NoRouteLeft with every attempt's story once the plan, its retries or its time are used up."""
@@ -122,9 +130,11 @@ class Dispatcher:
                 run.legs.append(leg)  # Things have changed since the choice: what was well then may be open by now.
                 continue
             try:
+                if discard is not None and (wait := self._hedge_after(run, health)) is not None:
+                    return await self._raced(run, leg, health, attempt, wait, discard)
                 return await self._try(run, leg, health, attempt, streams)
             except ProviderError as error:
-                if not (error.retryable or isinstance(error, AuthFailed | ContextTooLong)):
+                if not (error.retryable or isinstance(error, AuthFailed | ContextTooLong) or plan.terms.goes_on(error)):
                     raise
                 run.stories.append(f"{leg.deployment.id}: {error.message}")
                 run.last = error
@@ -134,6 +144,38 @@ class Dispatcher:
                 run.stories.append(f"no time left after {self._terms.total_s:g} s")
                 break
         raise NoRouteLeft("; ".join(run.stories), attempts=run.stories, last=run.last)
+
+    def _hedge_after(self, run: _Run, health: Health) -> float | None:
+        """Seconds; None: this one is asked alone."""
+        percent = run.plan.terms.hedge_percentile
+        if percent is None:
+            return None
+        self._hedges.requested(self._clock())
+        return health.tail.percentile(percent) if run.legs and not run.attempts else None
+
+    async def _raced(
+        self,
+        run: _Run,
+        leg: Leg,
+        health: Health,
+        attempt: Callable[[Leg], Awaitable[T]],
+        wait_s: float,
+        discard: Callable[[T], Awaitable[None]],
+    ) -> Arrival[T]:
+        def second() -> Awaitable[Arrival[T]] | None:
+            other = self.health.of(run.legs[0].deployment.id)
+            if not self._is_well(other) or not self._hedges.take(self._clock()):
+                return None
+            return self._try(run, run.legs.popleft(), other, attempt, streams=True)
+
+        async def lost(arrival: Arrival[T]) -> None:
+            arrival.journey.end()
+            await discard(arrival.got)
+
+        won = await raced(self._try(run, leg, health, attempt, streams=True), wait_s, second, lost)
+        if run.attempts > 1:
+            METRICS.hedged("second" if won.leg is not leg else "first")
+        return won
 
     def _is_well(self, health: Health) -> bool:
         return health.breaker.condition(self._clock()) in ("closed", "half_open")

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from gateway.routing.hedging import FirstTokens
 from gateway.routing.quotas import Quota
 from gateway.routing.retries import RetryBudget, Window
 from providers.errors import AuthFailed, BadRequest, ProviderError, Rejected, Throttled, Unsupported
@@ -235,11 +236,13 @@ class Health:
         "queued_tokens",
         "quota",
         "retries",
+        "slow_s",
+        "tail",
         "token",
         "whole",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, slow_s: float | None = None) -> None:
         self.breaker = Breaker()
         self.retries = RetryBudget()
         self.first_token = PeakEwma()
@@ -250,6 +253,8 @@ class Health:
         self.decoding = 0
         self.input_rate: float | None = None
         self.quota: Quota | None = None
+        self.tail = FirstTokens()
+        self.slow_s = slow_s
 
     def read(self, tokens: int, seconds: float) -> None:
         """So many tokens were read in that time. A short prompt tells of latency, not of speed."""
@@ -298,12 +303,16 @@ class Trip:
             self._first = now
             health.decoding += 1
             health.first_token.observe(now - self._began, now)
+            health.tail.add(now - self._began)
             health.read(self._ahead, now - self._began)
         else:
             health.whole.observe(now - self._began, now)
         self._has_read()
         self._judge()
-        health.breaker.succeeded(self._began, now, self._probe)
+        if streams and health.slow_s is not None and now - self._began > health.slow_s:
+            health.breaker.failed(self._began, now, self._probe)  # It came, but nobody would wait so long again.
+        else:
+            health.breaker.succeeded(self._began, now, self._probe)
         self._probe = None
 
     def failed(self, error: ProviderError, now: float) -> None:
@@ -367,7 +376,8 @@ class Promise:
 class HealthTable:
     """Of every deployment that this process has called."""
 
-    def __init__(self) -> None:
+    def __init__(self, slow_s: float | None = None) -> None:
+        self._slow_s = slow_s
         self._of: dict[str, Health] = {}
         self._promises: deque[Promise] = deque()
 
@@ -378,7 +388,7 @@ class HealthTable:
         if (health := self._of.get(deployment_id)) is None:
             if len(self._of) >= DEPLOYMENTS_MAX:
                 self._forget()
-            health = self._of[deployment_id] = Health()
+            health = self._of[deployment_id] = Health(self._slow_s)
         return health
 
     def promise(self, deployment_id: str, fresh_tokens: int, now: float) -> Promise:

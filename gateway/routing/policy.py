@@ -46,6 +46,7 @@ class RoutePlan(Struct, frozen=True):
     left_out: tuple[tuple[str, str], ...] = ()
     chain: Chain = ()
     promise: Promise | None = None
+    terms: Terms = AS_EVER
 
     def told(self, leg: Leg) -> str:
         """For the client's `x-farebox-route`: which place in which order, and why."""
@@ -103,7 +104,7 @@ def plan(
     strategy = preferences.strategy or terms.strategy
     if len(candidates) == 1:  # The commonest plan, and nothing to choose.
         only = candidates[0]
-        return RoutePlan((_leg(only, _only(only), load),), strategy, tuple(left_out))
+        return RoutePlan((_leg(only, _only(only), load),), strategy, tuple(left_out), terms=terms)
     said = preferences.second_usd
     second_pusd = terms.second_pusd if said is None else round(said * 10**12)
 
@@ -111,7 +112,7 @@ def plan(
         return order(strategy, equals, load, chance, second_pusd=second_pusd)
 
     legs = tuple(_legs(candidates, choose, preferences, load))
-    return RoutePlan(legs if preferences.allow_fallbacks else legs[:1], strategy, tuple(left_out))
+    return RoutePlan(legs if preferences.allow_fallbacks else legs[:1], strategy, tuple(left_out), terms=terms)
 
 
 def _able(

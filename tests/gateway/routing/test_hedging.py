@@ -1,0 +1,203 @@
+"""Two asked, one kept: the other is cancelled, let go of and counted, and never more of them than the share allows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from billing.prices import Rates, make_sheet
+from billing.usage import Meter
+from gateway.errors import NoRouteLeft
+from gateway.routing.catalog import Deployment, Terms
+from gateway.routing.fallback import Dispatcher
+from gateway.routing.hedging import SAMPLES_LEAST, FirstTokens, HedgeBudget
+from gateway.routing.policy import Leg, RoutePlan
+from gateway.routing.retries import RetryTerms
+from providers.errors import BadRequest, Broken, ContentFiltered, ProviderError
+
+_PRICES = {Meter.INPUT_TOKENS: 5, Meter.OUTPUT_TOKENS: 20}
+SHEET = make_sheet("price", "x", "m", 0, Rates(_PRICES, _PRICES), "operator")
+ONE, TWO = (Leg(Deployment(name, "x", "m"), SHEET) for name in ("one", "two"))
+PLAN = RoutePlan((ONE, TWO), terms=Terms(hedge_percentile=95))
+
+
+class Upstreams:
+    """What each deployment does when it is asked: answers after its event is set, or fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+        self.discarded: list[str] = []
+        self.goes = {"one": asyncio.Event(), "two": asyncio.Event()}
+        self.fails: dict[str, ProviderError] = {}
+
+    async def attempt(self, leg: Leg) -> str:
+        name = leg.deployment.provider
+        self.asked.append(name)
+        try:
+            await self.goes[name].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        if name in self.fails:
+            raise self.fails[name]
+        return name
+
+    async def discard(self, got: str) -> None:
+        self.discarded.append(got)
+
+
+def dispatcher(seen: int = SAMPLES_LEAST) -> Dispatcher:
+    made = Dispatcher(RetryTerms(), asyncio.get_running_loop().time, random.random)
+    for _ in range(seen):
+        made.health.of("one/m").tail.add(0.001)  # so the second is asked after LEAST_S
+    return made
+
+
+async def asked_both(upstreams: Upstreams) -> None:
+    async with asyncio.timeout(5):
+        while len(upstreams.asked) < 2:
+            await asyncio.sleep(0.005)
+
+
+async def test_who_answers_first_is_kept_and_the_other_cancelled() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    upstreams.goes["two"].set()
+    arrival = await arriving
+    assert (arrival.got, arrival.leg, arrival.attempts) == ("two", TWO, 2)
+    assert (upstreams.cancelled, upstreams.discarded) == (["one"], [])
+    arrival.journey.end(10)
+    outlook = house.outlook(["one/m", "two/m"])
+    assert [outlook.of(name).in_flight for name in ("one/m", "two/m")] == [0, 0]
+
+
+async def test_one_that_answers_in_the_same_instant_is_let_go_of() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    for event in upstreams.goes.values():
+        event.set()
+    arrival = await arriving
+    assert [arrival.got, *upstreams.discarded] in (["one", "two"], ["two", "one"])
+    arrival.journey.end()
+    assert house.outlook(["one/m"]).of("one/m").in_flight == 0
+    assert house.outlook(["two/m"]).of("two/m").in_flight == 0
+
+
+async def test_a_prompt_answer_is_asked_once() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    upstreams.goes["one"].set()
+    arrival = await house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    assert (arrival.got, upstreams.asked) == ("one", ["one"])
+
+
+async def test_nobody_is_asked_twice_before_anything_is_known() -> None:
+    upstreams, house = Upstreams(), dispatcher(seen=SAMPLES_LEAST - 1)
+    assert house._hedge_after is not None
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    while not upstreams.asked:
+        await asyncio.sleep(0)
+    upstreams.goes["one"].set()
+    await arriving
+    assert upstreams.asked == ["one"]
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+async def test_one_failing_leaves_the_race_to_the_other(first: str) -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    upstreams.fails = {first: Broken("gone")}
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    upstreams.goes[first].set()
+    other = {"one": "two", "two": "one"}[first]
+    while not house.health.of(f"{first}/m").breaker._calls.total(asyncio.get_running_loop().time()):
+        await asyncio.sleep(0)
+    upstreams.goes[other].set()
+    assert (await arriving).got == other
+    assert upstreams.cancelled == []
+
+
+async def test_both_failing_is_a_failure_with_the_firsts_story() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    upstreams.fails = {"one": Broken("first is gone"), "two": Broken("second is gone")}
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    for event in upstreams.goes.values():
+        event.set()
+    with pytest.raises(NoRouteLeft, match="first is gone"):
+        await arriving
+
+
+async def test_a_client_that_leaves_cancels_both() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    arriving = asyncio.create_task(
+        house.first_arrival(PLAN, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    arriving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await arriving
+    assert sorted(upstreams.cancelled) == ["one", "two"]
+    assert house.outlook(["one/m"]).of("one/m").in_flight == 0
+    assert house.outlook(["two/m"]).of("two/m").in_flight == 0
+
+
+def test_the_share_is_kept() -> None:
+    budget = HedgeBudget(0.05)
+    taken = 0
+    for n in range(1000):
+        now = n * 0.02
+        budget.requested(now)
+        taken += budget.take(now)
+    assert 50 <= taken <= 5 + 0.05 * 1000
+    tail = FirstTokens()
+    for n in range(200):
+        tail.add(n / 100)
+    assert tail.percentile(95) == pytest.approx(1.93, abs=0.02)
+
+
+async def test_a_content_filter_is_the_last_word_unless_the_alias_says_otherwise() -> None:
+    async def attempt(leg: Leg) -> str:
+        if leg is ONE:
+            raise ContentFiltered("not here")
+        return "answered"
+
+    house = dispatcher()
+    with pytest.raises(ContentFiltered):
+        await house.first_arrival(RoutePlan((ONE, TWO)), attempt)
+    plan = RoutePlan((ONE, TWO), terms=Terms(past_filters=True))
+    assert (await house.first_arrival(plan, attempt)).got == "answered"
+
+    async def wrong(leg: Leg) -> str:
+        raise BadRequest("your mistake")
+
+    with pytest.raises(BadRequest):
+        await house.first_arrival(plan, wrong)
+
+
+async def test_first_tokens_that_are_too_late_open_the_breaker() -> None:
+    now = 0.0
+    house = Dispatcher(RetryTerms(slow_s=2.0), lambda: now, random.random)
+
+    async def attempt(leg: Leg) -> str:
+        nonlocal now
+        now += 3.0
+        return "late"
+
+    for _ in range(5):
+        (await house.first_arrival(RoutePlan((ONE,)), attempt, streams=True)).journey.end()
+    assert house.outlook(["one/m"]).of("one/m").condition == "open"
