@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from functools import partial
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
@@ -14,6 +15,7 @@ from gateway.desk import Ask, Booking, Desk
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
+from gateway.routing.explaining import DRY_RUN
 from gateway.routing.fallback import Journey
 from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
@@ -41,6 +43,10 @@ class Chat:
         call = self._decode(inbound)
         call, preferences = preferred(call, inbound.headers)
         ask = ask_of(call, preferences, session_of(call.request, inbound.headers))
+        if DRY_RUN in inbound.headers:
+            told = self._desk.explain(ask, who, inbound.now_ns)
+            headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
+            return Reply(200, headers, msgspec.json.encode(told))
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from gateway.errors import Forbidden, Unauthenticated
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.metering import Size
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
+from gateway.routing.explaining import explained
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.routing.policy import COLD, Leg, RoutePlan, plan
@@ -156,6 +158,13 @@ class Desk:
             warm=self._dispatcher.warm(deployments, chain) if chain else COLD,
         )
         return replace(chosen, chain=chain) if chain else chosen
+
+    def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
+        """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""
+        variant = variant_of(ask.service_tier)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
+        standings = self._dispatcher.outlook([leg.deployment.id for leg in route.legs])
+        return explained(ask.alias, route, ask.load, standings)
 
     async def check_in(self, ask: Ask, who: Principal, now_ns: int) -> Booking:
         """From here on a usage record is owed: every way on is walked inside `settlement.owed()`.

@@ -24,6 +24,7 @@ from gateway import schema
 from gateway.admission import Principal
 from gateway.errors import InvalidRequest, NotFound
 from gateway.exchange import Inbound, Reply
+from gateway.routing.explaining import DRY_RUN
 from providers.wire import jsonio
 from providers.wire.sse import SseDecoder
 
@@ -147,7 +148,7 @@ class Conversation:
             members["input"] = said
             inbound = replace(inbound, body=jsonio.joined(members))
         reply = await self._chat.serve(inbound, who)
-        if not keeps:
+        if not keeps or DRY_RUN in inbound.headers:
             return reply
         if isinstance(reply.body, bytes):
             await self._keep(jsonio.split_object(reply.body), said, who)

@@ -30,8 +30,9 @@ async def explain(
 ) -> int:
     """Show the plan of one request: every deployment in the order it would be tried, and who is left out.
 
-    Deployments count as well: how they fare is known to the gateway's own processes, whose answers tell it in
-    `x-farebox-route`. Where chance decides, each call draws anew, as each request does.
+    How deployments fare is known to the gateway's own processes. They answer a request that has the header
+    `x-farebox-dry-run: 1` with this very plan, and any other tells of it in `x-farebox-route`. Where chance decides,
+    each call draws anew, as each request does.
 
     Parameters
     ----------
@@ -46,9 +47,10 @@ async def explain(
     max_tokens:
         Its own output limit.
     """
+    from gateway.routing.explaining import explained
     from gateway.routing.offer import Offer
     from gateway.routing.policy import plan
-    from gateway.routing.strategies import Load, price_pusd
+    from gateway.routing.strategies import Load
     from providers.registry import class_of
 
     settings = _with_engine(common.settings())
@@ -68,23 +70,8 @@ async def explain(
         terms=terms,
         load=load,
     )
-    legs = [
-        {
-            "place": place,
-            "deployment": leg.deployment.id,
-            "kind": leg.deployment.kind,
-            "priority": leg.deployment.priority,
-            "weight": leg.deployment.weight,
-            "likely_pusd": price_pusd(leg.sheet, load, load.likely()),
-            "most_pusd": price_pusd(leg.sheet, load, load.longest(leg.deployment)),
-            "price_id": leg.sheet.id,
-            "why": leg.why,
-        }
-        for place, leg in enumerate(route.legs, 1)
-    ]
-    left_out = [{"deployment": name, "why": why} for name, why in route.left_out]
-    told = {"model": model, "strategy": route.strategy, "ceiling_pusd": terms.most_pusd, "legs": legs}
-    emit(common, told | {"left_out": left_out}, lambda: _table(legs, left_out, route.strategy))
+    told = explained(model, route, load)
+    emit(common, told, lambda: _table(told["legs"], told["left_out"], route.strategy))
     return OK
 
 

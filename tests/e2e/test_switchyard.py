@@ -10,6 +10,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
@@ -143,6 +144,24 @@ async def test_anthropics_clients_say_it_in_a_header(gateway: House) -> None:
                 messages=[{"role": "user", "content": "hi"}],
                 extra_headers={"x-farebox-preferences": "east, please"},
             )
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+async def test_a_dry_run_tells_the_plan_and_costs_nothing(gateway: House, path: str) -> None:
+    said = {"messages": talk(1)} if path != "responses" else {"input": "hi"}
+    headers = {"authorization": f"Bearer {gateway.key}", "x-farebox-dry-run": "1"}
+    body = {"model": "by-weighted", "max_tokens": 100, "provider": {"ignore": ["west"]}, **said}
+    if path == "messages":
+        headers["x-farebox-preferences"] = msgspec.json.encode(body.pop("provider")).decode()
+    rows = len(await gateway.rows())
+    async with httpx.AsyncClient(timeout=20) as http:
+        answer = await http.post(f"{gateway.v1}/{path}", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert {leg["deployment"] for leg in told["legs"]} == {f"{name}/echo-1" for name in NAMES if name != "west"}
+    assert told["left_out"] == [{"deployment": "west/echo-1", "why": "among `ignore`"}]
+    assert all(leg["why"] and 0 < leg["likely_pusd"] <= leg["most_pusd"] for leg in told["legs"])
+    assert len(await gateway.rows()) == rows
 
 
 async def test_auto_tells_money_and_seconds(gateway: House) -> None:

@@ -1,0 +1,41 @@
+"""A plan told to whoever asks: `farebox route explain`, and a request with the header `x-farebox-dry-run`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from gateway.routing.health import CALM, Outlook
+from gateway.routing.policy import RoutePlan
+from gateway.routing.strategies import Load, price_pusd
+
+DRY_RUN: Final = "x-farebox-dry-run"
+
+
+def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) -> dict[str, Any]:
+    """Every deployment in the order it would be tried, who is left out, and why. Amounts in pUSD, `cached_tokens` as
+    far as is known; `most_pusd` is what would be held for that one alone."""
+    legs = []
+    for place, leg in enumerate(plan.legs, 1):
+        standing = outlook.of(leg.deployment.id)
+        cached = max(0, load.input_tokens - leg.fresh_tokens)
+        legs.append(
+            {
+                "place": place,
+                "deployment": leg.deployment.id,
+                "kind": leg.deployment.kind,
+                "region": leg.deployment.region,
+                "priority": leg.deployment.priority,
+                "weight": leg.deployment.weight,
+                "condition": standing.condition,
+                "in_flight": standing.in_flight,
+                "first_token_s": standing.first_token_s,
+                "cached_tokens": cached,
+                "likely_pusd": price_pusd(leg.sheet, load, load.likely(), cached),
+                "most_pusd": price_pusd(leg.sheet, load, load.longest(leg.deployment)),
+                "price_id": leg.sheet.id,
+                "why": leg.why,
+            }
+        )
+    left_out = [{"deployment": name, "why": why} for name, why in plan.left_out]
+    told = {"model": alias, "strategy": plan.strategy, "ceiling_pusd": plan.terms.most_pusd}
+    return told | {"legs": legs, "left_out": left_out}
