@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from gateway.config import ModelSettings
+from gateway.config import ModelSettings, PriceSettings
 from providers import registry
 from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.azure import AzureEmulator
 from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, BedrockEmulator
 from tests.emulators.gemini import GeminiEmulator
+from tests.emulators.media import MediaEmulator
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.ranking import RankingEmulator
 from tests.emulators.sagemaker import SageMakerEmulator
-from tests.emulators.server import Emulator
+from tests.emulators.server import Emulator, Out, Request
 
 # What the backends are reached with: no client may ever see one of these.
 UPSTREAM_KEY = "sk-test"
@@ -30,6 +33,29 @@ AWS_KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": UPSTREAM_SECRET
 REGION = {"region": "us-east-1"}
 CLAUDE = "claude-sonnet-4-5"
 BEDROCK_CLAUDE = f"us.{MODELS[0]}"
+
+
+class Campus(Emulator):
+    """Several emulators behind one address, as an account has them: whose mark the path holds answers, or the first."""
+
+    def __init__(self, first: Emulator, **marked: Emulator) -> None:
+        super().__init__()
+        self._first, self._marked = first, marked
+        for emulator in (first, *marked.values()):
+            emulator.stats, emulator.cache = self.stats, self.cache
+
+    async def handle(self, request: Request, out: Out) -> None:
+        found = (emulator for mark, emulator in self._marked.items() if f"/{mark}" in request.path)
+        await next(found, self._first).handle(request, out)
+
+
+@dataclass(frozen=True)
+class Special:
+    """A model that does not chat. does: what may be asked of it. price: where it is not sold by the token."""
+
+    name: str
+    does: tuple[str, ...]
+    price: PriceSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -43,33 +69,67 @@ class Backend:
     credential: Mapping[str, str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     chats: tuple[str, ...] = ("echo-1", "reason-1")
-    embedders: tuple[str, ...] = ()
+    specials: tuple[Special, ...] = ()
+    lacks: frozenset[str] = frozenset()
+    """What its adapter refuses of what the provider as a whole is said to take."""
 
+
+def _per(unit: Any, usd: str) -> PriceSettings:
+    return PriceSettings(per={unit: Decimal(usd)})
+
+
+EMBEDDER = Special("text-embedding-3-small", ("embeddings",))
+HEARING = ("transcriptions", "translations")
 
 BACKENDS: Mapping[str, Backend] = {
     "openai": Backend(
         "openai",
-        OpenAIEmulator,
+        lambda: Campus(OpenAIEmulator(), audio=MediaEmulator(), images=MediaEmulator()),
         "/v1",
         chats=("echo-1", "reason-1", "gpt-4o-mini"),
-        embedders=("text-embedding-3-small",),
+        specials=(
+            EMBEDDER,
+            Special("whisper-1", HEARING, _per("seconds", "0.0001")),
+            Special("tts-1", ("speech",), _per("characters", "0.000015")),
+            Special("gpt-image-1", ("image_generation",)),
+        ),
     ),
     "azure_ai": Backend(
         "azure_ai",
         lambda: AzureEmulator(api_key=UPSTREAM_KEY),
         chats=("echo-1", "reason-1", CLAUDE),
-        embedders=("text-embedding-3-small",),
+        specials=(EMBEDDER, Special("cohere-rerank-v4", ("rerank",), _per("search_units", "0.002"))),
     ),
-    "groq": Backend("groq", lambda: OpenAIEmulator("groq"), "/openai/v1"),
+    "groq": Backend(
+        "groq",
+        lambda: Campus(OpenAIEmulator("groq"), audio=MediaEmulator()),
+        "/openai/v1",
+        specials=(Special("whisper-large-v3", HEARING, _per("seconds", "0.0001")),),
+    ),
     "cerebras": Backend("cerebras", lambda: OpenAIEmulator("cerebras"), "/v1"),
-    "openai_like": Backend("openai_like", lambda: OpenAIEmulator("vllm"), "/v1", embedders=("text-embedding-3-small",)),
+    "openai_like": Backend(
+        "openai_like",
+        lambda: Campus(OpenAIEmulator("vllm"), rerank=RankingEmulator("jina")),
+        "/v1",
+        specials=(EMBEDDER, Special("bge-reranker", ("rerank",))),
+    ),
     "local": Backend("local", lambda: OpenAIEmulator("vllm"), "/v1"),
+    "cohere": Backend(
+        "cohere",
+        lambda: Campus(OpenAIEmulator("vllm"), rerank=RankingEmulator("cohere")),
+        chats=("command-a",),
+        lacks=frozenset({"logprobs"}),  # the tokens without their rivals would go
+        specials=(
+            Special("embed-v4.0", ("embeddings",)),
+            Special("rerank-v3.5", ("rerank",), _per("search_units", "0.002")),
+        ),
+    ),
     "sagemaker": Backend("sagemaker", SageMakerEmulator, credential=AWS_KEYS, settings=REGION),
     "sagemaker_invocations": Backend(
         "sagemaker", SageMakerEmulator, credential=AWS_KEYS, settings={**REGION, "options": {"api": "invocations"}}
     ),
     "anthropic": Backend(
-        "anthropic", lambda: AnthropicEmulator(api_key=UPSTREAM_KEY), chats=("echo-1", CLAUDE, "claude-reason-1")
+        "anthropic", lambda: AnthropicEmulator(api_key=UPSTREAM_KEY), chats=("echo-1", CLAUDE, "claude-opus-4-6")
     ),
     "bedrock": Backend(
         "bedrock",
@@ -77,6 +137,11 @@ BACKENDS: Mapping[str, Backend] = {
         credential=AWS_KEYS,
         settings=REGION,
         chats=("echo-1", "amazon.nova-pro-v1:0", "openai.gpt-oss-120b-1:0", BEDROCK_CLAUDE),
+        specials=(
+            Special("amazon.titan-embed-text-v2:0", ("embeddings",)),
+            Special("cohere.embed-english-v3", ("embeddings",)),
+            Special("cohere.rerank-v3-5:0", ("rerank",), _per("search_units", "0.002")),
+        ),
     ),
     "vertex": Backend(
         "vertex",
@@ -84,15 +149,17 @@ BACKENDS: Mapping[str, Backend] = {
         credential={"access_token": UPSTREAM_KEY},
         settings={"options": {"project": "demo", "location": "us-central1"}},
         chats=("gemini-2.5-flash", "gemini-3-pro-preview", CLAUDE, "meta/llama-4-maverick-17b-128e-instruct-maas"),
-        embedders=("gemini-embedding-001",),
+        specials=(Special("gemini-embedding-001", ("embeddings",)),),
     ),
     "gemini": Backend(
         "gemini",
         lambda: GeminiEmulator(key=UPSTREAM_KEY),
         chats=("echo-1", "gemini-2.5-flash", "gemini-3-pro-preview"),
-        embedders=("gemini-embedding-001",),
+        specials=(Special("gemini-embedding-001", ("embeddings",)),),
     ),
 }
+# What Anthropic's own dialect has no word for, whoever hosts the model and speaks it.
+_UNKNOWN_TO_CLAUDE = {"candidates", "logprobs", "completions"}
 
 
 @dataclass
@@ -105,20 +172,31 @@ def models_of(name: str) -> dict[str, list[str]]:
     """`<backend>/<model>` -> what may be asked of it, in plain words; all else is refused by name."""
     backend = BACKENDS[name]
     has = registry.class_of(backend.kind).capabilities
-    words = {"chat", "stream", "prompt_cache", "stop", "count_tokens"} | (has.operations - {"embeddings", "rerank"})
-    words |= {"tools", "tool_choice"} if has.tools else set()
+    words = {"chat", "stream", "prompt_cache", "stop", "count_tokens"} | (has.operations & {"completions"})
+    words |= {"tools", "tool_choice", "parallel_tools"} if has.tools else set()
     words |= {"json_schema"} if has.response_format else set()
     words |= {"images"} if has.image_input else set()
     words |= {word for word in ("reasoning", "logprobs", "candidates") if getattr(has, word)}
-    listed = {f"{name}/{chat}": sorted(words) for chat in backend.chats}
-    if "embeddings" in has.operations:
-        listed |= {f"{name}/{embedder}": ["embeddings"] for embedder in backend.embedders}
-    return listed
+    words -= backend.lacks
+    listed = {
+        f"{name}/{chat}": sorted(words - _UNKNOWN_TO_CLAUDE if "claude" in chat else words) for chat in backend.chats
+    }
+    return listed | {f"{name}/{special.name}": list(special.does) for special in backend.specials}
 
 
 def all_models() -> tuple[ModelSettings, ...]:
     """Every model of every backend under the name that is also its place."""
-    return tuple(model(place, place) for name in BACKENDS for place in models_of(name))
+    chats = [model(place, place) for name, backend in BACKENDS.items() for place in _places(name, backend.chats)]
+    specials = [
+        model(f"{name}/{special.name}", f"{name}/{special.name}", **({"price": special.price} if special.price else {}))
+        for name, backend in BACKENDS.items()
+        for special in backend.specials
+    ]
+    return (*chats, *specials)
+
+
+def _places(name: str, models: tuple[str, ...]) -> list[str]:
+    return [f"{name}/{each}" for each in models]
 
 
 @asynccontextmanager

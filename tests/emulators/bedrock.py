@@ -412,7 +412,8 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
         schema=json.loads(schema["schema"]) if schema else None,
         reasoning="reasoning_effort" in extra
         or extra.get("thinking", {}).get("type") in ("enabled", "adaptive")
-        or extra.get("reasoningConfig", {}).get("type") == "enabled",
+        or extra.get("reasoningConfig", {}).get("type") == "enabled"
+        or ("effort" in (body.get("outputConfig") or {}) and "claude" not in model),
         max_output_tokens=inference.get("maxTokens"),
         stop=tuple(inference.get("stopSequences") or ()),
         cache_marks=tuple(marks),

@@ -7,8 +7,7 @@ from typing import Any
 
 import anthropic
 
-from tests.e2e.harness import House
-from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, NotOffered, Seen
+from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, Door, NotOffered, Seen
 
 
 def messages_body(ask: Ask) -> dict[str, Any]:
@@ -65,11 +64,11 @@ class Messages(Client):
     name = "anthropic"
     package = "anthropic"
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         super().__init__(gateway)
         self.sdk = self.connected(gateway)
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0)
 
     async def aclose(self) -> None:
@@ -94,7 +93,7 @@ class MessagesOnBedrock(Messages):
 
     name = "anthropic (Bedrock)"
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return anthropic.AsyncAnthropicBedrock(
             base_url=gateway.url,
             aws_access_key=gateway.key,
@@ -112,7 +111,7 @@ class MessagesOnVertex(Messages):
 
     name = "anthropic (Vertex)"
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return anthropic.AsyncAnthropicVertex(
             base_url=gateway.v1, access_token=gateway.key, project_id="demo", region="us-central1", max_retries=0
         )

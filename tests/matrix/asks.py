@@ -6,7 +6,7 @@ import base64
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import anthropic
 import azure.core.exceptions
@@ -15,8 +15,6 @@ import groq
 import openai
 from botocore.exceptions import ClientError, EventStreamError
 from google.genai import errors as genai
-
-from tests.e2e.harness import House
 
 TOOL = "get_weather"
 TOOL_SCHEMA = {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}
@@ -81,6 +79,31 @@ class Ask:
     max_tokens: int = 100
 
 
+class Door(Protocol):
+    """Where a gateway is and what opens it. url: without /v1."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def v1(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Address:
+    """A door that is known by its address alone."""
+
+    url: str
+    key: str
+
+    @property
+    def v1(self) -> str:
+        return f"{self.url}/v1"
+
+
 class Client(ABC):
     """One SDK at one gateway. Its own retries are off: each ask is one request."""
 
@@ -89,7 +112,7 @@ class Client(ABC):
     note: ClassVar[str] = ""
     """What a reader of its table should know."""
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         self.gateway = gateway
 
     @abstractmethod

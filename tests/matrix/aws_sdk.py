@@ -9,7 +9,6 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from tests.e2e.harness import House
 from tests.matrix import anthropic_sdks
 from tests.matrix.asks import (
     ANSWER_SCHEMA,
@@ -19,6 +18,7 @@ from tests.matrix.asks import (
     Ask,
     Call,
     Client,
+    Door,
     NotOffered,
     Seen,
     arguments_of,
@@ -30,7 +30,7 @@ _CONFIG = Config(retries={"total_max_attempts": 1}, max_pool_connections=20)
 class Boto3(Client):
     package = "boto3"
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         super().__init__(gateway)
         self.sdk: Any = boto3.client(
             "bedrock-runtime",

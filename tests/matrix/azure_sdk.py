@@ -20,8 +20,7 @@ from azure.ai.inference.models import (
 )
 from azure.core.credentials import AzureKeyCredential
 
-from tests.e2e.harness import House
-from tests.matrix.asks import ANSWER_SCHEMA, TOOL, TOOL_SCHEMA, Ask, Call, Client, NotOffered, Seen, arguments_of
+from tests.matrix.asks import ANSWER_SCHEMA, TOOL, TOOL_SCHEMA, Ask, Call, Client, Door, NotOffered, Seen, arguments_of
 from tests.matrix.openai_sdks import DATA_URL
 
 
@@ -30,7 +29,7 @@ class AzureInference(Client):
     package = "azure-ai-inference"
     note = "The SDK raises nothing for an error in the stream: its users see an answer without a finish reason."
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         super().__init__(gateway)
         self.sdk = ChatCompletionsClient(
             f"{gateway.url}/models", AzureKeyCredential(gateway.key), retry_total=0, logging_enable=False

@@ -8,19 +8,18 @@ from google import genai
 from google.genai import types
 from google.oauth2.credentials import Credentials
 
-from tests.e2e.harness import House
-from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, NotOffered, Seen
+from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, Door, NotOffered, Seen
 
 
 class Gemini(Client):
     name = "google-genai"
     package = "google-genai"
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         super().__init__(gateway)
         self.sdk = self.connected(gateway)
 
-    def connected(self, gateway: House) -> genai.Client:
+    def connected(self, gateway: Door) -> genai.Client:
         return genai.Client(api_key=gateway.key, http_options=types.HttpOptions(base_url=gateway.url))
 
     async def aclose(self) -> None:
@@ -103,7 +102,7 @@ def seen_in(chunks: list[types.GenerateContentResponse]) -> Seen:
 class GeminiOnVertex(Gemini):
     name = "google-genai (Vertex)"
 
-    def connected(self, gateway: House) -> genai.Client:
+    def connected(self, gateway: Door) -> genai.Client:
         token = Credentials(token=gateway.key)  # type: ignore[no-untyped-call]
         return genai.Client(
             vertexai=True,

@@ -11,8 +11,19 @@ import cerebras.cloud.sdk as cerebras
 import groq
 import openai
 
-from tests.e2e.harness import House
-from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, NotOffered, Seen, arguments_of
+from tests.matrix.asks import (
+    ANSWER_SCHEMA,
+    PNG,
+    TOOL,
+    TOOL_SCHEMA,
+    Ask,
+    Call,
+    Client,
+    Door,
+    NotOffered,
+    Seen,
+    arguments_of,
+)
 
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 FUNCTION = {"name": TOOL, "description": "tells the weather", "parameters": TOOL_SCHEMA}
@@ -25,11 +36,11 @@ class Chat(Client):
     package = "openai"
     usage_please: ClassVar[dict[str, Any]] = {"stream_options": {"include_usage": True}}
 
-    def __init__(self, gateway: House) -> None:
+    def __init__(self, gateway: Door) -> None:
         super().__init__(gateway)
         self.sdk = self.connected(gateway)
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return openai.AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0)
 
     async def aclose(self) -> None:
@@ -139,7 +150,7 @@ class AzureChat(Chat):
 
     name = "openai chat (Azure)"
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return openai.AsyncAzureOpenAI(
             azure_endpoint=gateway.url, api_key=gateway.key, api_version="2024-10-21", max_retries=0
         )
@@ -150,7 +161,7 @@ class GroqChat(Chat):
     package = "groq"
     usage_please: ClassVar[dict[str, Any]] = {"extra_body": {"stream_options": {"include_usage": True}}}
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return groq.AsyncGroq(base_url=gateway.url, api_key=gateway.key, max_retries=0)
 
 
@@ -162,7 +173,7 @@ class CerebrasChat(Chat):
         "SDK then hands chunks over as dictionaries. Here they are read as such."
     )
 
-    def connected(self, gateway: House) -> Any:
+    def connected(self, gateway: Door) -> Any:
         return cerebras.AsyncCerebras(
             base_url=gateway.url, api_key=gateway.key, max_retries=0, warm_tcp_connection=False
         )

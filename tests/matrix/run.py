@@ -49,6 +49,7 @@ COLUMNS: Mapping[str, str] = {
     "cerebras": "cerebras/echo-1",
     "vLLM": "openai_like/echo-1",
     "local": "local/echo-1",
+    "cohere": "cohere/command-a",
     "sagemaker": "sagemaker/echo-1",
     "sagemaker framed": "sagemaker_invocations/echo-1",
     "anthropic": f"anthropic/{CLAUDE}",
