@@ -16,7 +16,7 @@ from local_backend.kernels.reference import ReferenceOps
 from local_backend.layers.linear import Linears
 from local_backend.memory import CachePlan, free_host_memory, plan_cache, return_freed_memory
 from local_backend.model_config import ModelConfig, read_model_config
-from local_backend.models.llama import Llama
+from local_backend.models import build
 from local_backend.quantization.neutral import SCHEMES, Scheme
 from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear
 from local_backend.sampler import Sampled, sample
@@ -63,7 +63,7 @@ class ModelRunner:
                 scheme=pick_scheme(settings.quantization, self.device),
                 widened=settings.quantization == "none",
             )
-            self.model = Llama(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
+            self.model = build(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
             weights.close()
             return_freed_memory()
             kv_dtype = pick_kv_dtype(settings.kv_dtype, self.dtype)

@@ -137,8 +137,8 @@ async def test_a_demanded_call_streams_its_answer_is_heard_and_a_schema_is_kept(
         ) as stream:
             asked = (await stream.get_final_completion()).choices[0]
         assert asked.finish_reason == "tool_calls"
-        (call,) = asked.message.tool_calls or [None]
-        assert call is not None
+        assert asked.message.tool_calls is not None
+        (call,) = asked.message.tool_calls
         arguments = json.loads(call.function.arguments)
         assert arguments.keys() == {"city", "unit"}
         assert arguments["unit"] in ("celsius", "fahrenheit")

@@ -85,8 +85,8 @@ async def test_a_demanded_call_meets_its_schema_streamed_or_not(
         assert call.function.name == "get_weather"
     async with client.chat.completions.stream(**asked) as stream:
         streamed = (await stream.get_final_completion()).choices[0]
-    (again,) = streamed.message.tool_calls or [None]
-    assert again is not None
+    assert streamed.message.tool_calls is not None
+    (again,) = streamed.message.tool_calls
     assert (again.function.name, again.function.arguments) == (call.function.name, call.function.arguments)
     assert streamed.finish_reason == "tool_calls"
 
