@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from local_backend.config import Settings, default_data_dir
+from local_backend.config import Settings
 from local_backend.errors import ModelUnavailable
 from local_backend.kernels import ops_for
 from local_backend.kernels.cache import AttentionBatch, KVCache
@@ -45,7 +45,8 @@ class ModelRunner:
         self.ops = ops_for(
             self.device,
             self.dtype,
-            cache_dir=kernel_cache(settings),
+            # The data folder is the user's own: nobody else can put code there.
+            cache_dir=Path(settings.data) / "kernels",
             fused=settings.kernels == "auto",
             invariant=settings.batch_invariant,
         )
@@ -177,11 +178,6 @@ def dtype_name(wanted: str, stored: str | None, half_weights: bool, dtype: torch
     if stored is not None and wanted == "auto":
         return f"{stored} weights"
     return "float16 weights" if half_weights else str(dtype).removeprefix("torch.")
-
-
-def kernel_cache(settings: Settings) -> Path:
-    """Where compiled kernels stay; the data folder is the user's own, so nobody else can put code there."""
-    return (Path(settings.data) if settings.data != "-" else default_data_dir()) / "kernels"
 
 
 def free_memory(device: torch.device) -> int:

@@ -29,10 +29,4 @@ def ops_for(
             return CpuOps(cache_dir, invariant=invariant)
         except NoCompiler as error:
             log.warning("no fused CPU kernels, steps take up to twice as long: %s", error)
-    if device.type == "cuda":
-        from local_backend.kernels.triton_ops import TritonOps, available
-
-        if available():
-            return TritonOps()
-        log.warning("no fused CUDA kernels: triton cannot be imported; torch's own operations are used")
     return ReferenceOps()

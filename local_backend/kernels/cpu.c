@@ -9,10 +9,18 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
-typedef int32_t int_lanes __attribute__((vector_size(64), aligned(4)));
+typedef int8_t signed_bytes __attribute__((vector_size(16), aligned(1)));
 enum { LANES = 16 };
+#if defined(__AVX512F__)
+enum { TILE_ROWS = 4, TILE_OUTS = 4 }; /* sums that stay in registers */
+#else
+enum { TILE_ROWS = 2, TILE_OUTS = 2 };
+#endif
 enum { F32 = 0, BF16 = 1, INT8 = 2 }; /* forms of the KV cache */
 enum { PARALLEL_FROM = 1 << 16 };      /* multiply-adds below which waking a thread costs more than it saves */
 
@@ -37,26 +45,6 @@ static inline float dot(const float *a, const float *b, int n) {
   float sum = total(even + odd);
   for (; i < n; i++) sum += a[i] * b[i];
   return sum;
-}
-
-/* Four rows of x at once: each weight is loaded once for all, each row's sum runs exactly as `dot` runs it. */
-static inline void dot4(float *out, size_t step, const float *x, size_t stride, const float *w, int n) {
-  lanes even[4] = {{0}}, odd[4] = {{0}};
-  int i = 0;
-  for (; i + 2 * LANES <= n; i += 2 * LANES) {
-    lanes a = load(w + i), b = load(w + i + LANES);
-    for (int r = 0; r < 4; r++) {
-      even[r] += load(x + r * stride + i) * a;
-      odd[r] += load(x + r * stride + i + LANES) * b;
-    }
-  }
-  for (; i + LANES <= n; i += LANES)
-    for (int r = 0; r < 4; r++) even[r] += load(x + r * stride + i) * load(w + i);
-  for (int r = 0; r < 4; r++) {
-    float sum = total(even[r] + odd[r]);
-    for (int j = i; j < n; j++) sum += x[r * stride + j] * w[j];
-    out[r * step] = sum;
-  }
 }
 
 /* e**x to 2e-7 relative: 2**n * e**r, |r| <= ln 2 / 2 (Cephes expf polynomial). */
@@ -264,27 +252,82 @@ void quantize_rows(int8_t *codes, float *scale, const float *x, int rows, int n)
   }
 }
 
+/* 16 numbers of a narrow type as floats. gcc 12 takes __builtin_convertvector apart lane by lane: hence intrinsics. */
+static inline lanes from_halves(const void *p) {
+  lanes wide;
+#if defined(__AVX512F__)
+  wide = (lanes)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif defined(__F16C__) && defined(__AVX2__)
+  __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(p)), high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1));
+  memcpy(&wide, &low, 32);
+  memcpy((char *)&wide + 32, &high, 32);
+#else
+  for (int i = 0; i < LANES; i++) wide[i] = half_to_float(((const uint16_t *)p)[i]);
+#endif
+  return wide;
+}
+
+static inline lanes from_bytes(signed_bytes codes) {
+  lanes wide;
+#if defined(__AVX512F__)
+  wide = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+#elif defined(__AVX2__)
+  __m128i all = (__m128i)codes;
+  __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
+  __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
+  memcpy(&wide, &low, 32);
+  memcpy((char *)&wide + 32, &high, 32);
+#else
+  for (int i = 0; i < LANES; i++) wide[i] = (float)codes[i];
+#endif
+  return wide;
+}
+
 /* One row of weights as floats: scale * (code - zero) in groups of inputs; bits 16 is float16 itself. */
 static inline void decode_row(float *to, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero, int bits,
                               int group, int n) {
   if (bits == 16) {
-    const uint16_t *half = (const uint16_t *)codes;
-    for (int i = 0; i < n; i++) to[i] = half_to_float(half[i]);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) *(lanes *)(to + i) = from_halves(codes + 2 * i);
+    for (; i < n; i++) to[i] = half_to_float(((const uint16_t *)codes)[i]);
     return;
   }
   for (int at = 0, g = 0; at < n; at += group, g++) {
     float s = half_to_float(scale[g]), shift = zero ? -half_to_float(zero[g]) * s : 0.0f;
     if (bits == 8) {
       const int8_t *c = (const int8_t *)codes + at;
-      for (int i = 0; i < group; i++) to[at + i] = (float)c[i] * s + shift;
+      int i = 0;
+      for (; i + LANES <= group; i += LANES) {
+        signed_bytes some;
+        memcpy(&some, c + i, sizeof some);
+        *(lanes *)(to + at + i) = from_bytes(some) * s + shift;
+      }
+      for (; i < group; i++) to[at + i] = (float)c[i] * s + shift;
     } else {
-      for (int run = at; run < at + group; run += 32) { /* 16 bytes: low halves first, then high ones */
-        const uint8_t *c = codes + run / 2;
-        for (int i = 0; i < 16; i++) to[run + i] = (float)(c[i] & 15) * s + shift;
-        for (int i = 0; i < 16; i++) to[run + 16 + i] = (float)(c[i] >> 4) * s + shift;
+      for (int run = at; run < at + group; run += 2 * LANES) { /* 16 bytes: low halves first, then high ones */
+        signed_bytes pairs;
+        memcpy(&pairs, codes + run / 2, sizeof pairs);
+        *(lanes *)(to + run) = from_bytes(pairs & 15) * s + shift;
+        *(lanes *)(to + run + LANES) = from_bytes((pairs >> 4) & 15) * s + shift;
       }
     }
   }
+}
+
+/* A tile of products: every sum is one chain over n in steps of LANES, so the tile's size cannot change a result. */
+static inline __attribute__((always_inline)) void tile(float *y, size_t step, const float *x, const float *weights,
+                                                       int rows, int outs, int n) {
+  lanes sums[TILE_ROWS][TILE_OUTS] = {{{0}}};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int t = 0; t < rows; t++)
+      for (int o = 0; o < outs; o++) sums[t][o] += load(x + (size_t)t * n + i) * load(weights + (size_t)o * n + i);
+  for (int t = 0; t < rows; t++)
+    for (int o = 0; o < outs; o++) {
+      float sum = total(sums[t][o]);
+      for (int j = i; j < n; j++) sum += x[(size_t)t * n + j] * weights[(size_t)o * n + j];
+      y[t * step + o] = sum;
+    }
 }
 
 /* Weights (outs, n) as floats. */
@@ -305,17 +348,27 @@ void weight_only(float *y, const float *x, const uint8_t *codes, const uint16_t 
   size_t bytes = (size_t)n * bits / 8;
 #pragma omp parallel if ((long)rows * outs * n > PARALLEL_FROM)
   {
-    float *weight = malloc((size_t)n * sizeof(float));
+    float *weights = aligned_alloc(64, (((size_t)TILE_OUTS * n * sizeof(float)) | 63) + 1);
 #pragma omp for schedule(static)
-    for (int o = 0; o < outs; o++) {
-      decode_row(weight, codes + (size_t)o * bytes, scale + (size_t)o * groups,
-                 zero ? zero + (size_t)o * groups : NULL, bits, group, n);
-      float plus = bias ? bias[o] : 0.0f;
+    for (int o = 0; o < outs; o += TILE_OUTS) {
+      int few = outs - o < TILE_OUTS ? outs - o : TILE_OUTS;
+      for (int k = 0; k < few; k++)
+        decode_row(weights + (size_t)k * n, codes + (size_t)(o + k) * bytes, scale + (size_t)(o + k) * groups,
+                   zero ? zero + (size_t)(o + k) * groups : NULL, bits, group, n);
+      float *at = y + o;
       int t = 0;
-      for (; t + 4 <= rows; t += 4) dot4(y + (size_t)t * outs + o, outs, x + (size_t)t * n, n, weight, n);
-      for (; t < rows; t++) y[(size_t)t * outs + o] = dot(x + (size_t)t * n, weight, n);
-      for (t = 0; plus != 0.0f && t < rows; t++) y[(size_t)t * outs + o] += plus;
+      if (few == TILE_OUTS) {
+        for (; t + TILE_ROWS <= rows; t += TILE_ROWS)
+          tile(at + (size_t)t * outs, outs, x + (size_t)t * n, weights, TILE_ROWS, TILE_OUTS, n);
+        for (; t < rows; t++) tile(at + (size_t)t * outs, outs, x + (size_t)t * n, weights, 1, TILE_OUTS, n);
+      } else {
+        for (int k = 0; k < few; k++)
+          for (t = 0; t < rows; t++)
+            tile(at + (size_t)t * outs + k, outs, x + (size_t)t * n, weights + (size_t)k * n, 1, 1, n);
+      }
+      for (t = 0; bias && t < rows; t++)
+        for (int k = 0; k < few; k++) at[(size_t)t * outs + k] += bias[o + k];
     }
-    free(weight);
+    free(weights);
   }
 }

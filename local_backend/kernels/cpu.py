@@ -25,7 +25,16 @@ from local_backend.kernels.reference import ReferenceOps
 SOURCE = Path(__file__).with_name("cpu.c")
 # Sums are vectorised by hand in one fixed order, so nothing here may let the compiler reorder them: no -ffast-math,
 # which with gcc before 13 would also make the whole process flush denormals.
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-Wno-psabi",
+)
 FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -63,14 +72,14 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 def library(cache_dir: Path | None) -> ctypes.CDLL:
     """The compiled kernels, from `cache_dir` if they are there already. Raises NoCompiler."""
-    return _library(cache_dir)
-
-
-@once
-def _library(cache_dir: Path | None) -> ctypes.CDLL:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoCompiler("there is no C compiler (cc, gcc or clang) on the path")
+    return _library(compiler, cache_dir)
+
+
+@once
+def _library(compiler: str, cache_dir: Path | None) -> ctypes.CDLL:
     if cache_dir is None:
         with tempfile.TemporaryDirectory() as folder:
             return _load(_compile(compiler, Path(folder) / "cpu.so"))

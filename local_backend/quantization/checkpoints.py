@@ -7,6 +7,7 @@ cards (weight_scale_inv by blocks of 128 x 128), vLLM fp8.py (weight_scale).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,9 +117,9 @@ def _compressed(config: dict[str, Any]) -> Callable[[Get, int, int], QuantizedWe
             return _from_unsigned(codes, scale, zero, bits, ins // groups, None)
         if weight is not None and weight.dtype in (torch.int8, torch.float8_e4m3fn):
             scale = _spread(_present(get, "weight_scale"), outs)
-            zero = get("weight_zero_point")
-            zero = None if zero is None or not zero.any() else _spread(zero, outs)
-            return QuantizedWeight(weight, scale, zero, ins // scale.shape[1], activations=activations)
+            offset = get("weight_zero_point")
+            zeros = None if offset is None or not offset.any() else _spread(offset, outs)
+            return QuantizedWeight(weight, scale, zeros, ins // scale.shape[1], activations=activations)
         return None
 
     return read
@@ -135,8 +136,8 @@ def _fp8(get: Get, outs: int, ins: int) -> QuantizedWeight | None:
         scale = blocks.float().repeat_interleave(high, dim=0)[:outs]
         if ins % wide == 0:
             return QuantizedWeight(weight, scale, None, wide, activations=True)
-        # A ragged end has no place in equal groups: as many groups as the common divisor allows.
-        fine = wide & -wide & (ins & -ins)
+        # A ragged end has no place in equal groups: so the groups become smaller.
+        fine = math.gcd(wide, ins)
         return QuantizedWeight(weight, scale.repeat_interleave(wide // fine, dim=1)[:, : ins // fine], None, fine)
     return QuantizedWeight(weight, _spread(_present(get, "weight_scale"), outs), None, ins, activations=True)
 
@@ -152,7 +153,7 @@ def _neutral(get: Get, outs: int, ins: int) -> QuantizedWeight | None:
 def unpack_words(words: torch.Tensor, bits: int, rows: int, count: int) -> torch.Tensor:
     """int32 words (rows, words) -> unsigned codes (rows, count), lowest bits first."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    codes = (words.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)
+    codes: torch.Tensor = (words.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)
     return codes.reshape(words.shape[0], -1)[:rows, :count]
 
 

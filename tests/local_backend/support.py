@@ -83,7 +83,7 @@ def make_byte_tokenizer(folder: Path) -> None:
 
 def settings(**changes: Any) -> Settings:
     """Settings of an engine that runs inside a test."""
-    values: dict[str, Any] = {"model": "-", "data": "-", "device": "cpu", "dtype": "float32"}
+    values: dict[str, Any] = {"model": "-", "data": str(cache_dir()), "device": "cpu", "dtype": "float32"}
     return Settings(**(values | {"kv_cache_bytes": 64 * 2**20} | changes))
 
 

@@ -1,0 +1,212 @@
+"""Fused kernels against the plain forms over many shapes; quantized products against float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from local_backend.kernels import ops_for
+from local_backend.kernels.cache import AttentionBatch, KVCache
+from local_backend.kernels.cpu import CpuOps, NoCompiler, library
+from local_backend.kernels.reference import ReferenceOps
+from local_backend.messages import Sampling
+from local_backend.quantization.neutral import SCHEMES, QuantizedWeight, Scheme, pack4, quantize, unpack4
+from local_backend.quantization.run import (
+    CpuForms,
+    HalfWeightLinear,
+    Int8Linear,
+    SevenBitLinear,
+    WeightOnlyLinear,
+)
+from local_backend.scheduler import Chunk
+from local_backend.sequence import Sequence
+from tests.local_backend.support import cache_dir
+
+CPU = torch.device("cpu")
+PLAIN = ReferenceOps()
+SHAPES = [  # heads, kv heads, head dim, turned half
+    (4, 2, 16, 8),
+    (6, 6, 8, 4),
+    (8, 1, 64, 32),
+    (3, 3, 40, 20),
+    (4, 2, 32, 8),
+]
+
+
+@pytest.fixture(scope="module")
+def fused() -> CpuOps:
+    return CpuOps(cache_dir() / "kernels")
+
+
+def step(block_size: int, chunks: list[tuple[int, int]]) -> AttentionBatch:
+    """Chunks (start, count) of sequences whose blocks lie scattered; single tokens must come first."""
+    made = []
+    next_block = 40
+    for index, (start, count) in enumerate(chunks):
+        seq = Sequence(index, [5] * (start + count), Sampling(max_tokens=1))
+        blocks = -(-(start + count) // block_size)
+        seq.block_table = list(range(next_block - blocks, next_block))
+        next_block -= blocks
+        made.append(Chunk(seq, start, count))
+    return AttentionBatch(made, block_size, CPU, torch.float32)
+
+
+def filled_cache(dtype: torch.dtype, block_size: int, kv_heads: int, dim: int, seed: int) -> KVCache:
+    cache = KVCache(2, 41, block_size, kv_heads, dim, dtype, CPU)
+    torch.manual_seed(seed)
+    everywhere = torch.arange(41 * block_size)
+    for layer in range(2):
+        cache.store(layer, everywhere, *torch.randn(2, len(everywhere), kv_heads, dim))
+    return cache
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (3, 48), (7, 576), (200, 1000)])
+def test_norms_and_gate_equal_the_plain_forms(fused: CpuOps, rows: int, width: int) -> None:
+    torch.manual_seed(rows)
+    x, delta, weight = torch.randn(rows, width) * 3, torch.randn(rows, width), torch.rand(width) + 0.5
+    torch.testing.assert_close(fused.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
+    wanted = PLAIN.add_rms_norm(x.clone(), delta, weight, 1e-5)
+    for got, want in zip(fused.add_rms_norm(x.clone(), delta, weight, 1e-5), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    gates = torch.cat((torch.randn(rows, width) * 20, torch.randn(rows, width)), dim=1)
+    torch.testing.assert_close(fused.silu_mul(gates), PLAIN.silu_mul(gates), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"softcap": 3.0}, {"window": 7, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("chunks", [[(0, 1)], [(3, 1), (16, 1), (40, 1)], [(9, 1), (0, 12), (20, 9)]], ids=str)
+def test_rope_store_and_attention_equal_the_plain_forms(
+    fused: CpuOps, shape: tuple[int, int, int, int], chunks: list[tuple[int, int]], options: dict[str, Any]
+) -> None:
+    heads, kv_heads, dim, half = shape
+    caches = [filled_cache(torch.float32, 4, kv_heads, dim, seed=1) for _ in range(3)]
+    tokens = sum(count for _, count in chunks)
+    torch.manual_seed(2)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim)
+    angle = torch.rand(tokens, 1, half) * 6
+    outs = []
+    for ops, cache in zip((PLAIN, fused, CpuOps(cache_dir() / "kernels", invariant=True)), caches, strict=True):
+        batch = step(4, chunks)
+        turned = ops.rope_store(qkv.clone(), kv_heads, angle.cos(), angle.sin(), cache, 1, batch)
+        outs.append(ops.attend(turned, kv_heads, cache, 1, batch, scale=dim**-0.5, **options))
+        torch.testing.assert_close(cache.keys, caches[0].keys)
+        torch.testing.assert_close(cache.values, caches[0].values)
+    torch.testing.assert_close(outs[1], outs[0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(outs[2], outs[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [(torch.bfloat16, 0.02), (torch.int8, 0.02), (torch.float8_e4m3fn, 0.12)])
+def test_narrow_caches_lose_little_and_the_fused_form_reads_them_alike(
+    fused: CpuOps, dtype: torch.dtype, loss: float
+) -> None:
+    heads, kv_heads, dim = 8, 2, 32
+    chunks = [(3, 1), (30, 1), (8, 5)]
+    torch.manual_seed(3)
+    qkv = torch.randn(7, heads + 2 * kv_heads, dim)
+    angle = torch.rand(7, 1, dim // 2)
+    outs = []
+    for ops, kind in ((PLAIN, torch.float32), (PLAIN, dtype), (fused, dtype)):
+        cache = filled_cache(kind, 4, kv_heads, dim, seed=5)
+        batch = step(4, chunks)
+        turned = ops.rope_store(qkv.clone(), kv_heads, angle.cos(), angle.sin(), cache, 0, batch)
+        outs.append(ops.attend(turned, kv_heads, cache, 0, batch, scale=dim**-0.5))
+    torch.testing.assert_close(outs[2], outs[1], atol=2e-3, rtol=2e-3)
+    assert 0 < (outs[1] - outs[0]).norm() / outs[0].norm() < loss
+
+
+def test_a_nan_stays_in_its_row(fused: CpuOps) -> None:
+    x = torch.randn(3, 64)
+    x[1, 7] = float("nan")
+    form = CpuForms(torch.float32, fused, half_weights=True).make(quantize(torch.randn(32, 64), SCHEMES["int8"]), None)
+    for out in (fused.rms_norm(x, torch.ones(64), 1e-5), fused.silu_mul(x), form(x)):
+        assert not out[1].isfinite().all()
+        assert out[0].isfinite().all()
+        assert out[2].isfinite().all()
+
+
+def test_without_a_compiler_the_plain_forms_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoCompiler, match="no C compiler"):
+        library(tmp_path)
+    assert type(ops_for(CPU, torch.float32, cache_dir=tmp_path)) is ReferenceOps
+
+
+# ---- quantized products ----
+
+MATRICES = [(48, 32), (96, 64), (257, 160), (64, 1024), (5, 320)]
+
+
+def reference_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return (x.double() @ weight.double().t()).float()
+
+
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda s: s.name)
+def test_rounding_stays_within_half_a_step(scheme: Scheme, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    weight[0] = 0.0
+    packed = quantize(weight, scheme)
+    assert packed.shape == shape
+    step_size = packed.scale.float().repeat_interleave(packed.group, dim=1)
+    bound = 0.51 if scheme.name != "fp8" else 16.5  # e4m3 steps by 32 at its top, 448
+    assert ((packed.dequantize() - weight).abs() <= bound * step_size + 1e-6).all()
+    assert (packed.dequantize()[0] == 0).all()
+
+
+def test_four_bit_codes_survive_packing() -> None:
+    codes = torch.randint(0, 16, (7, 96), dtype=torch.uint8)
+    assert torch.equal(unpack4(pack4(codes)), codes)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 40])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize("scheme", ["int8wo", "int4wo", "float16"])
+def test_weight_only_products_are_those_of_the_dequantized_matrix(
+    fused: CpuOps, scheme: Any, shape: tuple[int, int], rows: int
+) -> None:
+    torch.manual_seed(rows)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
+    packed = weight.half() if scheme == "float16" else quantize(weight, SCHEMES[scheme])
+    plain = packed.float() if isinstance(packed, torch.Tensor) else packed.dequantize()
+    for invariant in (False, True):
+        out = WeightOnlyLinear(packed, bias, fused, invariant=invariant)(x)
+        torch.testing.assert_close(out, reference_product(plain, x) + bias, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 33, 130])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize("form", ["int8", "seven bits"])
+def test_int8_products_err_by_rounding_alone(fused: CpuOps, form: str, shape: tuple[int, int], rows: int) -> None:
+    torch.manual_seed(rows)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
+    packed = quantize(weight, SCHEMES["int8"])
+    if form == "int8" and not Int8Linear.available(fused):
+        pytest.skip("NO VNNI HERE: int8 products run in their 7-bit form, tested beside this")
+    linear = Int8Linear(packed, bias, fused) if form == "int8" else SevenBitLinear(packed, bias)
+    x[0] *= 1000  # one user's outliers
+    got, want = linear(x), reference_product(packed.dequantize(), x) + bias
+    error = (got - want).norm(dim=1) / want.norm(dim=1)
+    assert error.max() < (0.03 if form == "int8" else 0.06)
+    for row in range(rows):  # alone, in any company: the same to the bit
+        assert torch.equal(linear(x[row : row + 1])[0], got[row])
+
+
+def test_float8_rows_run_as_float16_numbers_times_their_scale(fused: CpuOps) -> None:
+    weight, x = torch.randn(96, 64), torch.randn(5, 64)
+    packed = quantize(weight, SCHEMES["fp8"])
+    linear = CpuForms(torch.float32, fused, half_weights=True).make(packed, None)
+    assert isinstance(linear, HalfWeightLinear)
+    torch.testing.assert_close(linear(x), reference_product(packed.dequantize(), x), atol=1e-2, rtol=1e-3)
+
+
+def test_inputs_that_were_sorted_are_put_in_order_first(fused: CpuOps) -> None:
+    order = torch.randperm(64)
+    packed = quantize(torch.randn(32, 64), SCHEMES["int4wo"])
+    packed = QuantizedWeight(packed.codes, packed.scale, packed.zero, packed.group, order)
+    x = torch.randn(3, 64)
+    out = WeightOnlyLinear(packed, None, fused, invariant=False)(x)
+    torch.testing.assert_close(out, reference_product(packed.dequantize(), x), atol=2e-3, rtol=1e-3)
