@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import sums
 from billing.accounts import Scope
-from billing.db import add_up, wide_sum
-from billing.schema import usage_records
+from billing.db import add_up, wide_sum, wide_sum_kept
+from billing.rollups import NS_PER_HOUR
+from billing.schema import usage_hours, usage_records, usage_sealed
 from billing.sums import FOR_EVER_NS, NS_PER_DAY, Span, Totals
 
 _SCOPE: Final = {
@@ -63,16 +64,27 @@ async def spent_by(
     db: AsyncConnection, scope: Scope, scope_ids: Sequence[str], *, since_ns: int = 0, until_ns: int | None = None
 ) -> dict[str, int]:
     """`spent` of several of one kind in one query; who has not spent is there with 0."""
-    # From the rows themselves, by their index: budgets do not depend on the roll-ups.
-    table = usage_records.c
+    # From the rows themselves, by their index: budgets do not depend on the roll-ups. But for days whose rows are gone.
+    table, hours, pruned = usage_records.c, usage_hours.c, usage_sealed
+    last = (await db.execute(select(func.max(pruned.c.day)).where(pruned.c.pruned.is_(True)))).scalar_one_or_none()
+    kept_ns = 0 if last is None else (last + 1) * NS_PER_DAY
+    found = dict.fromkeys(scope_ids, 0)
+    if since_ns < kept_ns:
+        until_hour = min(kept_ns, FOR_EVER_NS if until_ns is None else until_ns) // NS_PER_HOUR
+        column = hours[_SCOPE[scope]]
+        query = select(column, *wide_sum_kept(hours.charge_usd, hours.charge_rest_pusd)).group_by(column)
+        query = query.where(column.in_(scope_ids), hours.hour >= -(-since_ns // NS_PER_HOUR), hours.hour < until_hour)
+        for name, *parts in await db.execute(query):
+            found[name] += add_up(*parts)
     column = table[_SCOPE[scope]]
     # What waits for a price counts as what was held for it: nobody gets more than their budget by being unpriced.
     query = select(column, *wide_sum(func.coalesce(table.charge_pusd, table.hold_pusd))).group_by(column)
-    query = query.where(column.in_(scope_ids), table.at_ns >= since_ns)
+    query = query.where(column.in_(scope_ids), table.at_ns >= max(since_ns, kept_ns))
     if until_ns is not None:
         query = query.where(table.at_ns < until_ns)
-    found = {name: add_up(*parts) for name, *parts in await db.execute(query)}
-    return {scope_id: found.get(scope_id, 0) for scope_id in scope_ids}
+    for name, *parts in await db.execute(query):
+        found[name] += add_up(*parts)
+    return found
 
 
 async def usage_by(
@@ -82,7 +94,7 @@ async def usage_by(
     span = Span(since_ns, FOR_EVER_NS if until_ns is None else until_ns)
     found: list[tuple[str, Totals]]
     if dimension is Dimension.DAY:
-        found = [(_day(step), line) for step, _, line in await sums.series(db, None, NS_PER_DAY, span, {})]
+        found = [(day_name(step), line) for step, _, line in await sums.series(db, None, NS_PER_DAY, span, {})]
     else:
         by = sums.Dimension(dimension.value)
         found = sorted(((name or "", line) for name, line in await sums.groups(db, by, span, {})), key=itemgetter(0))
@@ -101,5 +113,6 @@ async def usage_by(
     ]
 
 
-def _day(number: int) -> str:
+def day_name(number: int) -> str:
+    """A day since 1970 as 2026-11-23."""
     return (datetime.date(1970, 1, 1) + datetime.timedelta(days=number)).isoformat()

@@ -19,7 +19,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing import journal, ledger, rollups, schema
+from billing import exports, journal, ledger, rollups, schema
 from billing.db import reading, writing
 from billing.errors import UnknownPrice
 from billing.money import MAX_AMOUNT_PUSD
@@ -60,14 +60,17 @@ class Worker:
         prices: PriceBook,
         *,
         orphans: OrphanPolicy = OrphanPolicy.WHOLE_ESTIMATE,
+        exports: Sequence[str] = (),
         idle_s: float = 0.2,
         retry_s: float = 5.0,
     ) -> None:
+        """exports: names of the queues of billing.exports that each row goes into."""
         self._directory = journal_dir
         self._engine = engine
         self._prices = prices
         self._late_prices: dict[str, PriceSheet] = {}
         self._orphans = orphans
+        self._exports = exports
         self._idle_s = idle_s
         self._retry_s = retry_s
         self.shipped = 0  # For metrics, as are the next two.
@@ -217,6 +220,7 @@ class Worker:
         if rows:
             await db.execute(insert(table), rows)
             await rollups.add(db, rows)
+            await exports.enqueue(db, self._exports, rows)
             await ledger.post_new(db, transfers)
         return len(rows)
 

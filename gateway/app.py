@@ -96,6 +96,7 @@ class Gateway:
                 engine,
                 offer.prices,
                 orphans=OrphanPolicy(settings.admission.orphans),
+                exports=tuple(settings.exports),
             )
             await worker.recover()
             stop = asyncio.Event()

@@ -6,14 +6,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.archive import retain
 from billing.chores import Chore
 from billing.days import seal_due
 from billing.db import writing
 from billing.payments import expire_grants
 from gateway.alerting import Messenger, evaluate_and_deliver
 from gateway.config import Settings
+from gateway.exporting import export
+from gateway.till import ExportSettings
 
 POOL_SIZE = 2
 """Chores have connections of their own: a long one keeps nobody's request waiting for a free one."""
@@ -22,7 +26,7 @@ POOL_SIZE = 2
 @asynccontextmanager
 async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[list[Chore]]:
     """What they need is closed with the context: end what runs them before."""
-    messenger = Messenger(settings)
+    messenger, http = Messenger(settings), httpx.AsyncClient(follow_redirects=False)
 
     async def seal(now_ns: int) -> int:
         return await seal_due(engine, now_ns=now_ns)
@@ -34,11 +38,26 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
     async def tell(_: int) -> int:
         return await evaluate_and_deliver(engine, messenger, time.time_ns)
 
+    async def keep(now_ns: int) -> int:
+        kept = settings.retention
+        if kept.days is None:
+            return 0
+        return await retain(engine, days=kept.days, now_ns=now_ns, archive=kept.archive, form=kept.archive_form)
+
+    def exporter(name: str, export_to: ExportSettings) -> Chore:
+        async def tell_service(_: int) -> int:
+            return await export(engine, http, name, export_to, time.time_ns)
+
+        return Chore(f"export {name}"[:64], 10, tell_service)
+
     try:
         yield [
             Chore("seal days", 600, seal, lease_s=3600),
             Chore("expire grants", 60, expire),
             Chore("alerts", 30, tell),
+            *([Chore("retention", 3600, keep, lease_s=4 * 3600)] if settings.retention.days is not None else []),
+            *(exporter(name, export_to) for name, export_to in settings.exports.items()),
         ]
     finally:
         await messenger.aclose()
+        await http.aclose()

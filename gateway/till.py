@@ -43,6 +43,8 @@ class ExportSettings(Section, frozen=True):
     """Where events go, if not to the service itself."""
     meter: str = "llm_usage"
     """Type, code or event name that the service knows them by."""
+    value: Literal["tokens", "charge_microusd"] = "tokens"
+    """What a Stripe meter adds up. The others get everything that is known of a request."""
     customers: dict[str, str] = field(default_factory=dict)
     """What the service calls an organisation, if not by our id: organisation -> customer or subscription."""
 
@@ -51,4 +53,6 @@ class RetentionSettings(Section, frozen=True):
     days: Annotated[int, Meta(ge=2, le=36_500)] | None = None
     """How long single requests are kept. None: for ever. Hours, days, ledger and invoices stay in any case."""
     archive: Path | None = None
-    """A folder that each day is written to, as CSV, before its rows go."""
+    """A folder that each day is written to, one file a day, before its rows go."""
+    archive_form: Literal["csv", "parquet"] = "csv"
+    """Parquet needs the extra: pip install 'farebox[parquet]'."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "invoice": "What an organisation owes for a month, as text, CSV or PDF.",
     "topup": "Money paid in, and credit granted.",
     "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
+    "export": "Requests as files, and what metering services have not heard of.",
     "reconcile": "Compare with what a provider says it counted and charged.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",

@@ -48,7 +48,11 @@ async def _run(once: bool, common: Common) -> int:
         async with reading(engine) as db:
             prices = await load_prices(db)
         shipper = Worker(
-            settings.data_dir / "journal", engine, prices, orphans=OrphanPolicy(settings.admission.orphans)
+            settings.data_dir / "journal",
+            engine,
+            prices,
+            orphans=OrphanPolicy(settings.admission.orphans),
+            exports=tuple(settings.exports),
         )
         chores = Chores(engine, listed, f"worker-{secrets.token_hex(8)}", time.time_ns)
         if once:
