@@ -31,10 +31,14 @@ from gateway.admin.services import Services
 from gateway.admission import Gate, KeyStore
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.owners import Owner
+from gateway.batches import store as batch_store
+from gateway.batches.api import Batches, Files
+from gateway.batches.runner import Runner
 from gateway.chores import POOL_SIZE, chores_of
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
 from gateway.errors import Unavailable
+from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
 from gateway.observe.health import health_routes
 from gateway.observe.metrics import METRICS
@@ -157,6 +161,8 @@ class Gateway:
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())
             dispatcher.tell_warm = shared.tell
             stack.push_async_callback(_cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
+            kept = batch_store.Store(engine)
+            work = asyncio.Event()
             pipeline = Pipeline(
                 keys,
                 gate,
@@ -168,7 +174,14 @@ class Gateway:
                 Store(engine),
                 dispatcher,
                 settings.server,
+                Files(kept, settings.batches),
+                Batches(kept, work),
             )
+            if settings.batches.parallel:
+                runner = Runner(
+                    kept, settings.batches, pipeline.serve_as, keys.principal_of, as_body, owner(), time.time_ns, work
+                )
+                stack.push_async_callback(_cancel, asyncio.create_task(runner.run(), name="run batches"))
             self.hot = HotPath(
                 pipeline,
                 lambda: offer.catalog,

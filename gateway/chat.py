@@ -47,6 +47,8 @@ class Chat:
             told = self._desk.explain(ask, who, inbound.now_ns)
             headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
             return Reply(200, headers, msgspec.json.encode(told))
+        if inbound.tier is not None:
+            ask = replace(ask, service_tier=inbound.tier)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
-from gateway.sections import Port, Seconds, Section, ServerSettings
+from gateway.sections import BatchSettings, Port, Seconds, Section, ServerSettings
 from gateway.till import AlertSettings, ExportSettings, MailSettings, PaymentSettings, RetentionSettings
 
 CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
@@ -192,6 +192,7 @@ class Settings(Section, frozen=True):
     """Everything the process was told. `repr` shows no secret and no database password."""
 
     server: ServerSettings = ServerSettings()
+    batches: BatchSettings = BatchSettings()
     data_dir: Path = field(default_factory=lambda: Path(".farebox"))
     """Database, journal, embedded servers' files, logs, secrets. Default: .farebox in the current folder."""
     database_url: str = ""
@@ -534,6 +535,7 @@ def _fields_at(dotted: str) -> set[str]:
     """The settings that exist in the section at `dotted`, for the hint after a misspelling."""
     kinds: dict[str, type[Struct]] = {
         "server": ServerSettings,
+        "batches": BatchSettings,
         "local": LocalSettings,
         "timeouts": TimeoutSettings,
         "routing": RoutingSettings,

@@ -30,7 +30,8 @@ class Embedding:
         spoken = dialect_of(inbound)
         request = spoken.decode_request(inbound.body, model=inbound.route.model)
         call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, self._strict)
-        booking = await self._desk.check_in(ask_of(call), who, inbound.now_ns)
+        ask = ask_of(call) if inbound.tier is None else replace(ask_of(call), service_tier=inbound.tier)
+        booking = await self._desk.check_in(ask, who, inbound.now_ns)
         dropped: tuple[str, ...] = ()
 
         async def attempt(leg: Leg) -> tuple[bytes, Usage]:

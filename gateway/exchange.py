@@ -28,6 +28,8 @@ class Inbound(Struct, frozen=True):
     client_ip: str
     request_id: str
     now_ns: int
+    tier: str | None = None
+    """Set by the gateway itself: at whose price it is charged, whatever the body says."""
 
 
 class Reply(Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from billing.journal import Journal
 from gateway.admission import Gate, KeyStore, Principal
+from gateway.batches.api import Batches, Files, Refused
 from gateway.chat import Chat
 from gateway.counting import Counting
 from gateway.desk import Desk
@@ -47,6 +48,8 @@ class Pipeline:
         responses: Store,
         dispatcher: Dispatcher,
         limits: ServerSettings,
+        files: Files,
+        batches: Batches,
     ) -> None:
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
@@ -58,6 +61,9 @@ class Pipeline:
             "rerank": Rerank(self._desk, providers, strict, as_body),
             **dict.fromkeys(openai_media.OPERATIONS, Media(self._desk, providers, as_body)),
             **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses)),
+            **dict.fromkeys(("file_create", "file_list", "file_get", "file_content", "file_delete"), files),
+            **dict.fromkeys(("batch_create", "batch_list", "batch_get", "batch_cancel"), batches),
+            "message_batches": Refused(),
             "embeddings": Embedding(self._desk, providers, strict, as_body),
             "count_tokens": Counting(self._desk, providers, strict),
         }
@@ -65,7 +71,12 @@ class Pipeline:
     async def serve(self, inbound: Inbound) -> Reply:
         """Raises: as `Way.serve`."""
         who = await self.principal(inbound)
-        check_shape(inbound.body, self._limits)
+        return await self.serve_as(inbound, who)
+
+    async def serve_as(self, inbound: Inbound, who: Principal) -> Reply:
+        """For somebody who has been asked already: a line of a batch. Raises: as `Way.serve`."""
+        if inbound.route.operation != "file_create":  # Each of its requests is looked at when it is run.
+            check_shape(inbound.body, self._limits)
         return await self._ways[inbound.route.operation].serve(inbound, who)
 
     async def principal(self, inbound: Inbound) -> Principal:

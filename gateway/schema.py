@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -168,4 +169,78 @@ gateways: Final = Table(
     metadata,
     Column("id", String(64), primary_key=True),  # Its journal's folder and run.
     Column("seen_at_ns", BigInteger, nullable=False),
+)
+
+# What clients uploaded, and what became of it. Kept for a while only; the bytes lie in `file_pieces`.
+files: Final = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), ForeignKey("projects.id"), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    # A project's list, newest first; what is past its time.
+    Index(None, "project_id", "created_at_ns"),
+    Index(None, "expires_at_ns"),
+)
+
+file_pieces: Final = Table(
+    "file_pieces",
+    metadata,
+    # No foreign key: the bytes of an output file are there before the file is.
+    Column("file_id", String(64), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
+batches: Final = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), ForeignKey("projects.id"), nullable=False),
+    Column("key_id", String(64), nullable=False),  # Whose limits and budgets every line is held against.
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("metadata", LargeBinary),  # JSON object, the client's own.
+    Column("errors", LargeBinary),  # JSON array of what was wrong with the file.
+    Column("status", String(16), nullable=False),
+    Column("total", Integer, nullable=False),
+    # While it has lines, these are counted there.
+    Column("completed", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    # Of whoever is closing it.
+    Column("owner", String(200)),
+    Column("lease_until_ns", BigInteger, nullable=False, default=0),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("finalizing_at_ns", BigInteger),
+    Column("cancelling_at_ns", BigInteger),
+    Column("ended_at_ns", BigInteger),
+    # A project's list; what there is to do, oldest first.
+    Index(None, "project_id", "created_at_ns"),
+    Index(None, "status", "created_at_ns"),
+)
+
+# One request of a batch, until the batch has become files.
+batch_lines: Final = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), ForeignKey("batches.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("custom_id", String(512), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("state", String(16), nullable=False, default="waiting"),  # waiting, running, done
+    Column("tries", Integer, nullable=False, default=0),
+    Column("owner", String(200)),
+    Column("lease_until_ns", BigInteger, nullable=False, default=0),
+    Column("not_before_ns", BigInteger, nullable=False, default=0),
+    Column("good", Boolean),
+    Column("result", LargeBinary),  # The line of the output or error file.
+    # Leases that one process renews.
+    Index(None, "state", "owner"),
 )

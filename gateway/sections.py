@@ -75,3 +75,14 @@ class ServerSettings(Section, frozen=True):
     def on_loopback(self) -> bool:
         """Whether only this machine can ask."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+class BatchSettings(Section, frozen=True):
+    """`/v1/batches`, which the gateways themselves run."""
+
+    parallel: Annotated[int, Meta(ge=0, le=1000)] = 8
+    """Lines at once, of each process. 0: this one runs none and leaves them to others."""
+    lease_s: Seconds = 60.0
+    """After so long the lines of a process that died are run by another."""
+    retention_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long files are kept, uploaded ones and outputs."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
-from billing.prices import PriceSheet, variant_of
+from billing.prices import BATCH, PriceSheet, variant_of
 from billing.rating import BY_TOKENS, Counts, charge, priced
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
@@ -120,7 +120,8 @@ class Settlement:
     def _sheet(self, service_tier: str | None) -> tuple[PriceSheet, str]:
         """The price of the tier that the answer came from, where the provider says which, and that tier's variant."""
         asked = self._intent.variant
-        answered = asked if service_tier is None else variant_of(service_tier)
+        # A batch is run by us: it is charged as one, whatever tier of the provider's its lines went to.
+        answered = asked if service_tier is None or asked == BATCH else variant_of(service_tier)
         if answered == asked:
             return self.leg.sheet, asked
         try:

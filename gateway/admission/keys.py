@@ -17,7 +17,7 @@ import hiredis
 import structlog
 from msgspec import Struct
 from redis.asyncio import Redis
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -129,6 +129,17 @@ class KeyStore:
                 raise Forbidden("this API key may not be used from this address", code="address_not_allowed")
         return entry.principal
 
+    async def principal_of(self, key_id: str, now_ms: int) -> Principal:
+        """Of a key that was verified when its work was handed in, as it stands now: for what is done later in its name.
+        Raises: Unauthenticated for a key that is gone by now; SQLAlchemyError."""
+        async with reading(self._engine) as db:
+            entry = await _fetch(db, virtual_keys.c.id == key_id, None, now_ms)
+        if entry is None or entry.revoked:
+            raise Unauthenticated("the API key of this batch has been revoked", code="key_revoked")
+        if entry.expires_ms is not None and entry.expires_ms <= now_ms:
+            raise Unauthenticated("the API key of this batch has expired", code="key_expired")
+        return entry.principal
+
     def _trusted(self, entry: _Entry, now_ms: int) -> bool:
         age_ms = now_ms - entry.read_ms
         confirmed_ms = now_ms - self._confirmed_ms
@@ -195,7 +206,7 @@ class KeyStore:
             for _ in range(3):
                 drops = self._drops
                 async with reading(self._engine) as db:
-                    entry = await _fetch(db, digest, public_id, now_ms)
+                    entry = await _fetch(db, virtual_keys.c.public_id == public_id, digest, now_ms)
                 if drops == self._drops:
                     break
                 # Something changed while we read: perhaps this, so what we have may be what it was before.
@@ -245,19 +256,20 @@ class KeyStore:
                 await asyncio.sleep(_RECONNECT_S)
 
 
-async def _fetch(db: AsyncConnection, digest: bytes, public_id: str, now_ms: int) -> _Entry | None:
+async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes | None, now_ms: int) -> _Entry | None:
+    """digest: of the key that was presented; None where none was."""
     key = virtual_keys.c
     query = (
         select(virtual_keys, organisations.c.credit_limit_pusd)
         .join(organisations, organisations.c.id == key.organisation_id)
-        .where(key.public_id == public_id)
+        .where(which)
     )
     row = (await db.execute(query)).mappings().one_or_none()
-    if row is None or not hmac.compare_digest(row["secret_hash"], digest):
+    if row is None or (digest is not None and not hmac.compare_digest(row["secret_hash"], digest)):
         return None
     principal = Principal(
         key_id=row["id"],
-        public_id=public_id,
+        public_id=row["public_id"],
         name=row["name"],
         organisation_id=row["organisation_id"],
         project_id=row["project_id"],

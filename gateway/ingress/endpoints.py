@@ -30,6 +30,16 @@ Operation = Literal[
     "forget",
     "input_items",
     "cancel",
+    "file_create",
+    "file_list",
+    "file_get",
+    "file_content",
+    "file_delete",
+    "batch_create",
+    "batch_list",
+    "batch_get",
+    "batch_cancel",
+    "message_batches",
     "warming",
 ]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
@@ -108,6 +118,20 @@ _BEDROCK = re.compile(
     r"/model/(?P<model>[^/]+)/(?P<verb>converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
 )
 _STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)(?P<of>/input_items|/cancel)?")
+# Files and batches, by method and which of the path's parts are there.
+_KEPT = re.compile(r"(?:/openai)?/v1/(?P<kind>files|batches)(?:/(?P<id>[^/]+)(?P<of>/content|/cancel)?)?")
+_OF_KEPT: dict[tuple[str, str, bool, str | None], Operation] = {
+    ("POST", "files", False, None): "file_create",
+    ("GET", "files", False, None): "file_list",
+    ("GET", "files", True, None): "file_get",
+    ("GET", "files", True, "/content"): "file_content",
+    ("DELETE", "files", True, None): "file_delete",
+    ("POST", "batches", False, None): "batch_create",
+    ("GET", "batches", False, None): "batch_list",
+    ("GET", "batches", True, None): "batch_get",
+    ("POST", "batches", True, "/cancel"): "batch_cancel",
+}
+_MESSAGE_BATCHES = re.compile(r"(?:/anthropic)?/v1/messages/batches(?:/.*)?")
 # What is done to a stored answer, by method and the rest of its path.
 _OF_STORED: dict[tuple[str, str | None], Operation] = {
     ("GET", None): "retrieve",
@@ -127,6 +151,13 @@ def match(method: str, path: str, query: str = "") -> Route | None:
     only in which framing Gemini's clients want a stream."""
     if (found := _STORED.fullmatch(path)) and (operation := _OF_STORED.get((method, found["of"]))):
         return Route("openai_responses", operation, item=unquote(found["id"]), query=query)
+    if found := _KEPT.fullmatch(path):
+        kept = _OF_KEPT.get((method, found["kind"], found["id"] is not None, found["of"]))
+        return (
+            None if kept is None else Route("openai_chat", kept, item=found["id"] and unquote(found["id"]), query=query)
+        )
+    if _MESSAGE_BATCHES.fullmatch(path):
+        return Route("anthropic_messages", "message_batches")
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:
