@@ -1,9 +1,9 @@
 """What a request and a chunk cost, everything on: `python -m tests.bench.hotpath [--quick] [--json] [--postgres]`.
 
 Starts a mock upstream, Valkey, a database and `farebox bench serve`, each a process of its own, and measures the
-gateway from outside. CPU is that of the gateway's process (user and system, all threads), to the nanosecond, without Valkey's
-and PostgreSQL's; SQLite works inside the gateway and counts. Run it twice round a change on one machine, and believe
-differences above 15 %."""
+gateway from outside. CPU is that of the gateway's process: user and system, all threads, to the nanosecond. Valkey's
+and PostgreSQL's do not count; SQLite works inside the gateway and does. Run it twice round a change on one machine, and
+believe differences above 15 %."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def _rows(database_url: str) -> int:
 
 @contextlib.contextmanager
 def stack(*, postgres: bool, pin: bool, extra: Mapping[str, str] | None = None) -> Iterator[tuple[Gateway, int]]:
-    """Everything started; yields the gateway and the mock's port. pin: the gateway on core 0, the rest on the others."""
+    """Everything started; yields the gateway and the mock's port. pin: the gateway on core 0, all else elsewhere."""
     with contextlib.ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="fbx-hotpath-")))
         redis_url = exits.enter_context(valkey())
