@@ -9,13 +9,12 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
-from litestar import Litestar
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,12 +23,7 @@ from billing.db import create_engine, reading
 from billing.journal import Journal
 from billing.usage import OrphanPolicy
 from billing.worker import Worker
-from gateway.admin.auth.passwords import Passwords
-from gateway.admin.reading import Reader
-from gateway.admin.routes import admin_routes
-from gateway.admin.services import Services
 from gateway.admission import Gate, KeyStore
-from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.owners import Owner
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
@@ -37,10 +31,9 @@ from gateway.batches.runner import Runner
 from gateway.chores import POOL_SIZE, chores_of
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
-from gateway.errors import Unavailable
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
-from gateway.observe.health import health_routes
+from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
 from gateway.responses import Store
@@ -49,9 +42,11 @@ from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet, endpoints_from
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
-from gateway.webhooks import webhook_routes
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
+
+if TYPE_CHECKING:
+    from gateway.admin.office import FrontOffice
 
 log = structlog.get_logger(__name__)
 
@@ -67,22 +62,52 @@ class Gateway:
         self._redis: Redis | None = None
         self._journal: Journal | None = None
         self._shipping: asyncio.Task[None] | None = None
-        self._services: Services | None = None
+        if settings.payments.stripe_webhook_secret is not None:
+            from gateway.webhooks import check_secret  # a bad one stops the start, though the office opens later
+
+            check_secret(settings)
+        self._health = Health(self.faults)
+        self._office: asyncio.Task[FrontOffice] | None = None
+        self._open_office: Callable[[], FrontOffice] | None = None
         self.draining = False
-        self._litestar = Litestar(
-            [*health_routes(self.faults), *admin_routes(self._office), *webhook_routes(settings, self._office)],
-            lifespan=[self._lifespan],
-            openapi_config=None,
-            # Its own would take the root logger away from observe.logs.
-            logging_config=None,
-        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI: the lifespan, and every path that is not for the data plane."""
-        await self._litestar(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._health.knows(scope):
+            await self._health(scope, receive, send)
+        else:
+            await (await self._front_office()).app(scope, receive, send)
+
+    async def _front_office(self) -> FrontOffice:
+        """Loaded in a thread by whoever comes first, while requests are served."""
+        if self._office is None:
+            assert self._open_office is not None, "no request comes before the lifespan has started"
+            self._office = asyncio.create_task(asyncio.to_thread(self._open_office), name="open the front office")
+        return await asyncio.shield(self._office)
+
+    async def _close_office(self) -> None:
+        if self._office is not None:
+            await (await self._office).aclose()
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        """Source: ASGI specification, lifespan protocol 2.0, read 2026-11."""
+        await receive()
+        started = False
+        try:
+            async with self._lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                started = True
+                await receive()
+        except BaseException:
+            kind = "shutdown" if started else "startup"
+            await send({"type": f"lifespan.{kind}.failed", "message": traceback.format_exc()})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
 
     @asynccontextmanager
-    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+    async def _lifespan(self) -> AsyncIterator[None]:
         settings = self._settings
         async with AsyncExitStack() as stack:
             own = Secrets.load(settings)
@@ -134,22 +159,14 @@ class Gateway:
             )
             providers = ProviderSet(endpoints_from(settings, own.engine_key), transport, timeouts)
             stack.push_async_callback(providers.aclose)
-            reader = Reader(settings.database_url)
-            stack.push_async_callback(reader.aclose)
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=5.0))
-            self._services = Services(
-                settings,
-                engine,
-                reader,
-                KeyAdmin(engine, redis, pepper),
-                lambda: offer.catalog,
-                lambda: offer.prices,
-                offer.load,
-                Passwords(),
-                http,
-                own.engine_key,
-                time.time_ns,
-            )
+
+            def open_office() -> FrontOffice:
+                from gateway.admin.office import FrontOffice
+
+                return FrontOffice(settings, own, engine, redis, offer)
+
+            self._open_office = open_office
+            stack.push_async_callback(self._close_office)
             tries = RetryTerms(
                 settings.routing.retries,
                 settings.routing.retry_share,
@@ -195,11 +212,6 @@ class Gateway:
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
-
-    def _office(self) -> Services:
-        if self._services is None:
-            raise Unavailable("the gateway is starting")
-        return self._services
 
     async def faults(self) -> list[str]:
         """What keeps this process from taking requests, each with what to do. Calls no model."""

@@ -28,17 +28,22 @@ log = structlog.get_logger(__name__)
 _BODY_BYTES_MAX = 1024 * 1024
 
 
-def webhook_routes(settings: Settings, services: Callable[[], Services]) -> list[HTTPRouteHandler]:
-    """services: asked for at each request; raises gateway.errors.Unavailable until the process is up.
+def check_secret(settings: Settings) -> None:
+    """Raises: ConfigError for a signing secret that cannot be one: then nobody could tell who says that they have
+    paid."""
+    if (said := settings.payments.stripe_webhook_secret) is None:
+        return
+    try:
+        payments.StripeWebhook(said.reveal())
+    except ValueError as error:
+        fix = "copy the signing secret of the endpoint, whsec_..., from the payment service"
+        raise ConfigError("payments.stripe_webhook_secret", str(error), fix=fix) from error
 
-    Raises: ConfigError for a signing secret that cannot be one: then nobody could tell who says that they have paid."""
-    if (said := settings.payments.stripe_webhook_secret) is not None:
-        try:
-            payments.StripeWebhook(said.reveal())
-        except ValueError as error:
-            fix = "copy the signing secret of the endpoint, whsec_..., from the payment service"
-            path = "payments.stripe_webhook_secret"
-            raise ConfigError(path, str(error), fix=fix) from error
+
+def webhook_routes(settings: Settings, services: Callable[[], Services]) -> list[HTTPRouteHandler]:
+    """services: asked for at each request. Raises: as `check_secret`."""
+    check_secret(settings)
+    said = settings.payments.stripe_webhook_secret
 
     def office() -> Services:
         return services()  # Ours: Litestar would copy a bound method's object.

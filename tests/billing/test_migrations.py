@@ -8,12 +8,13 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 from sqlalchemy.engine import Connection
 
 from billing import schema
 from billing.db import async_url, create_engine, metadata, reading, writing
-from billing.migrate import configuration, is_current, upgrade
+from billing.migrate import configuration, is_current, newest, upgrade
 from billing.pricelist import load_prices
 
 OWN = {table.name for table in vars(schema).values() if getattr(table, "metadata", None) is metadata}
@@ -133,3 +134,7 @@ async def test_writers_wait_for_each_other_even_after_reading(fresh_database_url
     async with reading(engine) as db:
         assert len((await db.execute(schema.organisations.select())).all()) == 20
     await engine.dispose()
+
+
+def test_the_newest_revisions_are_read_off_the_files_as_alembic_reads_them() -> None:
+    assert newest() == set(ScriptDirectory.from_config(configuration()).get_heads())

@@ -1,0 +1,57 @@
+"""The front office as one Litestar application, with what it works with. Loading Litestar and the admin API is half of
+a start's CPU and a quarter of its memory, and most processes are never asked for it: `app.py` does it on first demand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import httpx
+from litestar import Litestar
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.admin.auth.passwords import Passwords
+from gateway.admin.reading import Reader
+from gateway.admin.routes import admin_routes
+from gateway.admin.services import Services
+from gateway.admission.key_admin import KeyAdmin
+from gateway.config import Settings
+from gateway.embedded.secrets import Secrets
+from gateway.routing.offer import Offer
+from gateway.webhooks import webhook_routes
+
+
+class FrontOffice:
+    """Close with `aclose`. The engine, Redis and the offer belong to whoever made them."""
+
+    def __init__(self, settings: Settings, own: Secrets, engine: AsyncEngine, redis: Redis, offer: Offer) -> None:
+        self._closing = AsyncExitStack()
+        reader = Reader(settings.database_url)
+        self._closing.push_async_callback(reader.aclose)
+        http = httpx.AsyncClient(timeout=5.0)
+        self._closing.push_async_callback(http.aclose)
+        services = Services(
+            settings,
+            engine,
+            reader,
+            KeyAdmin(engine, redis, own.key_pepper.encode()),
+            lambda: offer.catalog,
+            lambda: offer.prices,
+            offer.load,
+            Passwords(),
+            http,
+            own.engine_key,
+            time.time_ns,
+        )
+        self.app: Callable[..., Awaitable[None]] = Litestar(
+            [*admin_routes(lambda: services), *webhook_routes(settings, lambda: services)],
+            openapi_config=None,
+            # Its own would take the root logger away from observe.logs.
+            logging_config=None,
+        )
+
+    async def aclose(self) -> None:
+        await self._closing.aclose()
