@@ -163,7 +163,7 @@ class Gateway:
             def open_office() -> FrontOffice:
                 from gateway.admin.office import FrontOffice
 
-                return FrontOffice(settings, own, engine, redis, offer)
+                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer)
 
             self._open_office = open_office
             stack.push_async_callback(self._close_office)

@@ -19,7 +19,6 @@ from gateway.admin.routes import admin_routes
 from gateway.admin.services import Services
 from gateway.admission.key_admin import KeyAdmin
 from gateway.config import Settings
-from gateway.embedded.secrets import Secrets
 from gateway.routing.offer import Offer
 from gateway.webhooks import webhook_routes
 
@@ -27,7 +26,15 @@ from gateway.webhooks import webhook_routes
 class FrontOffice:
     """Close with `aclose`. The engine, Redis and the offer belong to whoever made them."""
 
-    def __init__(self, settings: Settings, own: Secrets, engine: AsyncEngine, redis: Redis, offer: Offer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pepper: bytes,
+        engine_key: str | None,
+        engine: AsyncEngine,
+        redis: Redis,
+        offer: Offer,
+    ) -> None:
         self._closing = AsyncExitStack()
         reader = Reader(settings.database_url)
         self._closing.push_async_callback(reader.aclose)
@@ -37,13 +44,13 @@ class FrontOffice:
             settings,
             engine,
             reader,
-            KeyAdmin(engine, redis, own.key_pepper.encode()),
+            KeyAdmin(engine, redis, pepper),
             lambda: offer.catalog,
             lambda: offer.prices,
             offer.load,
             Passwords(),
             http,
-            own.engine_key,
+            engine_key,
             time.time_ns,
         )
         self.app: Callable[..., Awaitable[None]] = Litestar(
