@@ -42,6 +42,18 @@ projects: Final = Table(
     Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
     Column("name", String(200), nullable=False),
     Column("created_at_ns", BigInteger, nullable=False),
+    Column("team_id", String(64), ForeignKey("teams.id", name="fk_projects_team_id_teams")),
+    UniqueConstraint("organisation_id", "name"),
+)
+
+# Several projects of one organisation under one budget.
+teams: Final = Table(
+    "teams",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
     UniqueConstraint("organisation_id", "name"),
 )
 
@@ -53,6 +65,13 @@ budgets: Final = Table(
     Column("period", String(8), primary_key=True),  # "window" is a reserved word in PostgreSQL.
     Column("limit_pusd", BigInteger, nullable=False),
     Column("changed_at_ns", BigInteger, nullable=False),
+    # hard, soft, throttle: what happens to a request that it does not cover. The next two are a throttle's.
+    Column("kind", String(8), nullable=False, server_default=text("'hard'")),
+    Column("slow_rpm", BigInteger, nullable=False, server_default=text("0")),
+    Column("slow_from_percent", Integer, nullable=False, server_default=text("100")),
+    # Beside the limit, until then.
+    Column("raise_pusd", BigInteger, nullable=False, server_default=text("0")),
+    Column("raise_until_ns", BigInteger),
     CheckConstraint("limit_pusd >= 0", name="limit_not_negative"),
 )
 

@@ -3,18 +3,19 @@
 import datetime
 from collections.abc import Sequence
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from operator import itemgetter
 from typing import Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import sums
 from billing.accounts import Scope
 from billing.db import add_up, wide_sum, wide_sum_kept
 from billing.rollups import NS_PER_HOUR
-from billing.schema import usage_hours, usage_records, usage_sealed
+from billing.schema import projects, usage_hours, usage_records, usage_sealed
 from billing.sums import FOR_EVER_NS, NS_PER_DAY, Span, Totals
 
 _SCOPE: Final = {
@@ -53,11 +54,50 @@ class UsageLine(msgspec.Struct, frozen=True):
 
 
 async def spent(
-    db: AsyncConnection, scope: Scope, scope_id: str, *, since_ns: int = 0, until_ns: int | None = None
+    db: AsyncConnection,
+    scope: Scope,
+    scope_id: str,
+    *,
+    since_ns: int = 0,
+    until_ns: int | None = None,
+    end_user: str | None = None,
 ) -> int:
     """What one scope was charged in [since, until), in pUSD, and what was held for requests that have no price yet:
-    what a budget's live counter is rebuilt from."""
-    return (await spent_by(db, scope, [scope_id], since_ns=since_ns, until_ns=until_ns))[scope_id]
+    what a budget's live counter is rebuilt from. end_user: whose, of scope END_USER; None: who spent most."""
+    if scope in _SCOPE:
+        return (await spent_by(db, scope, [scope_id], since_ns=since_ns, until_ns=until_ns))[scope_id]
+    table = usage_records.c
+    amount = wide_sum(func.coalesce(table.charge_pusd, table.hold_pusd))
+    query = select(*amount).where(*await _within(db, scope, scope_id), table.at_ns >= since_ns)
+    if until_ns is not None:
+        query = query.where(table.at_ns < until_ns)
+    if scope is Scope.END_USER:
+        query = query.where(table.end_user.is_not(None) if end_user is None else table.end_user == end_user)
+        query = query.group_by(table.end_user)
+    return max((add_up(*row) for row in await db.execute(query)), default=0)
+
+
+async def _within(db: AsyncConnection, scope: Scope, scope_id: str) -> list[ColumnElement[bool]]:
+    """Which rows a scope has that is no column of its own."""
+    table = usage_records.c
+    if scope is Scope.TEAM:
+        return [table.project_id.in_(select(projects.c.id).where(projects.c.team_id == scope_id))]
+    owner, _, name = scope_id.partition("/")
+    is_project = (await db.execute(select(projects.c.id).where(projects.c.id == owner))).first() is not None
+    owned = [(table.project_id if is_project else table.organisation_id) == owner]
+    match scope:
+        case Scope.MODEL:
+            # Not LIKE, which on SQLite knows no case, nor GLOB, which PostgreSQL does not know.
+            aliases = await db.execute(select(table.alias).where(owned[0]).distinct())
+            owned.append(table.alias.in_([alias for alias in aliases.scalars() if fnmatchcase(alias, name)]))
+        case Scope.PROVIDER:
+            owned.append(table.provider == name)
+        case Scope.TAG:
+            tag = sums.tag_of(db.dialect.name)
+            owned.append(exists().select_from(tag.table).where(tag == name))
+        case _:
+            pass
+    return owned
 
 
 async def spent_by(

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Booking, Desk
-from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd
+from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, tags_of
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
 from gateway.routing.explaining import DRY_RUN
@@ -42,7 +42,7 @@ class Chat:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
         call = self._decode(inbound)
         call, preferences = preferred(call, inbound.headers)
-        ask = ask_of(call, preferences, session_of(call.request, inbound.headers))
+        ask = ask_of(call, preferences, session_of(call.request, inbound.headers), tags_of(inbound.headers))
         if DRY_RUN in inbound.headers:
             told = self._desk.explain(ask, who, inbound.now_ns)
             headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
@@ -152,7 +152,7 @@ class Chat:
         yield with_cost(held, amount_pusd) if call.dialect in _TELLS_COST else held
 
 
-def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = None) -> Ask:
+def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = None, tags: tuple[str, ...] = ()) -> Ask:
     request = call.request
     return Ask(
         request_id=call.request_id,
@@ -167,6 +167,7 @@ def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = No
         preferences=preferences,
         session=session,
         prompt=partial(chain_of, request),
+        tags=tags,
     )
 
 

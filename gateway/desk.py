@@ -16,7 +16,8 @@ from billing.prices import STANDARD, PriceSheet, variant_of, variants_asked
 from billing.rating import BY_TOKENS, Counts, priced
 from billing.usage import Intent
 from gateway.admission import Admission, Gate, KeyStore, Principal
-from gateway.errors import Forbidden, Unauthenticated
+from gateway.admission.principal import PROVIDER
+from gateway.errors import Forbidden, QuotaExceeded, RateLimited, Unauthenticated
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.metering import Size
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
@@ -52,6 +53,7 @@ class Ask(Struct, frozen=True):
     session: str | None = None
     prompt: Callable[[str], Chain] | None = None
     counts: Counts = BY_TOKENS
+    tags: tuple[str, ...] = ()
 
     @property
     def load(self) -> Load:
@@ -173,8 +175,24 @@ class Desk:
         variant = variant_of(ask.service_tier)
         route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
         route = self._dispatcher.promised(route)
+        while True:
+            try:
+                most, admission = await self._admit(route, ask, who, now_ns)
+                break
+            except (RateLimited, QuotaExceeded) as refused:
+                route = _without(route, refused)
+        settlement = self._owe(ask, who, route, admission, now_ns)
+        try:
+            settlement.open()
+        except JournalUnavailable:
+            await self._gate.release(admission)
+            raise
+        return Booking(route, admission, settlement, most, self._dispatcher)
+
+    async def _admit(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> tuple[int, Admission]:
+        """Returns: the longest answer that its deployments give, and the reservation."""
         most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
-        admission = await self._gate.admit(
+        return most, await self._gate.admit(
             who,
             ask.request_id,
             ask.alias,
@@ -187,15 +205,10 @@ class Desk:
             sheets=list(self._sheets(route, ask, who, now_ns)),
             end_user=ask.end_user,
             now_ms=now_ns // 1_000_000,
+            providers=tuple(dict.fromkeys(leg.deployment.provider for leg in route.legs)),
+            tags=ask.tags,
             counts=ask.counts,
         )
-        settlement = self._owe(ask, who, route, admission, now_ns)
-        try:
-            settlement.open()
-        except JournalUnavailable:
-            await self._gate.release(admission)
-            raise
-        return Booking(route, admission, settlement, most, self._dispatcher)
 
     def _owe(self, ask: Ask, who: Principal, route: RoutePlan, admission: Admission, now_ns: int) -> Settlement:
         leg = route.legs[0]
@@ -215,6 +228,7 @@ class Desk:
             hold_pusd=admission.hold_pusd,
             dialect=ask.dialect,
             variant=variant_of(ask.service_tier),
+            tags=ask.tags,
         )
 
         def price_of(deployment: Deployment, variant: str) -> PriceSheet:
@@ -231,3 +245,15 @@ class Desk:
                     yield self._offer.price_of(
                         leg.deployment, now_ns, variant=variant, organisation_id=who.organisation_id
                     )
+
+
+def _without(route: RoutePlan, refused: RateLimited | QuotaExceeded) -> RoutePlan:
+    """The plan without a provider that has no room. Raises: what refused, where the room of no provider is at fault, or
+    none is left."""
+    provider = refused.scope_id.partition("/")[2] if refused.scope == PROVIDER else None
+    legs = tuple(leg for leg in route.legs if leg.deployment.provider != provider)
+    if not legs or len(legs) == len(route.legs):
+        raise refused
+    gone = tuple((leg.deployment.id, refused.code) for leg in route.legs if leg.deployment.provider == provider)
+    promise = route.promise if route.legs[0] is legs[0] else None
+    return replace(route, legs=legs, left_out=(*route.left_out, *gone), promise=promise)

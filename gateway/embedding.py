@@ -8,7 +8,7 @@ from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -30,7 +30,8 @@ class Embedding:
         spoken = dialect_of(inbound)
         request = spoken.decode_request(inbound.body, model=inbound.route.model)
         call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, self._strict)
-        ask = ask_of(call) if inbound.tier is None else replace(ask_of(call), service_tier=inbound.tier)
+        ask = ask_of(call, tags_of(inbound.headers))
+        ask = ask if inbound.tier is None else replace(ask, service_tier=inbound.tier)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         dropped: tuple[str, ...] = ()
 
@@ -69,7 +70,7 @@ def dialect_of(inbound: Inbound) -> EmbeddingDialect:
     return gemini_embeddings.BATCH if inbound.route.batch else gemini_embeddings.ONE
 
 
-def ask_of(call: EmbeddingCall) -> Ask:
+def ask_of(call: EmbeddingCall, tags: tuple[str, ...] = ()) -> Ask:
     return Ask(
         request_id=call.request_id,
         dialect=call.dialect,
@@ -78,6 +79,7 @@ def ask_of(call: EmbeddingCall) -> Ask:
         size=size_of_texts(call.request.input),
         answers=False,
         end_user=call.request.user,
+        tags=tags,
     )
 
 

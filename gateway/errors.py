@@ -81,10 +81,11 @@ class RateLimited(GatewayError):
 
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: float, scope: str, unit: str) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, scope: str, unit: str, scope_id: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.scope = scope
+        self.scope_id = scope_id
         self.unit = unit
 
 
@@ -93,9 +94,10 @@ class QuotaExceeded(GatewayError):
 
     code = "insufficient_quota"
 
-    def __init__(self, message: str, *, scope: str, remaining_pusd: int, limit_pusd: int) -> None:
+    def __init__(self, message: str, *, scope: str, remaining_pusd: int, limit_pusd: int, scope_id: str = "") -> None:
         super().__init__(message)
         self.scope = scope
+        self.scope_id = scope_id
         self.remaining_pusd = remaining_pusd
         self.limit_pusd = limit_pusd
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
+from gateway.errors import InvalidRequest
 from providers.base import Provider
 from providers.dialects.base import ErrorBody
 
@@ -47,6 +48,9 @@ class Providers(Protocol):
         """The adapter of a configured provider, built on first use."""
 
 
+TAGS_MAX = 8
+TAG_CHARS_MAX = 64
+
 # What the owner of a dialect wants to see unchanged (Claude Code's gateway contract and its like). Nothing else of a
 # client's headers goes on: its credential least of all.
 _FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "x-goog-api-client")
@@ -54,6 +58,21 @@ _FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "x-goog-api-
 
 def forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, headers[name]) for name in _FORWARDED if name in headers)
+
+
+def tags_of(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """What a client says its request is for, in `x-farebox-tags: a, b`: to be counted and limited by.
+
+    Raises: InvalidRequest for more or longer ones than anybody sums up."""
+    said = headers.get("x-farebox-tags")
+    if not said:
+        return ()
+    tags = tuple(dict.fromkeys(tag for part in said.split(",") if (tag := part.strip())))
+    if len(tags) > TAGS_MAX or any(len(tag) > TAG_CHARS_MAX for tag in tags):
+        raise InvalidRequest(
+            f"x-farebox-tags: at most {TAGS_MAX} tags of {TAG_CHARS_MAX} characters", param="x-farebox-tags"
+        )
+    return tags
 
 
 def in_usd(amount_pusd: int) -> str:

@@ -7,7 +7,7 @@ from billing.usage import Meter, Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -44,6 +44,7 @@ class Rerank:
             size=size_of_texts((request.query, *request.documents)),
             answers=False,
             counts=at_worst(request),
+            tags=tags_of(inbound.headers),
         )
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 

@@ -100,7 +100,8 @@ class Settlement:
             return self._amount_pusd
         sheet, variant = self._sheet(ending.usage.service_tier)
         record = self._record(ending, sheet, variant)
-        amount_pusd = self._amount_pusd = self._amount(record, sheet)
+        priced_pusd = self._amount(record, sheet)
+        amount_pusd = self._amount_pusd = priced_pusd or 0
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
         counted = (0, 0) if record.estimated else (read, written)
@@ -108,7 +109,13 @@ class Settlement:
             # Both are under way at once: a future, and a command that leaves before its reply is waited for.
             on_disk = self._journal.settle(record)
             await self._gate.settle(
-                self._admission, read + written, amount_pusd, input_tokens=counted[0], output_tokens=counted[1]
+                self._admission,
+                read + written,
+                # What waits for a price counts as what was held for it, here and in the sums of SQL.
+                record.hold_pusd if priced_pusd is None else priced_pusd,
+                input_tokens=counted[0],
+                output_tokens=counted[1],
+                provider=record.provider,
             )
             await on_disk
         except JournalUnavailable:
@@ -130,7 +137,7 @@ class Settlement:
             # The row names a price of another tier, so the ledger waits until the operator has set this one's.
             return self.leg.sheet, answered
 
-    def _amount(self, record: UsageRecord, sheet: PriceSheet) -> int:
+    def _amount(self, record: UsageRecord, sheet: PriceSheet) -> int | None:
         """What the client is told. A meter that turns out unpriced (a search nobody foresaw) is written down all the
         same: the ledger posts it once the operator has set its price."""
         try:
@@ -139,7 +146,7 @@ class Settlement:
             return charge(record.quantities, sheet).sale_pusd
         except UnknownPrice as error:
             log.error("used something unpriced; `farebox prices set` posts it", request_id=self.id, what=str(error))
-            return 0
+            return None
 
     def _record(self, ending: Ending, sheet: PriceSheet, variant: str) -> UsageRecord:
         intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()

@@ -27,7 +27,7 @@ from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spend
 from gateway.admission.link import Link
 from gateway.admission.muster import Muster
 from gateway.admission.owners import Owner
-from gateway.admission.principal import Budget, Principal
+from gateway.admission.principal import NOTHING_KNOWN, Budget, Facts, Principal
 from gateway.errors import QuotaExceeded, Unavailable
 from gateway.observe.metrics import METRICS
 
@@ -47,6 +47,8 @@ ANNOUNCE_TRIES: Final = 5
 RENEW_BATCH: Final = 256
 # Unsettled while Redis is away. Beyond it the oldest are left to `correct_expired`, which asks SQL.
 PENDING_MAX: Final = 100_000
+# Scopes remembered; the names of end users and models in them come from clients.
+PLANS_MAX: Final = 10_000
 # Clients may lower the output until it fits; a race with others may take the room in between.
 CLAMP_TRIES: Final = 3
 
@@ -69,6 +71,7 @@ class Admission(Struct, frozen=True):
     scopes: Scopes
     input_bytes: int
     windows: tuple[Window, ...] = ()
+    past: tuple[Budget, ...] = ()
 
     def limit_headers(self) -> list[tuple[str, str]]:
         """The tightest limit of requests and of tokens. Source: OpenAI's rate limit guide, read 2026-11."""
@@ -82,6 +85,9 @@ class Admission(Struct, frozen=True):
                     (f"x-ratelimit-remaining-{unit}", str(tightest.remaining)),
                     (f"x-ratelimit-reset-{unit}", duration(tightest.reset_ms)),
                 ]
+        if self.past:
+            said = ", ".join(f"{budget.scope} {budget.period}; {budget.kind}" for budget in self.past)
+            headers.append(("x-farebox-budget-exceeded", said))
         return headers
 
 
@@ -90,6 +96,7 @@ class _Pending(Struct, frozen=True):
     tokens: int
     charge_pusd: int
     requests: int
+    provider: str | None = None
 
 
 class Gate:
@@ -121,8 +128,8 @@ class Gate:
         self._shipping = asyncio.Lock()
         self._shipped_at_s = -1.0
         self._ratios = Ratios()
-        # By key id: a principal's scopes are the same until it is read anew or the day ends.
-        self._plans: dict[str, tuple[Principal, int, Scopes]] = {}
+        # By key id, and by what else its scopes depend on: they are the same until it is read anew or the hour ends.
+        self._plans: dict[tuple[str, Facts], tuple[Principal, int, Scopes]] = {}
         self._open: dict[str, tuple[Admission, float, float]] = {}
         self._pending: dict[str, _Pending] = {}
         self._given_up: set[str] = set()
@@ -162,6 +169,8 @@ class Gate:
         sheets: Sequence[PriceSheet],
         end_user: str | None,
         now_ms: int,
+        providers: tuple[str, ...] = (),
+        tags: tuple[str, ...] = (),
         extra: Mapping[Meter, int] = _NO_METERS,
         counts: Counts = BY_TOKENS,
     ) -> Admission:
@@ -171,8 +180,9 @@ class Gate:
         counts: for what is not sold by its text, its worst case, in place of all sizes.
         Cancelled or failed, it leaves nothing reserved.
         Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
+        facts = Facts(alias, providers, tags, end_user)
         if counts:
-            return await self._admit_counted(principal, request_id, alias, counted(counts, sheets), end_user, now_ms)
+            return await self._admit_counted(principal, request_id, alias, counted(counts, sheets), facts, now_ms)
         ceiling = min(deployment_max_output, context_window)
         worst = estimate(
             self._ratios,
@@ -188,7 +198,7 @@ class Gate:
         # A client that asks for more than the model can say gets what the model can say.
         output = ceiling if max_output_tokens is None else min(max_output_tokens, ceiling)
         likely_output = output if max_output_tokens is not None else min(output, self._ratios.likely_output(alias))
-        scopes = self._scopes(principal, end_user, now_ms)
+        scopes = self._scopes(principal, facts, now_ms)
         likely_input = self._ratios.likely_input(alias, input_bytes) + (images * image_tokens(alias) if images else 0)
         tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
         if max_output_tokens is None:
@@ -209,7 +219,7 @@ class Gate:
         return await self._reserve(admission, worst, may_clamp=max_output_tokens is None)
 
     async def _admit_counted(
-        self, principal: Principal, request_id: str, alias: str, worst: Estimate, end_user: str | None, now_ms: int
+        self, principal: Principal, request_id: str, alias: str, worst: Estimate, facts: Facts, now_ms: int
     ) -> Admission:
         """Nothing of it can be cut shorter, and nothing is learned from it."""
         quantities = worst.quantities(0)
@@ -221,7 +231,7 @@ class Gate:
             worst.hold_pusd(0),
             None,
             input_tokens_total(quantities) + output_tokens_total(quantities),
-            self._scopes(principal, end_user, now_ms),
+            self._scopes(principal, facts, now_ms),
             0,
         )
         return admission if admission.scopes.empty else await self._reserve(admission, worst, may_clamp=False)
@@ -234,19 +244,21 @@ class Gate:
         *,
         input_tokens: int = 0,
         output_tokens: int = 0,
+        provider: str | None = None,
     ) -> int:
         """Give back what was not used, or take what was used beyond. Sent twice it counts once.
 
+        provider: who answered, of those that the reservation was made for.
         input_tokens, output_tokens: as the provider counted them, to learn from; 0 when it did not. Redis away is no
         error here: the answer has been given and the journal knows its price, so it is sent again later.
         Returns: how much of the hold was not used, in pUSD."""
         self._ratios.learn(admission.alias, admission.input_bytes, input_tokens, output_tokens)
-        await self._close(admission, tokens_used, charge_pusd, requests=1)
+        await self._close(admission, tokens_used, charge_pusd, 1, provider)
         return max(0, admission.hold_pusd - charge_pusd)
 
     async def release(self, admission: Admission) -> None:
         """Nothing was sent anywhere: all of it goes back, the request itself included."""
-        await self._close(admission, 0, 0, requests=0)
+        await self._close(admission, 0, 0, 0)
 
     async def renew(self, admission: Admission) -> None:
         """For whoever keeps a request open outside of this process's `async with`. Raises: Unavailable."""
@@ -260,12 +272,12 @@ class Gate:
 
     async def available_pusd(self, principal: Principal, now_ms: int) -> list[tuple[Budget, int | None]]:
         """What each budget of a key would cover now; None where it has not been used since Redis began."""
-        scopes = self._scopes(principal, None, now_ms)
+        scopes = self._scopes(principal, NOTHING_KNOWN, now_ms)
         return list(zip(scopes.budgets, await self._limiter.available_pusd(scopes), strict=True))
 
     async def forget_budgets(self, principal: Principal, now_ms: int) -> None:
         """Have this key's money counters made anew from SQL: after a payout, a correction, a crash of Redis."""
-        await self._limiter.forget_budgets(self._scopes(principal, None, now_ms))
+        await self._limiter.forget_budgets(self._scopes(principal, NOTHING_KNOWN, now_ms))
 
     async def correct_expired(self, organisation_ids: Sequence[str]) -> int:
         """Settle what died with its process: at what SQL says it cost, or at nothing where its process can never have
@@ -314,7 +326,7 @@ class Gate:
             now_s = asyncio.get_running_loop().time()
             self._served.add(admission.scopes.prefix)
             try:
-                windows = await self._limiter.reserve(
+                taken = await self._limiter.reserve(
                     admission.request_id,
                     admission.scopes,
                     tokens=admission.tokens,
@@ -338,16 +350,20 @@ class Gate:
                 raise
             else:
                 self._open[admission.request_id] = (admission, now_s, now_s)
-                return replace(admission, windows=windows)
+                for budget in taken.past:
+                    METRICS.budget_passed(budget.kind, budget.scope)
+                return replace(admission, windows=taken.windows, past=taken.past)
         raise last
 
-    async def _close(self, admission: Admission, tokens: int, charge_pusd: int, requests: int) -> None:
+    async def _close(
+        self, admission: Admission, tokens: int, charge_pusd: int, requests: int, provider: str | None = None
+    ) -> None:
         self._open.pop(admission.request_id, None)
         if admission.scopes.empty:
             return
         # Above nine million dollars the worker takes it for a wrong count, and so must a 64-bit counter.
         charge_pusd = min(charge_pusd, MAX_AMOUNT_PUSD)
-        pending = _Pending(admission, tokens, charge_pusd, requests)
+        pending = _Pending(admission, tokens, charge_pusd, requests, provider)
         try:
             await self._settle(pending)
         except (Unavailable, asyncio.CancelledError) as error:
@@ -362,6 +378,7 @@ class Gate:
             tokens=pending.tokens,
             charge_pusd=pending.charge_pusd,
             requests=pending.requests,
+            provider=pending.provider,
         )
 
     def _pend(self, pending: _Pending) -> None:
@@ -372,17 +389,16 @@ class Gate:
         # A cancelled request's slot goes to the next one at once; if Redis is away, the keeper finds that out.
         self._wake.set()
 
-    def _scopes(self, principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
-        if end_user is not None and any(limit.scope == "end_user" for limit in principal.limits):
-            return scopes_of(principal, end_user, now_ms)
-        day = now_ms // 86_400_000
-        plan = self._plans.get(principal.key_id)
-        if plan is not None and plan[0] is principal and plan[1] == day:
+    def _scopes(self, principal: Principal, facts: Facts, now_ms: int) -> Scopes:
+        known = (principal.key_id, facts if principal.depends_on_facts else NOTHING_KNOWN)
+        hour = now_ms // 3_600_000
+        plan = self._plans.get(known)
+        if plan is not None and plan[0] is principal and plan[1] == hour:
             return plan[2]
-        if len(self._plans) >= 10_000:
+        if len(self._plans) >= PLANS_MAX:
             self._plans.clear()
-        scopes = scopes_of(principal, None, now_ms)
-        self._plans[principal.key_id] = (principal, day, scopes)
+        scopes = scopes_of(principal, facts, now_ms)
+        self._plans[known] = (principal, hour, scopes)
         return scopes
 
     async def _spending(self, budget: Budget, start_ns: int, asked: Sequence[str]) -> Spending:

@@ -8,13 +8,13 @@ from ipaddress import ip_network
 from typing import Any, Final, Literal
 
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from redis.asyncio import Redis
 from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
-from billing.accounts import Scope, Window
+from billing.accounts import BudgetKind, Scope, Window
 from billing.db import reading, writing
 from billing.schema import projects
 from gateway import audit
@@ -25,6 +25,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.schema import rate_limits, virtual_keys
 
 NAME_CHARS_MAX: Final = 200
+_WINDOW_MS_MAX: Final = 86_400_000
 _LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
 
 
@@ -136,7 +137,7 @@ class KeyAdmin:
             }
             await db.execute(insert(virtual_keys).values(row | {"secret_hash": minted.hash}))
             for window, limit_pusd in budgets:
-                await _set_budget(db, Scope.KEY, key_id, window, limit_pusd, now_ns)
+                await _set_budget(db, accounts.Budget(Scope.KEY, key_id, window, limit_pusd), now_ns)
             money = {window.value: limit_pusd for window, limit_pusd in budgets}
             await note(db, now_ns, actor, "key.create", key_id, after=row | {"budgets_pusd": money})
         await self._announce(minted.public_id)
@@ -169,25 +170,50 @@ class KeyAdmin:
         return await self.key(row["id"])
 
     async def set_budget(
-        self, scope: Scope, scope_id: str, window: Window, limit_pusd: int | None, *, actor: str, now_ns: int
+        self,
+        scope: Scope,
+        scope_id: str,
+        window: Window,
+        limit_pusd: int | None,
+        *,
+        actor: str,
+        now_ns: int,
+        kind: BudgetKind = BudgetKind.HARD,
+        slow_rpm: int = 0,
+        slow_from_percent: int = 100,
     ) -> None:
-        """Of a key, a project or an organisation, by id. None takes it away. Raises: InvalidRequest."""
+        """None takes it away; what it was raised by stays. Raises: InvalidRequest."""
         async with writing(self._engine) as db:
-            old = next(
-                (b for b in await accounts.budgets(db, [scope_id]) if (b.scope, b.window) == (scope, window)), None
-            )
+            old = await _budget(db, scope, scope_id, window)
+            new = None
             if limit_pusd is None:
                 await accounts.remove_budget(db, scope, scope_id, window)
             else:
-                await _set_budget(db, scope, scope_id, window, limit_pusd, now_ns)
-            before = {window.value: None if old is None else old.limit_pusd}
-            after = {window.value: limit_pusd}
-            await note(db, now_ns, actor, f"{scope.value}.budget", scope_id, before=before, after=after)
+                new = accounts.Budget(scope, scope_id, window, limit_pusd, kind, slow_rpm, slow_from_percent)
+                if old is not None:
+                    new = replace(new, raise_pusd=old.raise_pusd, raise_until_ns=old.raise_until_ns)
+                await _set_budget(db, new, now_ns)
+            await _note_budget(db, now_ns, actor, old, new)
+        await self._announce(EVERYTHING)
+
+    async def raise_budget(
+        self, scope: Scope, scope_id: str, window: Window, raise_pusd: int, until_ns: int, *, actor: str, now_ns: int
+    ) -> None:
+        """So much beside the limit until then; 0 ends a raise now. Felt within 30 s of its end.
+
+        Raises: NotFound for a budget that is not there; InvalidRequest."""
+        async with writing(self._engine) as db:
+            old = await _budget(db, scope, scope_id, window)
+            if old is None:
+                raise NotFound(f"no {scope.value} budget of {scope_id!r} for {window.value}", param="budget")
+            new = replace(old, raise_pusd=raise_pusd, raise_until_ns=until_ns if raise_pusd else None)
+            await _set_budget(db, new, now_ns)
+            await _note_budget(db, now_ns, actor, old, new)
         await self._announce(EVERYTHING)
 
     async def set_rate_limit(
         self,
-        scope: Literal["organisation", "project", "end_user"],
+        scope: Scope,
         scope_id: str,
         unit: Unit,
         amount: int | None,
@@ -196,11 +222,16 @@ class KeyAdmin:
         now_ns: int,
         window_ms: int = MINUTE_MS,
     ) -> None:
-        """For all keys of an organisation or project together, or for each end user of a project (`scope_id`).
-        None takes it away. Raises: InvalidRequest."""
+        """None takes it away. Raises: InvalidRequest."""
         _check({"amount": amount}, now_ns)
+        if not 1000 <= window_ms <= _WINDOW_MS_MAX:
+            raise InvalidRequest("a limit's window has a second at least and a day at most", param="window")
+        try:
+            accounts.check_scope(scope, scope_id)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="scope_id") from None
         where = (
-            (rate_limits.c.scope == scope)
+            (rate_limits.c.scope == scope.value)
             & (rate_limits.c.scope_id == scope_id)
             & (rate_limits.c.unit == unit)
             & (rate_limits.c.window_ms == window_ms)
@@ -209,10 +240,16 @@ class KeyAdmin:
             old = (await db.execute(select(rate_limits.c.amount).where(where))).scalar_one_or_none()
             await db.execute(rate_limits.delete().where(where))
             if amount is not None:
-                row = {"scope": scope, "scope_id": scope_id, "unit": unit, "window_ms": window_ms, "amount": amount}
+                row = {
+                    "scope": scope.value,
+                    "scope_id": scope_id,
+                    "unit": unit,
+                    "window_ms": window_ms,
+                    "amount": amount,
+                }
                 await db.execute(insert(rate_limits).values(row))
             name = f"{unit}/{window_ms}ms"
-            await note(db, now_ns, actor, f"{scope}.limit", scope_id, before={name: old}, after={name: amount})
+            await note(db, now_ns, actor, f"{scope.value}.limit", scope_id, before={name: old}, after={name: amount})
         await self._announce(EVERYTHING)
 
     async def list_keys(self, *, project_id: str | None = None) -> list[KeyInfo]:
@@ -297,13 +334,35 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
     ]
 
 
-async def _set_budget(
-    db: AsyncConnection, scope: Scope, scope_id: str, window: Window, limit_pusd: int, now_ns: int
-) -> None:
+async def _budget(db: AsyncConnection, scope: Scope, scope_id: str, window: Window) -> accounts.Budget | None:
+    wanted = (scope, scope_id, window)
+    found = await accounts.budgets(db, [scope_id])
+    return next((b for b in found if (b.scope, b.scope_id, b.window) == wanted), None)
+
+
+async def _set_budget(db: AsyncConnection, budget: accounts.Budget, now_ns: int) -> None:
     try:
-        await accounts.set_budget(db, accounts.Budget(scope, scope_id, window, limit_pusd), at_ns=now_ns)
+        await accounts.set_budget(db, budget, at_ns=now_ns)
     except ValueError as error:
         raise InvalidRequest(str(error), param="budget") from None
+
+
+async def _note_budget(
+    db: AsyncConnection, now_ns: int, actor: str, old: accounts.Budget | None, new: accounts.Budget | None
+) -> None:
+    about = old or new
+    if about is not None:
+        sides = [None if budget is None else _told(budget) for budget in (old, new)]
+        before, after = ({about.window.value: side} for side in sides)
+        await note(db, now_ns, actor, f"{about.scope.value}.budget", about.scope_id, before=before, after=after)
+
+
+def _told(budget: accounts.Budget) -> int | dict[str, Any]:
+    """A plain budget is its limit, in pUSD."""
+    plain = accounts.Budget(budget.scope, budget.scope_id, budget.window, budget.limit_pusd)
+    if budget == plain:
+        return budget.limit_pusd
+    return {name: value for name, value in asdict(budget).items() if name not in ("scope", "scope_id", "window")}
 
 
 def _check(values: dict[str, Any], now_ns: int) -> None:

@@ -24,13 +24,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from billing.accounts import budgets
 from billing.db import reading
 from billing.money import MAX_AMOUNT_PUSD
-from billing.schema import organisations
+from billing.schema import organisations, projects
 from gateway.admission import spending
 from gateway.admission.changes import CHANNEL, EVERYTHING, VERSION
 from gateway.admission.floods import Floods, address_of
 from gateway.admission.link import Link
 from gateway.admission.minting import hash_of, public_id_of
-from gateway.admission.principal import CREDIT, END_USER, Budget, Limit, Period, Principal, Unit
+from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
 from gateway.schema import rate_limits, virtual_keys
 
@@ -260,8 +260,9 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
     """digest: of the key that was presented; None where none was."""
     key = virtual_keys.c
     query = (
-        select(virtual_keys, organisations.c.credit_limit_pusd)
+        select(virtual_keys, organisations.c.credit_limit_pusd, projects.c.team_id)
         .join(organisations, organisations.c.id == key.organisation_id)
+        .join(projects, projects.c.id == key.project_id)
         .where(which)
     )
     row = (await db.execute(query)).mappings().one_or_none()
@@ -275,7 +276,8 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         project_id=row["project_id"],
         models=None if row["models"] is None else tuple(row["models"]),
         limits=await _limits(db, row),
-        budgets=await _budgets(db, row),
+        budgets=await _budgets(db, row, now_ms * 1_000_000),
+        team_id=row["team_id"],
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]
@@ -291,29 +293,50 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
 async def _limits(db: AsyncConnection, row: Any) -> tuple[Limit, ...]:
     units: tuple[tuple[Unit, str], ...] = (("requests", "rpm"), ("tokens", "tpm"), ("parallel", "parallel"))
     limits = [Limit("key", row["id"], unit, row[column]) for unit, column in units if row[column] is not None]
-    more = rate_limits.c
-    query = select(rate_limits).where(
-        or_(
-            (more.scope == "organisation") & (more.scope_id == row["organisation_id"]),
-            more.scope.in_(("project", END_USER)) & (more.scope_id == row["project_id"]),
-        )
-    )
+    ids, column = _ids(row), rate_limits.c.scope_id
+    owned = (column.startswith(f"{each}/", autoescape=True) for each in ids.values())
+    query = select(rate_limits).where(or_(column.in_(ids.values()), *owned))
     limits += [
         Limit(found["scope"], found["scope_id"], found["unit"], found["amount"], found["window_ms"])
         for found in (await db.execute(query)).mappings()
+        if _brought(found["scope"], found["scope_id"], ids)
     ]
     return tuple(limits)
 
 
-async def _budgets(db: AsyncConnection, row: Any) -> tuple[Budget, ...]:
-    ids = {"key": row["id"], "project": row["project_id"], "organisation": row["organisation_id"]}
-    found = []
-    for budget in await budgets(db, list(ids.values())):
-        if ids[budget.scope.value] == budget.scope_id:
-            period: Period = budget.window.value
-            found.append(Budget(budget.scope.value, budget.scope_id, budget.limit_pusd, period))
+async def _budgets(db: AsyncConnection, row: Any, now_ns: int) -> tuple[Budget, ...]:
+    ids = _ids(row)
+    found = [
+        Budget(
+            each.scope.value,
+            each.scope_id,
+            each.limit_at(now_ns),
+            each.window.value,
+            each.kind.value,
+            each.slow_rpm,
+            each.slow_from_percent,
+        )
+        for each in await budgets(db, list(ids.values()))
+        if _brought(each.scope.value, each.scope_id, ids)
+    ]
     if row["credit_limit_pusd"] is not None:
         paid_in, _ = await spending.credit(db, row["organisation_id"])
         limit = min(MAX_AMOUNT_PUSD, paid_in + row["credit_limit_pusd"])
         found.append(Budget(CREDIT, row["organisation_id"], limit))
     return tuple(found)
+
+
+def _ids(row: Any) -> dict[str, str]:
+    """Whose a key is, on the way up."""
+    ids = {"key": row["id"], "project": row["project_id"], "organisation": row["organisation_id"]}
+    return ids if row["team_id"] is None else ids | {"team": row["team_id"]}
+
+
+def _brought(scope: str, scope_id: str, ids: dict[str, str]) -> bool:
+    """Whether a key brings this limit or budget along. An id may be of another kind, by chance or by design."""
+    match scope:
+        case "end_user":
+            return scope_id == ids["project"]
+        case "model" | "provider" | "tag":
+            return scope_id.partition("/")[0] in (ids["project"], ids["organisation"])
+    return ids.get(scope) == scope_id

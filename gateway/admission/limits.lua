@@ -194,7 +194,8 @@ local function held_of(record)
 end
 
 if op == 'settle' then
-  -- ARGV 8..12: tokens, requests, charge, done_ms, orphan; then limit, window, unit of each bucket.
+  -- ARGV 8..12: tokens, requests, charge, done_ms, orphan; then limit, window, unit of each bucket; of each
+  -- budget whether it is charged.
   local tokens, requests, charge = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
   local done_ms, orphan = ARGV[11], ARGV[12] == '1'
   local record = redis.call('GET', RECORD)
@@ -207,7 +208,8 @@ if op == 'settle' then
   for i = 1, buckets do
     local limit, window, unit = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]), ARGV[arg + 3]
     arg = arg + 3
-    local more = unit == 't' and tokens - had_tokens or requests - had_requests
+    local more = string.sub(unit, 1, 1) == 't' and tokens - had_tokens or requests - had_requests
+    if #unit > 1 then more = unit == 't0' and -had_tokens or -had_requests end  -- Of a provider that did not answer.
     if more ~= 0 then
       local debt, at = debt_of(KEYS[3 + i], limit)
       put_debt(KEYS[3 + i], limit, debt + more * window, at)
@@ -218,10 +220,10 @@ if op == 'settle' then
     local key = KEYS[first_budget + i]
     local counter = redis.call('HMGET', key, 'g', 'l', 'k')
     if counter[1] and counter[1] == generation[key] then
-      local owed = charge
+      local owed = ARGV[arg + i] == '0' and '0' or charge
       if not counter[2] then
         redis.call('HDEL', key, 'o:' .. id)
-        redis.call('HSET', key, 'c:' .. id, charge)
+        redis.call('HSET', key, 'c:' .. id, owed)
       elseif counter[3] and redis.call('HDEL', key, 'k:' .. id) == 1 then
         owed = '0'  -- SQL had the charge when this counter was made from it.
         if redis.call('HINCRBY', key, 'k', -1) == 0 then redis.call('HDEL', key, 'k') end
@@ -230,7 +232,7 @@ if op == 'settle' then
         redis.call('HINCRBY', key, 'a', hold)
         redis.call('HINCRBY', key, 'a', negative(owed))
       end
-    elseif counter[2] and of_this_boot(counter[1]) and charge ~= '0' and not orphan
+    elseif counter[2] and of_this_boot(counter[1]) and charge ~= '0' and ARGV[arg + i] ~= '0' and not orphan
         and redis.call('HEXISTS', MUSTER, BOOT .. ':' .. OWNER) == 0 then
       -- The counter was made without waiting for this gateway, which could not be reached. (One that has announced
       -- itself had written to SQL by then what it had settled, and has listed the rest.)

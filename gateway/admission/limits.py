@@ -16,10 +16,11 @@ from urllib.parse import quote
 
 import hiredis
 from msgspec import Struct
+from msgspec.structs import replace
 
 from billing.money import MAX_AMOUNT_PUSD, format_usd
 from gateway.admission.link import Arg, Link, Reply
-from gateway.admission.principal import END_USER, Budget, Limit, Principal, window_of
+from gateway.admission.principal import END_USER, PROVIDER, Budget, Facts, Limit, Principal, concerns, window_of
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
 
 # A crashed process gives its parallel slots back after this long; a living one renews at a third of it.
@@ -46,6 +47,14 @@ class Window(Struct, frozen=True):
     limit: Limit
     remaining: int
     reset_ms: int
+
+
+class Taken(Struct, frozen=True):
+    """windows: each rate limit as it stands after the reservation. past: the budgets that did not cover it and let it
+    through all the same."""
+
+    windows: tuple[Window, ...]
+    past: tuple[Budget, ...] = ()
 
 
 class Scopes(Struct, frozen=True):
@@ -91,36 +100,38 @@ Assemble = Callable[[Scopes], Awaitable[Sequence[str]]]
 """Has every living gateway announce what it holds in an organisation. Returns: which have to be there."""
 
 
-def scopes_of(principal: Principal, end_user: str | None, now_ms: int) -> Scopes:
+def scopes_of(principal: Principal, facts: Facts, now_ms: int) -> Scopes:
     """What a request of this key counts against at this time: a budget of a month has another key in the next one."""
     prefix = f"fb:{{{_quoted(principal.organisation_id)}}}"
     buckets, slots, bucket_keys, slot_keys = [], [], [], []
+    budgets, starts, money_keys = [], [], []
     for limit in principal.limits:
-        name = f"{limit.scope}:{_quoted(limit.scope_id)}"
-        if limit.scope == END_USER:
-            if end_user is None:
-                continue
-            # Clients choose these names, of any length and content.
-            name += ":" + hashlib.blake2s(end_user.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        if not concerns(limit.scope, limit.scope_id, facts):
+            continue
+        name = _named(limit.scope, limit.scope_id, facts.end_user)
         if limit.unit == "parallel":
             slots.append(limit)
             slot_keys.append(f"{prefix}:s:{name}")
         else:
             buckets.append(limit)
             bucket_keys.append(f"{prefix}:b:{name}:{limit.unit}:{limit.window_ms}")
-    windows = [window_of(budget.period, now_ms) for budget in principal.budgets]
-    money_keys = [
-        f"{prefix}:m:{b.scope}:{_quoted(b.scope_id)}:{b.period}:{w[0]}"
-        for b, w in zip(principal.budgets, windows, strict=True)
-    ]
-    return Scopes(
-        prefix,
-        tuple(buckets),
-        tuple(slots),
-        principal.budgets,
-        tuple(w[1] for w in windows),
-        (*bucket_keys, *slot_keys, *money_keys),
-    )
+    for budget in principal.budgets:
+        if concerns(budget.scope, budget.scope_id, facts):
+            window, start_ns = window_of(budget.period, now_ms)
+            name = _named(budget.scope, budget.scope_id, facts.end_user)
+            budgets.append(replace(budget, end_user=facts.end_user) if budget.scope == END_USER else budget)
+            starts.append(start_ns)
+            money_keys.append(f"{prefix}:m:{name}:{budget.period}:{window}")
+    keys = (*bucket_keys, *slot_keys, *money_keys)
+    return Scopes(prefix, tuple(buckets), tuple(slots), tuple(budgets), tuple(starts), keys)
+
+
+def _named(scope: str, scope_id: str, end_user: str | None) -> str:
+    name = f"{scope}:{_quoted(scope_id)}"
+    if scope == END_USER and end_user is not None:
+        # Clients choose these names, of any length and content.
+        name += ":" + hashlib.blake2s(end_user.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return name
 
 
 def _quoted(name: str) -> str:
@@ -141,10 +152,10 @@ class Limiter:
 
     async def reserve(
         self, request_id: str, scopes: Scopes, *, tokens: int, hold_pusd: int, lease_ms: int = LEASE_MS
-    ) -> tuple[Window, ...]:
+    ) -> Taken:
         """Take one request, these tokens, one slot and this money from every scope, or nothing from any.
 
-        Returns: each rate limit as it stands now. Raises: RateLimited, QuotaExceeded; Unavailable, after which it is
+        Raises: RateLimited, QuotaExceeded; Unavailable, after which it is
         not known whether anything was taken: `settle` with zeros gives it back."""
         args: list[Arg] = [lease_ms, RECORD_MS, tokens, hold_pusd]
         for bucket in scopes.buckets:
@@ -155,9 +166,10 @@ class Limiter:
         reply = await self._with_counters(request_id, scopes, args)
         if reply[0] == b"ok":
             numbers = [int(n) for n in reply[1:]]
-            return tuple(
+            windows = tuple(
                 Window(limit, max(0, numbers[2 * i]), numbers[2 * i + 1]) for i, limit in enumerate(scopes.buckets)
             )
+            return Taken(windows, tuple(scopes.budgets[at - 1] for at in numbers[2 * len(windows) :]))
         raise _refusal(reply, scopes, tokens, hold_pusd)
 
     async def settle(
@@ -169,16 +181,20 @@ class Limiter:
         charge_pusd: int,
         requests: int = 1,
         orphan: bool = False,
+        provider: str | None = None,
     ) -> bool:
         """Replace what was reserved by what was used; more may be used than was reserved. Sent again it does nothing.
 
-        orphan: only if Redis still remembers the reservation.
+        orphan: only if Redis still remembers the reservation. provider: who answered; what was reserved of others'
+        limits and budgets goes back whole. None: nobody, or one does not know.
         Returns: whether this call did it. Raises: Unavailable, then it may be sent again."""
         if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
             raise ValueError(f"charge of {charge_pusd} pUSD")
         args: list[Arg] = [tokens, requests, charge_pusd, DONE_MS, int(orphan)]
         for bucket in scopes.buckets:
-            args += (bucket.limit, bucket.window_ms, "r" if bucket.unit == "requests" else "t")
+            unit = "r" if bucket.unit == "requests" else "t"
+            args += (bucket.limit, bucket.window_ms, unit if _is_of(bucket, provider) else unit + "0")
+        args += [int(_is_of(budget, provider)) for budget in scopes.budgets]
         reply = await self._run("settle", request_id, scopes, args)
         return bool(reply[0] != b"done")
 
@@ -348,6 +364,10 @@ class Limiter:
             raise
 
 
+def _is_of(scope: Limit | Budget, provider: str | None) -> bool:
+    return provider is None or scope.scope != PROVIDER or scope.scope_id.partition("/")[2] == provider
+
+
 def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Exception:
     kind = reply[0]
     if kind == b"money":
@@ -357,6 +377,7 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             f"the {budget.scope}'s budget{period} ({format_usd(budget.limit_pusd)} USD) has "
             f"{format_usd(max(0, remaining))} USD left; this request may cost up to {format_usd(hold_pusd)} USD",
             scope=budget.scope,
+            scope_id=budget.scope_id,
             remaining_pusd=remaining,
             limit_pusd=budget.limit_pusd,
         )
@@ -367,6 +388,7 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             f"{budget.slow_rpm} requests a minute pass",
             retry_after_s=int(reply[2]) / 1000,
             scope=budget.scope,
+            scope_id=budget.scope_id,
             unit="requests",
         )
     if kind == b"known":
@@ -378,6 +400,7 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             f"the {_owner(limit)} already has {limit.limit} requests running, which is its limit",
             retry_after_s=PARALLEL_RETRY_S,
             scope=limit.scope,
+            scope_id=limit.scope_id,
             unit=limit.unit,
         )
     limit = scopes.buckets[at]
@@ -389,6 +412,7 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             f"{wanted}: lower its maximum output, or have the limit raised",
             retry_after_s=limit.window_ms / 1000,
             scope=limit.scope,
+            scope_id=limit.scope_id,
             unit=limit.unit,
         )
     return RateLimited(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -15,15 +16,29 @@ Kind = Literal["hard", "soft", "throttle"]
 
 MINUTE_MS: Final = 60_000
 END_USER: Final = "end_user"
+PROVIDER: Final = "provider"
 # What a prepaid organisation paid in, was given, and may owe; its "limit" grows with each payment.
 CREDIT: Final = "credit"
+
+
+class Facts(Struct, frozen=True):
+    """What a request is, beside whose: what limits of a model, a provider, a tag or an end user ask for. providers: of
+    every deployment that may answer."""
+
+    alias: str = ""
+    providers: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    end_user: str | None = None
+
+
+NOTHING_KNOWN: Final = Facts()
 
 
 class Limit(Struct, frozen=True):
     """So many requests or tokens in a window, or so many requests at once (then the window means nothing).
 
-    scope: whose it is, `key`, `project`, `organisation` or `end_user`; scope_id: which one. A limit of scope
-    `end_user` stands for each end user of the project by itself."""
+    scope, scope_id: whose it is, as in `billing.accounts.Scope`. One of scope `end_user` stands for each end user of
+    the project by itself."""
 
     scope: str
     scope_id: str
@@ -35,7 +50,8 @@ class Limit(Struct, frozen=True):
 class Budget(Struct, frozen=True):
     """So much money in a calendar hour, day or month (UTC), or ever. Worst cases are held before the call.
 
-    scope: `key`, `project`, `organisation`, or `credit` for what an organisation has paid in. kind: what happens to a
+    scope: as in `billing.accounts.Scope`, or `credit` for what an organisation has paid in. end_user: whose it is of
+    scope `end_user`. kind: what happens to a
     request that it does not cover: `hard` refuses it, `soft` only tells, `throttle` lets `slow_rpm` of them a minute
     pass, from `slow_from_percent` of the limit on."""
 
@@ -46,6 +62,7 @@ class Budget(Struct, frozen=True):
     kind: Kind = "hard"
     slow_rpm: int = 0
     slow_from_percent: int = 100
+    end_user: str | None = None
 
     @property
     def pace(self) -> int:
@@ -70,6 +87,11 @@ class Principal(Struct, frozen=True):
     models: tuple[str, ...] | None = None
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    team_id: str | None = None
+
+    @property
+    def depends_on_facts(self) -> bool:
+        return any(depends(each.scope) for each in self.limits) or any(depends(each.scope) for each in self.budgets)
 
 
 def window_of(period: Period, now_ms: int) -> tuple[str, int]:
@@ -77,4 +99,24 @@ def window_of(period: Period, now_ms: int) -> tuple[str, int]:
     start_ns = window_start_ns(Window(period), now_ms * 1_000_000)
     if period == "total":
         return period, start_ns
-    return datetime.fromtimestamp(start_ns // 10**9, UTC).date().isoformat(), start_ns
+    start = datetime.fromtimestamp(start_ns // 10**9, UTC)
+    return f"{start:%Y-%m-%dT%H}" if period == "hour" else f"{start:%Y-%m-%d}", start_ns
+
+
+def concerns(scope: str, scope_id: str, facts: Facts) -> bool:
+    """Whether a request counts against what its key brings along."""
+    match scope:
+        case "end_user":
+            return facts.end_user is not None
+        case "model":
+            return fnmatchcase(facts.alias, scope_id.partition("/")[2])
+        case "provider":
+            return scope_id.partition("/")[2] in facts.providers
+        case "tag":
+            return scope_id.partition("/")[2] in facts.tags
+    return True
+
+
+def depends(scope: str) -> bool:
+    """Whether it takes more than the key to know if a request counts."""
+    return scope in ("end_user", "model", "provider", "tag")

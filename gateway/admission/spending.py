@@ -26,7 +26,8 @@ async def spending(engine: AsyncEngine, budget: Budget, start_ns: int, asked: Se
             paid_in, left = await credit(db, budget.scope_id)
             pusd = paid_in - left
         else:
-            pusd = await spent(db, Scope(budget.scope), budget.scope_id, since_ns=start_ns)
+            scope = Scope(budget.scope)
+            pusd = await spent(db, scope, budget.scope_id, since_ns=start_ns, end_user=budget.end_user)
         return Spending(pusd, frozenset(await _charges(db, asked)))
 
 
@@ -76,6 +77,6 @@ async def _charges(db: AsyncConnection, request_ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for start in range(0, len(request_ids), _IDS_MAX):
         some = request_ids[start : start + _IDS_MAX]
-        query = select(table.id).where(table.id.in_(some), table.charge_pusd.is_not(None))
-        found |= set((await db.execute(query)).scalars())
+        # What has no price yet is in the sum as well, as what was held for it.
+        found |= set((await db.execute(select(table.id).where(table.id.in_(some)))).scalars())
     return found

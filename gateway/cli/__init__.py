@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "Look at everything that Farebox needs and say what to mend.",
     "config": "Show, check and describe the settings.",
     "keys": "Virtual keys: create, list, show, revoke.",
+    "quotas": "Budgets and rate limits of every scope; teams.",
     "usage": "What was used and what it cost.",
     "ledger": "Balances, and the proof that they add up.",
     "invoice": "What an organisation owes for a month, as text, CSV or PDF.",

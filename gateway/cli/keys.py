@@ -33,7 +33,7 @@ async def create(
     project: str,
     name: str = "unnamed",
     budget: str | None = None,
-    budget_window: Literal["total", "day", "month"] = "total",
+    budget_window: Literal["total", "month", "day", "hour"] = "total",
     rpm: int | None = None,
     tpm: int | None = None,
     parallel: int | None = None,
@@ -53,7 +53,7 @@ async def create(
     budget:
         What it may spend, as 0.01usd or $5. Hard: the worst case of a request is held before it is sent.
     budget_window:
-        In what time: ever, a day or a calendar month (UTC).
+        In what time: ever, a calendar month, a day or an hour (UTC).
     rpm:
         Requests a minute.
     tpm:
@@ -78,7 +78,7 @@ async def create(
         rpm=rpm,
         tpm=tpm,
         parallel=parallel,
-        expires_at_ns=_expiry_ns(expires, now_ns) if expires else None,
+        expires_at_ns=span_ns(expires, now_ns, "--expires") if expires else None,
     )
     budgets = [(Window(budget_window), _amount(budget))] if budget else []
     async with database(settings) as engine, key_admin(settings, engine) as keys:
@@ -219,14 +219,15 @@ def _amount(text: str) -> int:
     return amount
 
 
-def _expiry_ns(text: str, at_ns: int) -> int:
+def span_ns(text: str, at_ns: int, flag: str) -> int:
+    """When a span such as 90d ends, or the date that it is. Raises: Problem naming the flag."""
     if found := re.fullmatch(r"([0-9]+)([mhdw])", text):
         return at_ns + int(found[1]) * _SECONDS[found[2]] * 10**9
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         fix = "write it as 90d, 12h, 30m or 2027-01-31"
-        raise Problem(f"--expires: {text!r} is neither a span nor a date", fix=fix, code=WRONG_USAGE) from error
+        raise Problem(f"{flag}: {text!r} is neither a span nor a date", fix=fix, code=WRONG_USAGE) from error
     return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()) * 10**9
 
 

@@ -75,6 +75,11 @@ class Metrics:
             "Reservations whose gateway died: settled at their cost, or voided where no journal knows of them.",
             ("how",),
         )
+        self._budgets_passed = Counter(
+            "farebox_budgets_passed",
+            "Requests that a soft or throttled budget did not cover and let through.",
+            ("kind", "scope"),
+        )
         for family in (
             self._requests,
             self._refused,
@@ -87,6 +92,7 @@ class Metrics:
             self._journal_errors,
             self._failed_open,
             self._orphans,
+            self._budgets_passed,
         ):
             self._registry.register(family)
         in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
@@ -132,6 +138,9 @@ class Metrics:
     def orphans(self, how: str, count: int) -> None:
         if count:
             self._orphans.add((how,), count)
+
+    def budget_passed(self, kind: str, scope: str) -> None:
+        self._budgets_passed.add((kind, scope))
 
     def arrived(self) -> None:
         self._serving += 1

@@ -15,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
 from billing import schema as billing_schema
-from billing.accounts import Budget, Scope, Window
+from billing.accounts import BudgetKind, Scope, Window
 from billing.db import reading, writing
 from billing.money import parse_usd
 from gateway.admin.api.usage import BudgetView, budget_view
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import Problem, invalid, not_found
-from gateway.admin.times import Stamp, stamp
+from gateway.admin.services import Services
+from gateway.admin.times import Stamp, stamp, unstamp
 from gateway.admin.wants import Caller, Office
 from gateway.schema import virtual_keys
 
@@ -45,7 +46,20 @@ class NewProject(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BudgetChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """kind: what happens to a request that the budget does not cover: hard refuses it, soft lets it through and tells,
+    throttle lets slow_rpm a minute through, from slow_from_percent of the limit on."""
+
     limit_usd: Annotated[str, Meta(max_length=40)]
+    kind: BudgetKind = BudgetKind.HARD
+    slow_rpm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    slow_from_percent: Annotated[int, Meta(ge=1, le=100)] = 100
+
+
+class BudgetRaise(Struct, frozen=True, forbid_unknown_fields=True):
+    """So much beside the limit, until then."""
+
+    raise_usd: Annotated[str, Meta(max_length=40)]
+    until: Stamp
 
 
 @get("/projects", name="projects.list")
@@ -103,29 +117,78 @@ async def set_budget(
     data: JSONBody[BudgetChange],
     actor: Caller,
     services: Office,
+    name: FromQuery[str | None] = None,
 ) -> BudgetView:
-    """Set or change the limit of an organisation, a project or a key: in all (`total`), a month or a day of UTC."""
-    now_ns = services.clock()
-    budget = Budget(level, scope_id, window, amount_of(data.limit_usd, "limit_usd"))
+    """Set or change a limit: in all (`total`), a month, a day or an hour of UTC.
+
+    scope_id: of an organisation, a team, a project or a key; of a project, for each of its end users by itself; of an
+    organisation or project with `?name=` of a model (a glob of aliases, counted together), a provider or a tag."""
+    now_ns, of = services.clock(), _named(scope_id, name)
     async with reading(services.engine) as db:
         await _existing(db, level, scope_id)
-    await services.keys.set_budget(level, scope_id, window, budget.limit_pusd, actor=actor.name, now_ns=now_ns)
-    async with reading(services.engine) as db:
-        return await budget_view(db, budget, now_ns)
+    await services.keys.set_budget(
+        level,
+        of,
+        window,
+        amount_of(data.limit_usd, "limit_usd"),
+        actor=actor.name,
+        now_ns=now_ns,
+        kind=data.kind,
+        slow_rpm=data.slow_rpm,
+        slow_from_percent=data.slow_from_percent,
+    )
+    return await _seen(services, level, of, window)
+
+
+@post("/budgets/{level:str}/{scope_id:str}/{window:str}/raise", name="budgets.raise", status_code=200)
+async def raise_budget(
+    level: FromPath[Scope],
+    scope_id: FromPath[str],
+    window: FromPath[Window],
+    data: JSONBody[BudgetRaise],
+    actor: Caller,
+    services: Office,
+    name: FromQuery[str | None] = None,
+) -> BudgetView:
+    """Add to a limit for a time. 0 ends a raise now."""
+    of, amount_pusd = _named(scope_id, name), amount_of(data.raise_usd, "raise_usd")
+    await services.keys.raise_budget(
+        level, of, window, amount_pusd, unstamp(data.until), actor=actor.name, now_ns=services.clock()
+    )
+    return await _seen(services, level, of, window)
 
 
 @delete("/budgets/{level:str}/{scope_id:str}/{window:str}", name="budgets.remove", status_code=204)
 async def remove_budget(
-    level: FromPath[Scope], scope_id: FromPath[str], window: FromPath[Window], actor: Caller, services: Office
+    level: FromPath[Scope],
+    scope_id: FromPath[str],
+    window: FromPath[Window],
+    actor: Caller,
+    services: Office,
+    name: FromQuery[str | None] = None,
 ) -> None:
     """Without a budget nothing but the organisation's credit bounds the spending."""
+    of = _named(scope_id, name)
+    await _seen(services, level, of, window)
+    await services.keys.set_budget(level, of, window, None, actor=actor.name, now_ns=services.clock())
+
+
+project_handlers: list[HTTPRouteHandler] = [
+    list_projects, create_project, list_budgets, set_budget, raise_budget, remove_budget,
+]  # fmt: skip
+
+
+def _named(scope_id: str, name: str | None) -> str:
+    return scope_id if name is None else f"{scope_id}/{name}"
+
+
+async def _seen(services: Services, level: Scope, scope_id: str, window: Window) -> BudgetView:
+    """Raises: Problem where there is none."""
     async with reading(services.engine) as db:
-        if window not in {each.window for each in await accounts.budgets(db, [scope_id]) if each.scope is level}:
-            raise not_found("budget", f"{level}/{scope_id}/{window}", "List the budgets.")
-    await services.keys.set_budget(level, scope_id, window, None, actor=actor.name, now_ns=services.clock())
-
-
-project_handlers: list[HTTPRouteHandler] = [list_projects, create_project, list_budgets, set_budget, remove_budget]
+        for budget in await accounts.budgets(db, [scope_id]):
+            if (budget.scope, budget.scope_id, budget.window) == (level, scope_id, window):
+                return await budget_view(db, budget, services.clock())
+    raise not_found("budget", f"{level}/{scope_id}/{window}", "List the budgets.")
 
 
 def amount_of(text: str, field: str) -> int:
@@ -152,11 +215,16 @@ async def _organisation(db: AsyncConnection, organisation_id: str | None) -> acc
 
 
 async def _existing(db: AsyncConnection, scope: Scope, scope_id: str) -> None:
-    tables: dict[Scope, Any] = {
-        Scope.ORGANISATION: billing_schema.organisations,
-        Scope.PROJECT: billing_schema.projects,
-        Scope.KEY: virtual_keys,
+    organisations, projects = billing_schema.organisations, billing_schema.projects
+    tables: dict[Scope, tuple[Any, ...]] = {
+        Scope.ORGANISATION: (organisations,),
+        Scope.TEAM: (billing_schema.teams,),
+        Scope.PROJECT: (projects,),
+        Scope.END_USER: (projects,),
+        Scope.KEY: (virtual_keys,),
     }
-    table = tables[scope]
-    if (await db.execute(select(table.c.id).where(table.c.id == scope_id))).first() is None:
+    for table in tables.get(scope, (projects, organisations)):
+        if (await db.execute(select(table.c.id).where(table.c.id == scope_id))).first() is not None:
+            break
+    else:
         raise not_found(scope.value, scope_id, "List them and take an id from there.")

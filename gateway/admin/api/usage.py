@@ -13,7 +13,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
-from billing.accounts import Budget, Scope, Window, window_start_ns
+from billing.accounts import Budget, BudgetKind, Scope, Window, window_start_ns
 from billing.statements import spent
 from gateway.admin import reports
 from gateway.admin.api.values import TotalsView, totals_view, usd
@@ -30,6 +30,8 @@ To = Annotated[Stamp | None, QueryParameter(name="to", description="RFC 3339; de
 TOP = 8
 EXPORT_ROWS = 100_000
 BUDGETS_AT_RISK = 5
+_GROUPED = (Scope.ORGANISATION, Scope.PROJECT, Scope.KEY)
+"""Scopes that the kept sums are grouped by."""
 
 
 class PeriodView(Struct, frozen=True):
@@ -57,7 +59,9 @@ class SeriesPoint(Struct, frozen=True):
 
 
 class BudgetView(Struct, frozen=True):
-    """`share` is spent / limit; above 1 only when a limit was lowered."""
+    """`limit_usd` is what holds now, `raised_usd` the part of it that is there until `raised_until`. `share` is spent /
+    limit; above 1 when a limit was lowered, or does not refuse. `scope_id` may name a model, a provider or a tag after
+    its owner and a slash; of scope `end_user` the one who spent most is told."""
 
     scope: str
     scope_id: str
@@ -66,6 +70,11 @@ class BudgetView(Struct, frozen=True):
     limit_usd: str
     spent_usd: str
     share: float
+    kind: BudgetKind
+    slow_rpm: int
+    slow_from_percent: int
+    raised_usd: str | None
+    raised_until: Stamp | None
 
 
 class Overview(Struct, frozen=True):
@@ -195,30 +204,44 @@ async def budgets_at_risk(db: AsyncConnection, now_ns: int) -> list[BudgetView]:
     found = await accounts.budgets(db)
     used: dict[tuple[Scope, Window], dict[str, int]] = {}
     for kind in {(budget.scope, budget.window) for budget in found}:
+        if kind[0] not in _GROUPED:
+            used[kind] = {
+                each.scope_id: await spent(db, each.scope, each.scope_id, since_ns=window_start_ns(each.window, now_ns))
+                for each in found
+                if (each.scope, each.window) == kind
+            }
+            continue
         # What has no price yet counts here once it has one: the roll-ups do not know what was held for it.
         scope, period = kind[0], Period(window_start_ns(kind[1], now_ns), now_ns)
         lines = await reports.groups(db, scope.value, period, {}, limit=EXPORT_ROWS)
         used[kind] = {line.name: line.totals.charge_pusd for line in lines}
     ranked = [(budget, used[budget.scope, budget.window].get(budget.scope_id, 0)) for budget in found]
     ranked.sort(key=lambda pair: -_share(*pair))
-    return [await _budget_view(db, budget, spent_pusd) for budget, spent_pusd in ranked[:BUDGETS_AT_RISK]]
+    return [await _budget_view(db, budget, spent_pusd, now_ns) for budget, spent_pusd in ranked[:BUDGETS_AT_RISK]]
 
 
 async def budget_view(db: AsyncConnection, budget: Budget, now_ns: int) -> BudgetView:
     used = await spent(db, budget.scope, budget.scope_id, since_ns=window_start_ns(budget.window, now_ns))
-    return await _budget_view(db, budget, used)
+    return await _budget_view(db, budget, used, now_ns)
 
 
-async def _budget_view(db: AsyncConnection, budget: Budget, used: int) -> BudgetView:
-    names = await reports.labels(db, budget.scope.value, [budget.scope_id])
+async def _budget_view(db: AsyncConnection, budget: Budget, used: int, now_ns: int) -> BudgetView:
+    names = await reports.labels(db, budget.scope.value, [budget.scope_id]) if budget.scope in _GROUPED else {}
+    limit_pusd = budget.limit_at(now_ns)
+    raised_pusd = limit_pusd - budget.limit_pusd
     return BudgetView(
         budget.scope.value,
         budget.scope_id,
         names.get(budget.scope_id, budget.scope_id),
         budget.window.value,
-        usd(budget.limit_pusd) or "",
+        usd(limit_pusd) or "",
         usd(used) or "",
-        _share(budget, used),
+        used / limit_pusd if limit_pusd else 1.0,
+        budget.kind,
+        budget.slow_rpm,
+        budget.slow_from_percent,
+        usd(raised_pusd) if raised_pusd else None,
+        stamp(budget.raise_until_ns) if raised_pusd and budget.raise_until_ns else None,
     )
 
 

@@ -44,6 +44,7 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "projects.create": ADMINS,
     "budgets.list": ANYONE,
     "budgets.set": TELLERS,
+    "budgets.raise": TELLERS,
     "budgets.remove": TELLERS,
     "models.list": ANYONE,
     "providers.list": ANYONE,

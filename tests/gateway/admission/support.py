@@ -11,7 +11,7 @@ from billing.prices import PriceSheet, Rates, make_sheet
 from billing.usage import Meter
 from gateway.admission.limits import Assemble, Limiter, Scopes, Spending, Spent, scopes_of
 from gateway.admission.link import Link
-from gateway.admission.principal import Budget, Limit, Principal
+from gateway.admission.principal import Budget, Facts, Limit, Principal
 
 ORGANISATION, PROJECT = "org_1", "prj_1"
 NOW_MS = 1_795_392_000_000  # 2026-11-23
@@ -25,7 +25,7 @@ def principal(*limits: Limit, budgets: tuple[Budget, ...] = (), key_id: str = "k
 
 
 def scopes(*limits: Limit, budgets: tuple[Budget, ...] = (), end_user: str | None = None) -> Scopes:
-    return scopes_of(principal(*limits, budgets=budgets), end_user, NOW_MS)
+    return scopes_of(principal(*limits, budgets=budgets), Facts(end_user=end_user), NOW_MS)
 
 
 def total(limit_pusd: int, scope: str = "key", scope_id: str = "key_1") -> Budget:

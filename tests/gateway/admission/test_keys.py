@@ -75,8 +75,8 @@ async def test_a_good_key_brings_everything_along(admin: KeyAdmin, keys: KeyStor
         admin, models=("gpt-*", "claude-*"), rpm=60, tpm=9000, parallel=4, budgets=[(Window.TOTAL, 10**10)]
     )
     await admin.set_budget(Scope.PROJECT, PROJECT, Window.MONTH, 5 * 10**12, actor="tests", now_ns=NOW_NS)
-    await admin.set_rate_limit("organisation", ORGANISATION, "tokens", 10**6, actor="tests", now_ns=NOW_NS)
-    await admin.set_rate_limit("end_user", PROJECT, "requests", 5, actor="tests", now_ns=NOW_NS)
+    await admin.set_rate_limit(Scope.ORGANISATION, ORGANISATION, "tokens", 10**6, actor="tests", now_ns=NOW_NS)
+    await admin.set_rate_limit(Scope.END_USER, PROJECT, "requests", 5, actor="tests", now_ns=NOW_NS)
     who = await keys.principal(shown(key), IP, NOW_MS)
     assert (who.key_id, who.public_id, who.name) == (key.key_id, key.public_id, "test")
     assert (who.organisation_id, who.project_id, who.models) == (ORGANISATION, PROJECT, ("gpt-*", "claude-*"))

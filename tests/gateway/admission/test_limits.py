@@ -27,13 +27,13 @@ async def available(limits: Limiter, where: Scopes) -> list[int | None]:
 async def test_takes_and_gives_back(redis: Redis) -> None:
     where = scopes(key_limit("requests", 3), key_limit("tokens", 1000), budgets=(total(500),))
     async with limiter(redis) as limits:
-        windows = await limits.reserve("r1", where, tokens=400, hold_pusd=300)
+        windows = (await limits.reserve("r1", where, tokens=400, hold_pusd=300)).windows
         assert [(w.limit.unit, w.remaining) for w in windows] == [("requests", 2), ("tokens", 600)]
         assert 0 < windows[0].reset_ms <= DAY_MS / 3
         assert await available(limits, where) == [200]
         assert await limits.settle("r1", where, tokens=100, charge_pusd=120)
         assert await available(limits, where) == [380]
-        windows = await limits.reserve("r2", where, tokens=0, hold_pusd=0)
+        windows = (await limits.reserve("r2", where, tokens=0, hold_pusd=0)).windows
         assert [w.remaining for w in windows] == [1, 900]
 
 
@@ -49,7 +49,7 @@ async def test_all_or_nothing(redis: Redis) -> None:
             with pytest.raises((QuotaExceeded, RateLimited)):
                 await limits.reserve(name, where, tokens=100, hold_pusd=100)
         free = scopes(key_limit("requests", 9), key_limit("tokens", 50), budgets=(total(500),))
-        windows = await limits.reserve("probe", free, tokens=0, hold_pusd=0)
+        windows = (await limits.reserve("probe", free, tokens=0, hold_pusd=0)).windows
         assert [w.remaining for w in windows] == [8, 50]
         assert await available(limits, free) == [500]
 
@@ -361,7 +361,7 @@ async def test_redis_away_is_unavailable_and_comes_back(redis_url: str, tmp_path
 
         async def back() -> bool:
             with contextlib.suppress(Unavailable):
-                return bool(await limits.reserve("c", where, tokens=0, hold_pusd=10) == ())
+                return bool(await limits.reserve("c", where, tokens=0, hold_pusd=10))
             return False
 
         await until(back)
@@ -397,5 +397,5 @@ async def test_the_clock_of_the_server_decides(redis: Redis) -> None:
         with pytest.raises(RateLimited):
             await limits.reserve("r", where, tokens=0, hold_pusd=0)
         await redis.set(where.keys[0], "120000 1000000000000")
-        windows = await limits.reserve("s", where, tokens=0, hold_pusd=0)
+        windows = (await limits.reserve("s", where, tokens=0, hold_pusd=0)).windows
         assert windows[0].remaining == 1

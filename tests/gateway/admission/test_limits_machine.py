@@ -139,7 +139,7 @@ class Machine(RuleBasedStateMachine):
             self.tokens += tokens
             if expires:
                 self.expired.add(name)
-            assert [w.remaining for w in windows] == [
+            assert [w.remaining for w in windows.windows] == [
                 max(0, REQUESTS - self.requests), max(0, TOKENS - self.tokens),
             ]  # fmt: skip
 
