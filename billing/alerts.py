@@ -13,8 +13,8 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing import accounts, schema, sums
-from billing.accounts import Scope, Window, upsert, window_start_ns
+from billing import accounts, schema, statements, sums
+from billing.accounts import Budget, Scope, Window, upsert, window_start_ns
 from billing.money import format_usd
 from billing.sums import NS_PER_DAY, Dimension, Span
 
@@ -224,6 +224,11 @@ class _Books:
             self._spent[key] = {name or "": line.charge_pusd for name, line in found}
         return self._spent[key]
 
+    async def used(self, budget: Budget, since_ns: int) -> int:
+        if budget.scope not in (Scope.ORGANISATION, Scope.PROJECT, Scope.KEY):  # No column of the kept sums.
+            return await statements.spent(self.db, budget.scope, budget.scope_id, since_ns=since_ns)
+        return (await self.spent(budget.scope, since_ns, self.now_ns)).get(budget.scope_id, 0)
+
 
 async def _budgets(books: _Books, rule: Rule) -> list[_Reading]:
     readings = []
@@ -231,15 +236,15 @@ async def _budgets(books: _Books, rule: Rule) -> list[_Reading]:
         if not _about(rule, budget.scope, budget.scope_id):
             continue
         since_ns = window_start_ns(budget.window, books.now_ns)
-        used = (await books.spent(budget.scope, since_ns, books.now_ns)).get(budget.scope_id, 0)
-        crossed = used * BPS >= budget.limit_pusd * rule.threshold
+        used, limit_pusd = await books.used(budget, since_ns), budget.limit_at(books.now_ns)
+        crossed = used * BPS >= limit_pusd * rule.threshold
         per = "in all" if budget.window is Window.TOTAL else f"this {budget.window.value}"
         text = (
             f"{budget.scope.value} {budget.scope_id} has used {_dollars(used)} of its budget of "
-            f"{_dollars(budget.limit_pusd)} {per}: {rule.threshold // 100} % and more"
+            f"{_dollars(limit_pusd)} {per}: {rule.threshold // 100} % and more"
         )
         subject = f"{budget.scope.value} {budget.scope_id} {budget.window.value}"
-        readings.append(_Reading(subject, since_ns, used, budget.limit_pusd, crossed, text))
+        readings.append(_Reading(subject, since_ns, used, limit_pusd, crossed, text))
     return readings
 
 

@@ -75,7 +75,7 @@ class Metrics:
             "Reservations whose gateway died: settled at their cost, or voided where no journal knows of them.",
             ("how",),
         )
-        self._budgets_passed = Counter(
+        self._budgets_passed = Tally(
             "farebox_budgets_passed",
             "Requests that a soft or throttled budget did not cover and let through.",
             ("kind", "scope"),

@@ -1,11 +1,11 @@
 """How far can a budget be overdrawn? Gateway processes, many requests at once, budgets that cover half of them.
 
 `python -m tests.e2e.overshoot --processes 8 --requests 2000 --json [--kinds "key, in all" ...]` starts its own Valkey,
-SQLite, provider emulator and gateways, sends all requests of a kind at once, and prints for each kind of budget what was
-admitted, what was refused, and how far the charges exceed the limit, in pUSD.
+SQLite, provider emulator and gateways, sends all requests of a kind at once, and prints for each kind of budget what
+was admitted, what was refused, and how far the charges exceed the limit, in pUSD.
 
-hard      0: what a request may cost at worst is reserved before it is sent, in one atomic step over all its budgets, and
-          an answer cannot outgrow its reservation, since its output is limited to what was reserved.
+hard      0: what a request may cost at worst is reserved before it is sent, in one atomic step over all its budgets,
+          and an answer cannot outgrow its reservation, since its output is limited to what was reserved.
 throttle  the largest reservation x the requests that passed it: slow_rpm a minute, and the first.
 soft      no bound: it tells (`x-farebox-budget-exceeded`, `farebox_budgets_passed`) and refuses nobody.
 """

@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.e2e.overshoot`: no kind of budget is overdrawn beyond the bound that is written."""
+"""The short form of `python -m tests.e2e.overshoot`: no kind of budget is overdrawn beyond its written bound."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ MATRIX = [
     ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),
     ("GET", "/budgets", None, ALL),
     ("PUT", "/budgets/key/none/total", {"limit_usd": "1"}, TELLERS),
+    ("POST", "/budgets/key/none/total/raise", {"raise_usd": "1", "until": "2027-01-01T00:00:00Z"}, TELLERS),
     ("DELETE", "/budgets/key/none/total", None, TELLERS),
     ("GET", "/models", None, ALL),
     ("GET", "/providers", None, ALL),
