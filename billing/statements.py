@@ -66,6 +66,10 @@ async def spent(
     what a budget's live counter is rebuilt from. end_user: whose, of scope END_USER; None: who spent most."""
     if scope in _SCOPE:
         return (await spent_by(db, scope, [scope_id], since_ns=since_ns, until_ns=until_ns))[scope_id]
+    if scope is Scope.TEAM:
+        members = (await db.execute(select(projects.c.id).where(projects.c.team_id == scope_id))).scalars().all()
+        return sum((await spent_by(db, Scope.PROJECT, members, since_ns=since_ns, until_ns=until_ns)).values())
+    # From rows alone: of days whose rows are gone, nobody knows tags and end users any more.
     table = usage_records.c
     amount = wide_sum(func.coalesce(table.charge_pusd, table.hold_pusd))
     query = select(*amount).where(*await _within(db, scope, scope_id), table.at_ns >= since_ns)
@@ -80,8 +84,6 @@ async def spent(
 async def _within(db: AsyncConnection, scope: Scope, scope_id: str) -> list[ColumnElement[bool]]:
     """Which rows a scope has that is no column of its own."""
     table = usage_records.c
-    if scope is Scope.TEAM:
-        return [table.project_id.in_(select(projects.c.id).where(projects.c.team_id == scope_id))]
     owner, _, name = scope_id.partition("/")
     is_project = (await db.execute(select(projects.c.id).where(projects.c.id == owner))).first() is not None
     owned = [(table.project_id if is_project else table.organisation_id) == owner]

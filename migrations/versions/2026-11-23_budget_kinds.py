@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "billing_7"
-down_revision = "billing_6"
+down_revision = "batches_1"
 branch_labels = None
 depends_on = None
 
