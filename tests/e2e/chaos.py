@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from msgspec.structs import replace
@@ -152,6 +152,15 @@ class Replica:
                 self._process.terminate()
             await self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        return self._port
+
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
@@ -188,15 +197,26 @@ class Scene:
     seen: Seen = field(default_factory=Seen)
 
 
+class Through(Protocol):
+    """What stands between the gateways and the rest: the addresses of upstream, database and Redis as they see them."""
+
+    async def open(self, upstream: str, database: str, redis: str) -> tuple[str, str, str]: ...
+
+
 @contextlib.asynccontextmanager
-async def scene(folder: Path, database_url: str, processes: int) -> AsyncIterator[Scene]:
-    """Everything up. The database is migrated here."""
+async def scene(
+    folder: Path, database_url: str, processes: int, *, through: Through | None = None, config_more: str = ""
+) -> AsyncIterator[Scene]:
+    """Everything up. The database is migrated here. config_more: TOML sections for the gateways."""
     valkey = Valkey(folder)
     await valkey.start()
     try:
         async with OpenAIEmulator() as upstream:
             config = folder / "farebox.toml"
-            config.write_text(_config(folder, upstream.url, database_url, valkey.url))
+            places = upstream.url, database_url, valkey.url
+            if through is not None:
+                places = await through.open(*places)
+            config.write_text(_config(folder, *places) + config_more)
             settings = load(config, {})
             await upgrade(database_url)
             engine = create_engine(database_url)
@@ -228,7 +248,7 @@ async def run(
     started_s = time.monotonic()
     chance = random.Random(seed)
     async with scene(folder, database_url, processes) as stage:
-        await _make_keys(stage, lots=int(seconds * rate / LOT) + KEYS_AT_ONCE)
+        await make_keys(stage, lots=int(seconds * rate / LOT) + KEYS_AT_ONCE)
         until_s = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             group.create_task(_destroy(stage, random.Random(chance.random()), until_s, seconds, lose_redis))
@@ -236,11 +256,11 @@ async def run(
         for replica in stage.replicas:
             replica.stop()
         # `keep` has ended where the process has; the scene waits for it, we for the locks that died with it.
-        result = await _audit(stage)
+        result = await audit(stage)
     return result | {"seconds": round(time.monotonic() - started_s, 1), "seed": seed}
 
 
-async def _make_keys(stage: Scene, lots: int) -> None:
+async def make_keys(stage: Scene, lots: int) -> None:
     redis = Redis.from_url(stage.valkey.url, protocol=3)
     admin = KeyAdmin(stage.engine, redis, Secrets.load(stage.settings).key_pepper.encode())
     for number in range(lots):
@@ -395,7 +415,7 @@ async def _opened(
         await answer.aclose()
 
 
-async def _audit(stage: Scene) -> dict[str, Any]:
+async def audit(stage: Scene) -> dict[str, Any]:
     """Ship what the dead left behind and add everything up."""
     seen, engine = stage.seen, stage.engine
     async with reading(engine) as db:

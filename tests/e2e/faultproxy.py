@@ -51,6 +51,7 @@ class FaultProxy:
         self._port = port
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
+        self._spoilt: set[_Link] = set()
 
     @property
     def port(self) -> int:
@@ -79,6 +80,12 @@ class FaultProxy:
         for link in tuple(self._links):
             link.cancel()
 
+    def strike(self, fault: Fault) -> None:
+        """Spoil the connections that are open now: for links that live for hours."""
+        self.played[fault.kind] += 1
+        for link in self._spoilt:
+            link.fault = fault
+
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -96,6 +103,7 @@ class FaultProxy:
             self._links.discard(task)
             return
         link = _Link(self, fault, writer, far_writer)
+        self._spoilt.add(link)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(link.pump(reader, far_writer, up=True))
@@ -107,6 +115,7 @@ class FaultProxy:
         finally:
             writer.transport.abort()
             far_writer.transport.abort()
+            self._spoilt.discard(link)
             self._links.discard(task)
 
 
@@ -119,13 +128,12 @@ class _Link:
         self, proxy: FaultProxy, fault: Fault | None, near: asyncio.StreamWriter, far: asyncio.StreamWriter
     ) -> None:
         self._proxy = proxy
-        self._fault = fault
+        self.fault = fault
         self._near = near
         self._far = far
         self._ended = 0
 
     async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        fault = self._fault if self._fault is not None and self._fault.up == up else None
         passed = 0
         while data := await reader.read(READ_BYTES):
             if up:
@@ -133,7 +141,9 @@ class _Link:
             else:
                 self._proxy.bytes_down += len(data)
                 self._proxy.watch(data)
-            if fault is None:
+            fault = self.fault
+            if fault is None or fault.up != up:
+                passed += len(data)
                 writer.write(data)
                 await writer.drain()
                 continue
