@@ -43,13 +43,13 @@ def bind(settings: Settings) -> socket.socket:
 
 
 @contextlib.contextmanager
-def on_signal(action: Callable[[], object]) -> Generator[None, None, None]:
-    """Call `action` for each SIGTERM and Ctrl-C while inside."""
+def on_signal(action: Callable[[], object], *numbers: signal.Signals) -> Generator[None, None, None]:
+    """Call `action` for each of these signals while inside; none named: for each SIGTERM and Ctrl-C."""
     loop = asyncio.get_running_loop()
-    for number in SIGNALS:
+    for number in numbers or SIGNALS:
         loop.add_signal_handler(number, action)
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number in numbers or SIGNALS:
             loop.remove_signal_handler(number)

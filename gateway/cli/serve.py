@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import Annotated
 
@@ -27,6 +28,8 @@ def serve(
     common: Common = DEFAULTS,
 ) -> int:
     """Run the gateway until SIGTERM, then drain and exit 0. Needs DATABASE_URL (migrated) and REDIS_URL.
+
+    With several workers SIGHUP replaces them one by one, with new settings and new code, without cutting a stream.
 
     Parameters
     ----------
@@ -69,7 +72,8 @@ async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -
     from gateway.cli.listening import on_signal
     from gateway.cli.serving import Server
 
-    server = Server(settings, create_app(settings))
+    hands_over = ready_fd is not None or settings.server.reuse_port
+    server = Server(settings, create_app(settings), hands_over=hands_over)
 
     async def tell() -> None:
         await server.up.wait()
@@ -77,12 +81,20 @@ async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -
             os.write(ready_fd, b"1")
             os.close(ready_fd)
 
-    with on_signal(server.drain):
+    with on_signal(server.drain), on_signal(_explain, signal.SIGHUP):
         telling = asyncio.create_task(tell())
         try:
             await server.serve(sockets=[bound])
         finally:
             telling.cancel()
+
+
+def _explain() -> None:
+    """A worker on its own has nobody to hand over to."""
+    import structlog
+
+    log = structlog.get_logger(__name__)
+    log.warning("SIGHUP ignored: run with --workers 2 or more, or start a second `serve` with server.reuse_port")
 
 
 async def _several(settings: Settings, bound: socket.socket, flags: list[str]) -> None:

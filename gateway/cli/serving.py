@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import structlog
 import uvicorn
 
+from gateway.cli.listening import on_signal
 from gateway.config import ConfigError, Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
 from gateway.ingress.connection import ClientConnection, Exchange
 from gateway.ingress.guard import Door, Guard
 from gateway.sections import TlsSettings
 
+log = structlog.get_logger(__name__)
+
 WORKER_READY_S = 60.0
+HANDOVER_GRACE_S = 1.0
 
 
 class Server(uvicorn.Server):
@@ -28,8 +34,9 @@ class Server(uvicorn.Server):
 
     `drain` begins the stop: readiness says no at once, open streams go on for as long as `drain_s` allows."""
 
-    def __init__(self, settings: Settings, app: Any) -> None:
-        super().__init__(_config(settings, app))
+    def __init__(self, settings: Settings, app: Any, *, hands_over: bool = False) -> None:
+        """hands_over: another process goes on at the same port when this one ends."""
+        super().__init__(_config(settings, app, HANDOVER_GRACE_S if hands_over else 0.0))
         if settings.server.tls is not None:
             self.config.load()
             self.config.ssl = tls_context(settings.server.tls)
@@ -67,6 +74,9 @@ class Server(uvicorn.Server):
 class GuardedConnection(Guard, ClientConnection):
     """A client's connection behind our door."""
 
+    idle_grace_s: ClassVar[float] = 0.0
+    _last = False
+
     @property
     def queued(self) -> bool:
         if self.receiving_body or self.cycle is None:
@@ -77,6 +87,28 @@ class GuardedConnection(Guard, ClientConnection):
     def answered(self) -> bool:
         return bool(self.receiving_body and self.cycle.response_started)
 
+    def shutdown(self) -> None:
+        """uvicorn's word that the server is about to end. Where another one goes on, a client that has just connected,
+        or uses a kept connection again, must not meet a closed door: its request may be on its way."""
+        if self.idle_grace_s and self._idle:
+            self._last = True
+            self.loop.call_later(self.idle_grace_s, self._end_idle)
+        else:
+            super().shutdown()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def _end_idle(self) -> None:
+        if self._idle:
+            self.transport.close()
+
     def abandon(self) -> None:
         if self.cycle is not None:
             self.cycle.disconnected = True
@@ -84,11 +116,12 @@ class GuardedConnection(Guard, ClientConnection):
                 self.cycle.message_event.set()
 
 
-def _config(settings: Settings, app: Any) -> uvicorn.Config:
+def _config(settings: Settings, app: Any, idle_grace_s: float) -> uvicorn.Config:
+    connection = {"door": Door(settings.server), "idle_grace_s": idle_grace_s}
     trusted = list(settings.server.trusted_proxies)
     return uvicorn.Config(
         app,
-        http=type("GuardedConnection", (GuardedConnection,), {"door": Door(settings.server)}),
+        http=type("GuardedConnection", (GuardedConnection,), connection),
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -124,7 +157,8 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 class Workers:
     """Several gateway processes on one socket, each started again when it dies. Each is `farebox serve --socket-fd`.
 
-    They read the settings anew, so they are given the same flags, and what `up` found out by environment."""
+    They read the settings anew, so they are given the same flags, and what `up` found out by environment. SIGHUP takes
+    them one after another to the settings, and the code, as they are by then: `roll`."""
 
     def __init__(
         self, settings: Settings, bound: socket.socket, flags: Sequence[str], environ: Mapping[str, str]
@@ -135,20 +169,50 @@ class Workers:
         self._stop = asyncio.Event()
         self._drain_s = settings.server.drain_s
         self._ready: dict[int, int] = {}
-        self._supervisors = [
-            Supervisor(f"gateway worker {n}", self._start_child, self._wait_ready)
-            for n in range(settings.server.workers)
-        ]
+        self._supervisors = [self._supervisor(n) for n in range(settings.server.workers)]
+        self._rolling: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """All of them are up inside. Raises: StartFailed."""
         try:
             await asyncio.gather(*(supervisor.start() for supervisor in self._supervisors))
-            yield
+            with on_signal(self._hang_up, signal.SIGHUP):
+                yield
         finally:
-            grace_s = self._drain_s + 5.0
-            await asyncio.gather(*(supervisor.stop(grace_s) for supervisor in self._supervisors))
+            if self._rolling is not None:
+                self._rolling.cancel()
+                await asyncio.wait([self._rolling])
+            stops = (supervisor.stop(self._grace_s) for supervisor in self._supervisors)
+            await asyncio.gather(*stops, *self._leaving)
+
+    async def roll(self) -> None:
+        """Put a new worker in the place of each, on the same socket; the old one drains once the new one takes
+        requests. A worker that does not start ends this, and those not yet replaced serve on."""
+        for n, old in enumerate(self._supervisors):
+            new = self._supervisor(n)
+            try:
+                await new.start()
+            except (StartFailed, OSError) as error:
+                log.error("a new worker did not start; the old ones serve on", error=str(error))
+                return
+            self._supervisors[n] = new
+            leaving = asyncio.create_task(old.stop(self._grace_s), name=f"drain {old.name}")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        log.info("every worker is new", workers=len(self._supervisors))
+
+    @property
+    def _grace_s(self) -> float:
+        return self._drain_s + 5.0
+
+    def _hang_up(self) -> None:
+        if self._rolling is None or self._rolling.done():
+            self._rolling = asyncio.create_task(self.roll(), name="replace the workers")
+
+    def _supervisor(self, n: int) -> Supervisor:
+        return Supervisor(f"gateway worker {n}", self._start_child, self._wait_ready)
 
     async def _start_child(self) -> Process:
         told, tells = os.pipe()

@@ -98,7 +98,7 @@ class FaultProxy:
                 far_reader, far_writer = await asyncio.open_unix_connection(self._target)
             else:
                 far_reader, far_writer = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             self._links.discard(task)
             return
