@@ -25,6 +25,7 @@ from billing.usage import OrphanPolicy
 from billing.worker import Worker
 from gateway.admission import Gate, KeyStore
 from gateway.admission.owners import Owner
+from gateway.answers import Answers
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.runner import Runner
@@ -193,6 +194,7 @@ class Gateway:
                 settings.server,
                 Files(kept, settings.batches),
                 Batches(kept, work),
+                Answers(redis, pepper),
             )
             if settings.batches.parallel:
                 runner = Runner(

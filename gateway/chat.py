@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from billing.usage import Outcome
 from gateway.admission import Principal
+from gateway.answers import WHOLE, Answers, Place, asked_again, served
 from gateway.desk import Ask, Booking, Desk
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, tags_of
 from gateway.metering import outcome_of, size_of
@@ -32,8 +33,9 @@ _TELLS_COST = frozenset({"openai_chat", "openai_completions", "openai_responses"
 
 
 class Chat:
-    def __init__(self, desk: Desk, providers: Providers, strict: bool, say: SayError) -> None:
+    def __init__(self, desk: Desk, providers: Providers, answers: Answers, strict: bool, say: SayError) -> None:
         self._desk = desk
+        self._answers = answers
         self._providers = providers
         self._strict = strict
         self._say = say
@@ -49,12 +51,18 @@ class Chat:
             return Reply(200, headers, msgspec.json.encode(told))
         if inbound.tier is not None:
             ask = replace(ask, service_tier=inbound.tier)
+        keeps = self._desk.keeps_answers(ask.alias)
+        place = self._answers.place(call, preferences, who, inbound.headers, keeps) if keeps is not None else None
+        if place is not None and (kept := await self._answers.find(place)) is not None:
+            booking = await self._desk.check_in(asked_again(ask), who, inbound.now_ns)
+            async with booking.settlement.owed(self._say):
+                return await served(booking, kept)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):
             if call.request.stream:
-                return await self._stream(call, booking, inbound.now_ns // 10**9)
-            return await self._whole(call, booking, inbound.now_ns // 10**9)
+                return await self._stream(call, booking, inbound.now_ns // 10**9, place)
+            return await self._whole(call, booking, inbound.now_ns // 10**9, place)
 
     def _decode(self, inbound: Inbound) -> Call:
         route = inbound.route
@@ -69,7 +77,7 @@ class Chat:
             strict=self._strict,
         )
 
-    async def _whole(self, call: Call, booking: Booking, now_s: int) -> Reply:
+    async def _whole(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
         dropped: tuple[str, ...] = ()
 
         async def attempt(leg: Leg) -> tuple[bytes, Ending]:
@@ -84,11 +92,13 @@ class Chat:
         booking.settlement.answered(arrival.leg, arrival.attempts)
         body, ending = arrival.got
         amount_pusd = await booking.settlement.finish(ending)
+        if place is not None and ending.finish_reason in WHOLE:
+            await self._answers.keep(place, arrival.leg.deployment.id, "application/json", body)
         headers = booking.headers(dropped) + _limit_header(call)
         headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
         return Reply(200, headers, body)
 
-    async def _stream(self, call: Call, booking: Booking, now_s: int) -> Reply:
+    async def _stream(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
         async def attempt(leg: Leg) -> Opened:
             answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
             booking.heard(leg, answer.headers)
@@ -106,7 +116,13 @@ class Chat:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
         ]
-        return Reply(200, headers, self._relay(opened, call, settlement, arrival.journey))
+        pieces = self._relay(opened, call, settlement, arrival.journey)
+        if place is not None:
+            media_type, leg = load(call.dialect).stream_media_type, arrival.leg
+            pieces = self._answers.watched(
+                place, leg.deployment.id, media_type, pieces, lambda: opened.stream.finish_reason in WHOLE
+            )
+        return Reply(200, headers, pieces)
 
     async def _relay(
         self, opened: Opened, call: Call, settlement: Settlement, journey: Journey

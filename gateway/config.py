@@ -117,6 +117,9 @@ class ModelSettings(Section, frozen=True):
     """A stream whose first token is later than so many percent of that deployment's usually are is asked of the next
     one too; who answers first is kept. Your provider may charge you for both prompts; the client pays for one. None:
     never."""
+    keep_answers_s: Seconds | None = None
+    """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
+    never. A request says `x-farebox-cache: no-store` to have its own."""
     fallback_on: tuple[Literal["content_filter"], ...] = ()
     """Beside outages, throttling and too long a prompt: refusals after which the next deployment is asked."""
     max_request_usd: Decimal | None = None

@@ -161,6 +161,10 @@ class Desk:
         )
         return replace(chosen, chain=chain) if chain else chosen
 
+    def keeps_answers(self, alias: str) -> float | None:
+        """For how many seconds; None: not at all."""
+        return self._offer.catalog.terms_of(alias).keep_s
+
     def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
         """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""
         variant = variant_of(ask.service_tier)

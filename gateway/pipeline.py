@@ -10,6 +10,7 @@ from typing import Protocol
 
 from billing.journal import Journal
 from gateway.admission import Gate, KeyStore, Principal
+from gateway.answers import Answers
 from gateway.batches.api import Batches, Files, Refused
 from gateway.chat import Chat
 from gateway.counting import Counting
@@ -50,10 +51,11 @@ class Pipeline:
         limits: ServerSettings,
         files: Files,
         batches: Batches,
+        answers: Answers,
     ) -> None:
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
-        chat = Chat(self._desk, providers, strict, as_body)
+        chat = Chat(self._desk, providers, answers, strict, as_body)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,

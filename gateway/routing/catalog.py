@@ -74,13 +74,15 @@ class Deployment(Struct, frozen=True):
 class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
     second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
-    a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word."""
+    a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
+    keep_s: how long an answer serves the same question again."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
     second_pusd: int = 0
     hedge_percentile: int | None = None
     past_filters: bool = False
+    keep_s: float | None = None
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -150,6 +152,7 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
             _pusd(entry.second_usd) or 0,
             entry.hedge_percentile,
             "content_filter" in entry.fallback_on,
+            entry.keep_answers_s,
         )
         for entry in settings.models
     }
