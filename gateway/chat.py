@@ -13,7 +13,7 @@ from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.answers import WHOLE, Answers, Place, asked_again, served
 from gateway.desk import Ask, Booking, Desk
-from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
 from gateway.routing.explaining import DRY_RUN
@@ -42,7 +42,7 @@ class Chat:
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
-        call = self._decode(inbound)
+        call = self._decode(inbound, is_strict(inbound, who, self._strict))
         call, preferences = preferred(call, inbound.headers)
         ask = ask_of(call, preferences, session_of(call.request, inbound.headers), tags_of(inbound.headers))
         if DRY_RUN in inbound.headers:
@@ -64,7 +64,7 @@ class Chat:
                 return await self._stream(call, booking, inbound.now_ns // 10**9, place)
             return await self._whole(call, booking, inbound.now_ns // 10**9, place)
 
-    def _decode(self, inbound: Inbound) -> Call:
+    def _decode(self, inbound: Inbound, strict: bool) -> Call:
         route = inbound.route
         request = load(route.dialect).decode_request(inbound.body, model=route.model, stream=route.stream)
         return Call(
@@ -74,7 +74,7 @@ class Chat:
             body=inbound.body,
             request_id=inbound.request_id,
             forward_headers=forwarded(inbound.headers),
-            strict=self._strict,
+            strict=strict,
         )
 
     async def _whole(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:

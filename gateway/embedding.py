@@ -8,7 +8,7 @@ from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -29,7 +29,8 @@ class Embedding:
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         spoken = dialect_of(inbound)
         request = spoken.decode_request(inbound.body, model=inbound.route.model)
-        call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, self._strict)
+        strict = is_strict(inbound, who, self._strict)
+        call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, strict)
         ask = ask_of(call, tags_of(inbound.headers))
         ask = ask if inbound.tier is None else replace(ask, service_tier=inbound.tier)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)

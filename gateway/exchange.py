@@ -12,6 +12,7 @@ from providers.base import Provider
 from providers.dialects.base import ErrorBody
 
 if TYPE_CHECKING:
+    from gateway.admission import Principal
     from gateway.ingress.endpoints import Route
 
 Headers = list[tuple[str, str]]
@@ -73,6 +74,22 @@ def tags_of(headers: Mapping[str, str]) -> tuple[str, ...]:
             f"x-farebox-tags: at most {TAGS_MAX} tags of {TAG_CHARS_MAX} characters", param="x-farebox-tags"
         )
     return tags
+
+
+LOSSES = "x-farebox-losses"
+
+
+def is_strict(inbound: Inbound, who: Principal, otherwise: bool) -> bool:
+    """Whether what the provider has no word for is refused by name, or left out and told: as the request says, else the
+    key, else its project, else the settings. Raises: InvalidRequest."""
+    match inbound.headers.get(LOSSES):
+        case None:
+            return otherwise if who.strict is None else who.strict
+        case "strict":
+            return True
+        case "lenient":
+            return False
+    raise InvalidRequest(f"{LOSSES} must be strict or lenient", param=LOSSES)
 
 
 def in_usd(amount_pusd: int) -> str:

@@ -16,7 +16,7 @@ from billing.usage import Meter, Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Booking, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
 from gateway.metering import Size, outcome_of
 from gateway.routing.fallback import Journey
 from gateway.routing.policy import Leg
@@ -67,6 +67,7 @@ class Media:
             size=Size(len(request.text.encode())),
             answers=False,
             counts=at_worst(request),
+            tags=tags_of(inbound.headers),
         )
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 

@@ -7,7 +7,7 @@ from billing.usage import Meter, Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -35,7 +35,7 @@ class Rerank:
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         request = DIALECT.decode_request(_body(inbound), model=inbound.route.model)
-        call = RerankCall(request, inbound.request_id, self._strict)
+        call = RerankCall(request, inbound.request_id, is_strict(inbound, who, self._strict))
         ask = Ask(
             request_id=inbound.request_id,
             dialect=inbound.route.dialect,

@@ -244,3 +244,13 @@ batch_lines: Final = Table(
     # Leases that one process renews.
     Index(None, "state", "owner"),
 )
+
+# What becomes of a request that says something its provider has no word for: refused by name, or run and told what was
+# left out. Where there is no row, the settings say.
+loss_modes: Final = Table(
+    "loss_modes",
+    metadata,
+    Column("scope", String(16), primary_key=True),  # project, key
+    Column("scope_id", String(64), primary_key=True),
+    Column("mode", String(8), nullable=False),  # strict, lenient
+)

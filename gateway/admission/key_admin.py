@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 from redis.asyncio import Redis
-from sqlalchemy import RowMapping, insert, or_, select, update
+from sqlalchemy import RowMapping, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
@@ -22,7 +22,7 @@ from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import GIVEN_CHARS_MIN, MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.errors import InvalidRequest, NotFound
-from gateway.schema import rate_limits, virtual_keys
+from gateway.schema import loss_modes, rate_limits, virtual_keys
 
 NAME_CHARS_MAX: Final = 200
 _WINDOW_MS_MAX: Final = 86_400_000
@@ -250,6 +250,33 @@ class KeyAdmin:
                 await db.execute(insert(rate_limits).values(row))
             name = f"{unit}/{window_ms}ms"
             await note(db, now_ns, actor, f"{scope.value}.limit", scope_id, before={name: old}, after={name: amount})
+        await self._announce(EVERYTHING)
+
+    async def set_losses(
+        self,
+        scope: Literal["project", "key"],
+        scope_id: str,
+        mode: Literal["strict", "lenient"] | None,
+        *,
+        actor: str,
+        now_ns: int,
+    ) -> None:
+        """What a provider has no word for is refused by name (strict), or left out and told in `x-farebox-dropped`
+        (lenient). A key's own word wins over its project's; None: as the next wider scope says.
+
+        scope_id: a key's id or public id. Raises: NotFound."""
+        async with writing(self._engine) as db:
+            if scope == "key":
+                scope_id = (await _find(db, scope_id))["id"]
+            elif (await db.execute(select(projects.c.id).where(projects.c.id == scope_id))).first() is None:
+                raise NotFound(f"no project {scope_id!r}", param="project")
+            mine = (loss_modes.c.scope == scope) & (loss_modes.c.scope_id == scope_id)
+            before = (await db.execute(select(loss_modes.c.mode).where(mine))).scalar_one_or_none()
+            await db.execute(delete(loss_modes).where(mine))
+            if mode is not None:
+                await db.execute(insert(loss_modes).values(scope=scope, scope_id=scope_id, mode=mode))
+            told = {"before": {"losses": before}, "after": {"losses": mode}}
+            await note(db, now_ns, actor, f"{scope}.losses", scope_id, **told)
         await self._announce(EVERYTHING)
 
     async def list_keys(self, *, project_id: str | None = None) -> list[KeyInfo]:

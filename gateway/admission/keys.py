@@ -32,7 +32,7 @@ from gateway.admission.link import Link
 from gateway.admission.minting import hash_of, public_id_of
 from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
-from gateway.schema import rate_limits, virtual_keys
+from gateway.schema import loss_modes, rate_limits, virtual_keys
 
 log = structlog.get_logger(__name__)
 
@@ -278,6 +278,7 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         limits=await _limits(db, row),
         budgets=await _budgets(db, row, now_ms * 1_000_000),
         team_id=row["team_id"],
+        strict=await _strict(db, row),
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]
@@ -288,6 +289,20 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         row["revoked_at_ns"] is not None,
         now_ms,
     )
+
+
+async def _strict(db: AsyncConnection, row: Any) -> bool | None:
+    """The key's own word, else its project's, else None."""
+    said = loss_modes.c
+    query = select(said.scope, said.mode).where(
+        or_(
+            (said.scope == "key") & (said.scope_id == row["id"]),
+            (said.scope == "project") & (said.scope_id == row["project_id"]),
+        )
+    )
+    found = {row.scope: row.mode for row in await db.execute(query)}
+    mode = found.get("key") or found.get("project")
+    return None if mode is None else mode == "strict"
 
 
 async def _limits(db: AsyncConnection, row: Any) -> tuple[Limit, ...]:

@@ -77,7 +77,8 @@ class Budget(Struct, frozen=True):
 
 
 class Principal(Struct, frozen=True):
-    """A verified key and everything that it brings along. models: shell globs of aliases, None for all."""
+    """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
+    provider has no word for is refused; None: as the settings say."""
 
     key_id: str
     public_id: str
@@ -88,6 +89,7 @@ class Principal(Struct, frozen=True):
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
     team_id: str | None = None
+    strict: bool | None = None
 
     @property
     def depends_on_facts(self) -> bool:

@@ -160,6 +160,34 @@ async def revoke(key: str, /, *, common: Common = DEFAULTS) -> int:
     return OK
 
 
+@app.command
+async def losses(
+    scope: Literal["key", "project"],
+    name: str,
+    mode: Literal["strict", "lenient", "default"],
+    /,
+    *,
+    common: Common = DEFAULTS,
+) -> int:
+    """Say what becomes of a request that asks for something its provider has no word for.
+
+    Parameters
+    ----------
+    name:
+        The key, as shown or whole, or the project's name.
+    mode:
+        strict refuses it by name, lenient leaves it out and lists it in x-farebox-dropped; default: as the project, or
+        the settings, say. A request's own header x-farebox-losses wins.
+    """
+    settings = common.settings()
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        ident = _id_of(name) if scope == "key" else (await _project(engine, name)).id
+        chosen = None if mode == "default" else mode
+        await keys.set_losses(scope, ident, chosen, actor=ACTOR, now_ns=time.time_ns())
+    emit(common, {"scope": scope, "name": name, "losses": mode}, lambda: f"{scope} {name}: {mode}")
+    return OK
+
+
 @asynccontextmanager
 async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[KeyAdmin]:
     """Changes keys in SQL and tells running gateways: by the Redis of the settings, or the one that `up` embeds."""

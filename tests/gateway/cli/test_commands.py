@@ -126,6 +126,22 @@ def test_prices_are_listed_and_set_to_the_last_digit(running: Up) -> None:
         "prices", "set", "house", "x", "--input", "0.0000001", "--output", "1", cwd=running.folder, check=2
     )
     assert "six decimals" in refused.stderr
+    farebox("prices", "set", "house", "ear", "--per", "seconds=0.0001", "--per", "requests=0", cwd=running.folder)
+    ear = next(
+        row for row in farebox_json("prices", "list", "house", cwd=running.folder)["prices"] if row["model"] == "ear"
+    )
+    assert ear["usd_per_million"]["seconds"] == "100"
+    for wrong in (["--per", "hours=1"], ["--per", "seconds=x"], ["--per", "seconds=-1"], ["--input", "1"], []):
+        refused = farebox("prices", "set", "house", "y", *wrong, cwd=running.folder, check=2)
+        assert "price" in refused.stderr
+
+
+def test_losses_are_set_for_a_project_and_a_key(running: Up) -> None:
+    made = farebox_json("keys", "create", "--project", "demo", "--name", "lossy", cwd=running.folder)
+    farebox("keys", "losses", "key", made["key"], "lenient", cwd=running.folder)
+    farebox("keys", "losses", "key", made["key"], "default", cwd=running.folder)
+    unknown = farebox("keys", "losses", "project", "nobody", "strict", cwd=running.folder, check=1)
+    assert "nobody" in unknown.stderr
 
 
 def test_models_are_listed_without_the_engine(running: Up) -> None:
