@@ -58,7 +58,7 @@ class Chat:
             async with booking.settlement.owed(self._say):
                 return await served(booking, kept)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
-        call = _bounded(call, booking, who)
+        call = replace(_bounded(call, booking, who), tenant=who.project_id)
         async with booking.settlement.owed(self._say):
             if call.request.stream:
                 return await self._stream(call, booking, inbound.now_ns // 10**9, place)

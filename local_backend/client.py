@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 
 from local_backend.config import Settings, core_environment
@@ -18,6 +19,7 @@ from local_backend.errors import (
     BadLogits,
     ConstraintFailed,
     CoreDied,
+    DeadlineExceeded,
     EngineError,
     ModelUnavailable,
     NotReady,
@@ -43,15 +45,18 @@ from local_backend.messages import (
 
 log = logging.getLogger("local_backend")
 
-FAILURES: dict[str, type[EngineError]] = {kind.code: kind for kind in (QueueFull, BadLogits, ConstraintFailed)}
+FAILURES: dict[str, type[EngineError]] = {
+    kind.code: kind for kind in (QueueFull, BadLogits, ConstraintFailed, DeadlineExceeded)
+}
 FIRST_RESTART_DELAY_S, LAST_RESTART_DELAY_S = 0.2, 10.0
 
 
 class Flight:
     """The sequences of one request while they are in the core, as their one reader in the front sees them."""
 
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, ids: list[int], tenant: str) -> None:
         self.ids = ids
+        self.tenant = tenant
         self._tokens: dict[int, list[TokenOut]] = {}
         self._error: EngineError | None = None
         self._news = asyncio.Event()
@@ -93,6 +98,7 @@ class CoreClient:
         self.restarts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._flights: dict[int, Flight] = {}
+        self._tenants: Counter[str] = Counter()  # open sequences of each
         self._ids = itertools.count(1)
         self._became_ready = asyncio.Event()
         self._last_progress = 0.0
@@ -119,16 +125,32 @@ class CoreClient:
             )
         if not self._flights:
             self._last_progress = time.monotonic()  # the watchdog counts from when there is something to do
-        flight = Flight([next(self._ids) for _ in sequences])
+        self._check_share(terms.tenant, len(sequences))
+        flight = Flight([next(self._ids) for _ in sequences], terms.tenant)
+        self._tenants[terms.tenant] += len(sequences)
         for id_, (prompt, sampling) in zip(flight.ids, sequences, strict=True):
             self._flights[id_] = flight
             self._send(AddRequest(id_, prompt, sampling, cache_salt, terms))
         return flight
 
+    def _check_share(self, tenant: str, more: int) -> None:
+        """One tenant never fills the whole queue: a quarter of it stays for others. Raises QueueFull."""
+        bound = self.settings.max_running + self.settings.max_waiting - self.settings.max_waiting // 4
+        if self._tenants[tenant] + more > bound:
+            raise QueueFull(f"{self._tenants[tenant]} sequences of yours are open, of {bound} at most; try again later")
+
+    def _pop(self, id_: int) -> Flight | None:
+        flight = self._flights.pop(id_, None)
+        if flight is not None:
+            self._tenants[flight.tenant] -= 1
+            if not self._tenants[flight.tenant]:
+                del self._tenants[flight.tenant]
+        return flight
+
     def release(self, ids: list[int]) -> None:
         """Nobody reads these any more; those that still run stop, and their blocks are free after the current step."""
         for id_ in ids:
-            if self._flights.pop(id_, None) is not None:
+            if self._pop(id_) is not None:
                 self._send(Abort(id_))
 
     async def wait_ready(self) -> Ready:
@@ -213,14 +235,15 @@ class CoreClient:
             # Absent: its client has left, and the abort is on its way to the core.
             if (flight := self._flights.get(token.id)) is not None:
                 if token.finish is not None:
-                    del self._flights[token.id]
+                    self._pop(token.id)
                 flight.put(token)
         for failed in output.failed:
-            if (flight := self._flights.pop(failed.id, None)) is not None:
+            if (flight := self._pop(failed.id)) is not None:
                 flight.fail(FAILURES.get(failed.code, EngineError)(failed.message))
 
     def _fail_all(self, error: EngineError) -> None:
         flights, self._flights = self._flights, {}
+        self._tenants.clear()
         for flight in flights.values():
             flight.fail(error)
 

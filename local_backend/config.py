@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Positive | None = None
     max_body_bytes: Positive = 16 * 2**20
     drain_s: float = 30.0
+    request_timeout_s: float | None = None
     watchdog_s: float = 120.0
     die_with_parent: bool = False
     key: str | None = None  # clients must show it as a bearer token; from the environment alone
@@ -70,6 +71,7 @@ HELP = {
     "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
     "token_budget": "tokens computed in one step, prefill and decode together",
     "drain_s": "seconds that open streams may take after SIGTERM",
+    "request_timeout_s": "seconds after which an unfinished request is ended (default: never; a header may say less)",
     "watchdog_s": "seconds without progress after which the core is restarted",
     "die_with_parent": "end when the process that started this one ends",
 }

@@ -13,12 +13,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import BinaryIO
 
 from local_backend.block_manager import BlockManager
-from local_backend.errors import BadLogits, ConstraintFailed, EngineError, QueueFull
+from local_backend.errors import BadLogits, ConstraintFailed, DeadlineExceeded, EngineError, QueueFull
 from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
     FRAME_HEAD,
@@ -41,16 +42,20 @@ from local_backend.model_runner import ModelRunner, Runner
 from local_backend.scheduler import Scheduler, Step
 from local_backend.sequence import Sequence
 
+Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
 
 
 class Engine:
     """One scheduler, one runner, and the sequences between them."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: Grammars | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, grammars: Grammars | None = None, clock: Clock = time.monotonic
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.grammars = grammars
+        self.clock = clock
         self.steps = 0
         self._compiling: dict[int, tuple[Sequence, Future[Constraint]]] = {}
         self._refused: list[Failed] = []
@@ -67,12 +72,21 @@ class Engine:
             compiling = self._compiling.pop(message.id, None)
             self._unsaid |= self.scheduler.abort(message.id) or compiling is not None
             return
-        seq = Sequence(message.id, list(message.prompt), message.sampling, message.cache_salt.encode())
-        if message.terms.grammar is None:
+        terms = message.terms
+        seq = Sequence(
+            message.id,
+            list(message.prompt),
+            message.sampling,
+            message.cache_salt.encode(),
+            tenant=terms.tenant,
+            priority=terms.priority,
+            deadline=None if terms.timeout_s is None else self.clock() + terms.timeout_s,
+        )
+        if terms.grammar is None:
             self._add(seq)
         else:
             assert self.grammars is not None
-            self._compiling[seq.id] = (seq, self.grammars.compile(message.terms.grammar))
+            self._compiling[seq.id] = (seq, self.grammars.compile(terms.grammar))
 
     def _add(self, seq: Sequence) -> None:
         try:
@@ -91,9 +105,18 @@ class Engine:
                 seq.constraint = future.result()
                 self._add(seq)
 
+    def _end_late_ones(self) -> None:
+        """Whoever waits or runs beyond its deadline gives its place to others: nobody listens any more."""
+        now = self.clock()
+        for seq in [s for s in self.scheduler.sequences if s.deadline is not None and s.deadline <= now]:
+            self.scheduler.finish(seq)
+            said = f"not done in time, after {seq.output_tokens} tokens"
+            self._refused.append(Failed(seq.id, DeadlineExceeded.code, said))
+
     def step(self) -> StepOutput:
         """Plan, run and book one step."""
         self._add_compiled()
+        self._end_late_ones()
         step = self.scheduler.plan()
         failed, self._refused, self._unsaid = self._refused, [], False
         tokens: list[TokenOut] = []

@@ -109,6 +109,14 @@ class ConstraintFailed(EngineError):
     code = "constraint_failed"
 
 
+class DeadlineExceeded(EngineError):
+    """The request was not done within the time that it allowed itself; it holds nothing any more."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
 class ModelUnavailable(EngineError):
     """The model cannot be found, fetched or read; start-up ends with this message."""
 

@@ -1,17 +1,24 @@
 """Plans each step with integers alone, and books what came of it. No torch here.
 
 Prefill and decode are one case: tokens not computed yet. Source of the idea: vllm/v1/core/sched/scheduler.py, read
-2026-11.
+2026-11. Among tenants the least served goes first (`fairness.py`); within a tenant the oldest, where each step of
+priority counts like so many requests that came earlier: it moves up, and nobody waits for ever.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from local_backend.block_manager import BlockManager
 from local_backend.errors import QueueFull
+from local_backend.fairness import INPUT_COST, OUTPUT_COST, Fairness
 from local_backend.sequence import Sequence, State
+
+PRIORITY_STEP = 256
+"""A request with priority 0 is served before one with priority 1 that came up to so many requests earlier."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,7 +61,7 @@ class Step:
 
 
 class Scheduler:
-    """First come, first served; running answers before newcomers; the youngest gives way when blocks run short."""
+    """Running answers before newcomers; when blocks run short, whoever stands last in this step's order gives way."""
 
     def __init__(
         self, blocks: BlockManager, *, token_budget: int, max_running: int, max_waiting: int, max_model_len: int
@@ -66,15 +73,28 @@ class Scheduler:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
+        self.running: list[Sequence] = []  # in the order of their rank
+        self.fairness = Fairness()
         self.preemptions = 0
+        self._queues: dict[str, list[Sequence]] = {}  # who waits, by tenant, in the order of their rank
+        self._held: Counter[str] = Counter()  # running sequences, by tenant
         self._by_id: dict[int, Sequence] = {}
+        self._arrivals = 0
 
     @property
     def has_work(self) -> bool:
         """True while some sequence is not finished."""
         return bool(self._by_id)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Who has no place in the running list."""
+        return [seq for queue in self._queues.values() for seq in queue]
+
+    @property
+    def sequences(self) -> Iterator[Sequence]:
+        """All that are not finished."""
+        return iter(self._by_id.values())
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises QueueFull; then nothing is kept."""
@@ -82,8 +102,11 @@ class Scheduler:
         if len(self._by_id) >= self.max_running + self.max_waiting:
             raise QueueFull(f"{len(self._by_id)} requests are running or waiting; try again later")
         assert seq.id not in self._by_id
+        seq.rank = self._arrivals + PRIORITY_STEP * seq.priority
+        self._arrivals += 1
         self._by_id[seq.id] = seq
-        self.waiting.append(seq)
+        self.fairness.arrive(seq.tenant)
+        self._enqueue(seq)
 
     def abort(self, id_: int) -> bool:
         """Drop a sequence wherever it stands and free its blocks. Returns: False if it is not here (any more)."""
@@ -94,32 +117,34 @@ class Scheduler:
         return True
 
     def plan(self) -> Step:
-        """Choose the next forward pass of at most `token_budget` tokens.
-
-        Oldest first, so a newcomer takes no room from a running answer."""
+        """Choose the next forward pass of at most `token_budget` tokens."""
         step, preempted = Step(self.token_budget), False
-        for seq in list(self.running):  # a copy: preempt() edits the list
+        self._rebalance()
+        order = self._order()
+        for at, seq in enumerate(order):
             while seq.is_running and step.room:
                 count = min(seq.uncomputed_tokens, step.room)
                 if self.blocks.grow(seq, count):
                     step.add(seq, count)
                     break
-                self.preempt(self.running[-1])  # the youngest, perhaps seq itself, back to the head of the queue
+                # The last in the order, perhaps seq itself; never one that this step has planned already.
+                self.preempt(next(other for other in reversed(order[at:]) if other.is_running))
                 preempted = True
         # After a preemption nothing is admitted: it would only be preempted again.
-        while self.waiting and step.room and not preempted and len(self.running) < self.max_running:
-            if not self._admit(step):
+        while step.room and not preempted and len(self.running) < self.max_running:
+            seq = self._next()
+            if seq is None or not self._admit(seq, step):
                 break  # the head waits; letting short prompts overtake would starve long ones
         return step
 
     def preempt(self, seq: Sequence) -> None:
         """Take a running sequence's blocks; it keeps its tokens and computes them again when there is room."""
-        self.running.remove(seq)
+        self._stop_running(seq)
         self.blocks.release(seq)
         seq.state = State.WAITING
         seq.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(seq)
+        self._enqueue(seq)
 
     def commit(self, chunk: Chunk, token: int | None) -> str | None:
         """Book one chunk of a step that has run, with the token sampled from its last position.
@@ -132,6 +157,7 @@ class Scheduler:
         if token is None:
             return None
         seq.tokens.append(token)
+        self.fairness.charge(seq.tenant, OUTPUT_COST)
         reason = seq.finish_reason(self.max_model_len)
         if reason is not None:
             self.finish(seq)
@@ -139,26 +165,94 @@ class Scheduler:
 
     def finish(self, seq: Sequence) -> None:
         """Forget a sequence and free its blocks."""
-        (self.running if seq.is_running else self.waiting).remove(seq)
+        if seq.is_running:
+            self._stop_running(seq)
+        else:
+            self._dequeue(seq)
         self.blocks.release(seq)
         seq.state = State.FINISHED
+        self.fairness.leave(seq.tenant)
         del self._by_id[seq.id]
 
-    def _admit(self, step: Step) -> bool:
-        """Move the head of the queue into the step. Returns: False, with nothing changed, if it does not fit."""
-        seq = self.waiting[0]
+    def _order(self) -> list[Sequence]:
+        """The running sequences as they are to be planned: first those who need one token, then the least served.
+
+        Should single tokens alone fill half the budget, they have no such privilege: prompts would never end."""
+        order = list(self.running)
+        first = 2 * sum(seq.uncomputed_tokens == 1 for seq in order) <= self.token_budget
+        if self.fairness.active > 1:
+            order.sort(key=lambda seq: (self.fairness.of(seq.tenant), seq.rank))
+        if first:
+            order.sort(key=lambda seq: seq.uncomputed_tokens > 1)
+        return order
+
+    def _next(self) -> Sequence | None:
+        """Who is to be admitted next."""
+        heads = [queue[0] for queue in self._queues.values()]
+        # Who comes back is at the level of who stayed: then whoever has less running.
+        return min(
+            heads, key=lambda seq: (self.fairness.of(seq.tenant), self._held[seq.tenant], seq.rank), default=None
+        )
+
+    def _rebalance(self) -> None:
+        """Make room for the next newcomer if its tenant has less than its share and another has more.
+
+        Who came first may use the whole engine, but gives back what is over its share when somebody else comes: else
+        a flood of long answers would keep all others waiting until the first of them ends."""
+        newcomer = self._next()
+        if newcomer is None or self.fairness.active < 2:
+            return
+        share = max(1, self.max_running // self.fairness.active)
+        held = self._held
+        if held[newcomer.tenant] >= share:
+            return
+        while len(self.running) >= self.max_running or not self._fits(newcomer):
+            tenant, most = max(held.items(), key=lambda item: item[1], default=("", 0))
+            # Never somebody's only one: whoever has begun alone comes to an end.
+            if most <= max(share, held[newcomer.tenant] + 1) or tenant == newcomer.tenant:
+                return
+            self.preempt(next(seq for seq in reversed(self.running) if seq.tenant == tenant))
+
+    def _fits(self, seq: Sequence) -> bool:
+        """True if all its known tokens would find blocks, even if none of them were shared."""
+        return self.blocks.blocks_for(len(seq.tokens)) <= self.blocks.free_blocks
+
+    def _admit(self, seq: Sequence, step: Step) -> bool:
+        """Move a waiting sequence into the step. Returns: False, with nothing changed, if it does not fit."""
         self.blocks.match(seq)
         matched = seq.computed
         # All known tokens must fit, not only the first chunk: half a prompt would be preempted before it is of use.
         if not self.blocks.can_hold(seq) or not self.blocks.grow(seq, min(seq.uncomputed_tokens, step.room)):
             self.blocks.release(seq)
             return False
-        self.waiting.popleft()
-        self.running.append(seq)
+        self._dequeue(seq)
+        insort(self.running, seq, key=_rank)
+        self._held[seq.tenant] += 1
         seq.state = State.RUNNING
         self.blocks.query_tokens += len(seq.tokens)
         self.blocks.hit_tokens += matched
         if not seq.preemptions:
             seq.cached_tokens = matched
+            # Computing again after a preemption is not the tenant's wish, so it costs nothing.
+            self.fairness.charge(seq.tenant, INPUT_COST * seq.uncomputed_tokens)
         step.add(seq, min(seq.uncomputed_tokens, step.room))
         return True
+
+    def _stop_running(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._held[seq.tenant] -= 1
+        if not self._held[seq.tenant]:
+            del self._held[seq.tenant]
+
+    def _enqueue(self, seq: Sequence) -> None:
+        insort(self._queues.setdefault(seq.tenant, []), seq, key=_rank)
+
+    def _dequeue(self, seq: Sequence) -> None:
+        queue = self._queues[seq.tenant]
+        queue.remove(seq)
+        if not queue:
+            del self._queues[seq.tenant]
+
+
+def _rank(seq: Sequence) -> int:
+    return seq.rank

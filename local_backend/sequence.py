@@ -49,6 +49,10 @@ class Sequence:
     state: State = State.WAITING
     preemptions: int = 0
     constraint: Constraint | None = None
+    tenant: str = ""
+    priority: int = 0  # lower goes first
+    deadline: float | None = None  # monotonic seconds
+    rank: int = 0  # the scheduler's: place among those of one tenant
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)

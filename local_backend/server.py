@@ -9,11 +9,14 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from local_backend import openai_response
 from local_backend.client import CoreClient
@@ -181,6 +184,7 @@ class Server:
     ) -> None:
         if self.draining:
             raise NotReady("the engine is shutting down")
+        generation = self._for_tenant(exchange, generation)
         # A prompt too long is refused even while the core loads: waiting will not shorten it.
         for prompt in generation.prompts:
             check_length(prompt, self._max_model_len(), generation.prompt_param)
@@ -195,6 +199,23 @@ class Server:
             async for delta in watched:
                 collected[delta.index].append(delta)
         await exchange.reply(encoder.whole(collected, totals))
+
+    def _for_tenant(self, exchange: Exchange, generation: Generation) -> Generation:
+        """Whose request it is: what the gateway says, else the client's salt. Raises InvalidRequest."""
+        tenant = exchange.headers.get(b"x-farebox-tenant", b"").decode("latin-1")[:256]
+        given = exchange.headers.get(b"x-farebox-timeout-s")
+        timeout_s = self.settings.request_timeout_s
+        if given is not None:
+            try:
+                timeout_s = float(given)
+            except ValueError:
+                timeout_s = math.nan
+            if not 0 < timeout_s < math.inf:
+                raise InvalidRequest("x-farebox-timeout-s is a number of seconds above 0", param="x-farebox-timeout-s")
+        terms = structs.replace(generation.terms, tenant=tenant or generation.cache_salt, timeout_s=timeout_s)
+        # A client's own salt divides its tenant's cache further; it never reaches into another's.
+        salt = f"{tenant}\0{generation.cache_salt}" if tenant else generation.cache_salt
+        return structs.replace(generation, terms=terms, cache_salt=salt)
 
     async def _stream(
         self,

@@ -81,6 +81,9 @@ class Call(Struct, frozen=True):
     """Set when the budget covers less than the client may get: it goes upstream in place of the client's own limit."""
     strict: bool = True
     """Refuse by name what the target cannot say; False lists it in `Answer.dropped` instead."""
+    tenant: str = ""
+    """Whose it is, as an id that means nothing outside. Only an engine of the operator's own is told: it shares its
+    time fairly among tenants and keeps their caches apart."""
 
 
 class EmbeddingCall(Struct, frozen=True):

@@ -5,10 +5,13 @@ It takes the knobs of the open engines (top_k, min_p, repetition_penalty ...), s
 
 from __future__ import annotations
 
-from providers.base import Capabilities
+from providers.base import Call, Capabilities
 from providers.openai_like import OpenAILike
 
 
 class Local(OpenAILike):
     name = "local"
     capabilities = Capabilities(operations=frozenset({"chat", "completions"}), image_input=False)
+
+    def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
+        return (("x-farebox-tenant", call.tenant),) if call.tenant else ()

@@ -412,6 +412,39 @@ async def test_the_longest_prompt_that_fits_gives_one_token(http: httpx.AsyncCli
     assert reply.json()["usage"]["completion_tokens"] == 1
 
 
+async def test_a_deadline_frees_what_the_request_held(http: httpx.AsyncClient) -> None:
+    body = OK_CHAT | {"max_tokens": 8000, "ignore_eos": True}
+    reply = await http.post(CHAT, json=body, headers={"x-farebox-timeout-s": "0.2"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
+    await until_idle(http)
+    reply = await http.post(CHAT, json=OK_CHAT, headers={"x-farebox-timeout-s": "soon"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "x-farebox-timeout-s")
+
+
+async def test_tenants_share_no_cache(http: httpx.AsyncClient) -> None:
+    body = OK_COMPLETION | {"prompt": "A prompt of some length, of which whole blocks are kept for whoever asks again."}
+
+    async def cached(tenant: str) -> int:
+        reply = await http.post(COMPLETIONS, json=body, headers={"x-farebox-tenant": tenant})
+        found: int = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return found
+
+    assert [await cached(tenant) for tenant in ("project-1", "project-1", "project-2")] == [0, 16, 0]
+
+
+async def test_tokens_there_and_back(http: httpx.AsyncClient) -> None:
+    text = "Grüße, 世界 🙂!"
+    ids = (await http.post("/tokenize", json={"prompt": text})).json()["tokens"]
+    assert (await http.post("/detokenize", json={"tokens": ids})).json() == {"prompt": text}
+
+
+async def test_min_tokens_holds_the_end_back(http: httpx.AsyncClient) -> None:
+    body = OK_CHAT | {"max_tokens": 30, "temperature": 0}
+    short = (await http.post(CHAT, json=body)).json()["usage"]["completion_tokens"]
+    long = (await http.post(CHAT, json=body | {"min_tokens": 20})).json()["usage"]["completion_tokens"]
+    assert short < 20 <= long
+
+
 async def test_wrong_method(http: httpx.AsyncClient) -> None:
     reply = await http.get(CHAT)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "method_not_allowed")
