@@ -183,6 +183,15 @@ async def create_organisation(
     return organisation
 
 
+async def set_credit_limit(db: AsyncConnection, organisation_id: str, limit_pusd: int | None) -> bool:
+    """None: billed afterwards without limit. Returns: whether there is such an organisation. Raises: ValueError."""
+    if limit_pusd is not None and not 0 <= limit_pusd <= MAX_AMOUNT_PUSD:
+        raise ValueError("a credit limit is not negative and below nine million dollars")
+    table = schema.organisations
+    changed = update(table).where(table.c.id == organisation_id).values(credit_limit_pusd=limit_pusd)
+    return bool((await db.execute(changed)).rowcount)
+
+
 async def create_project(
     db: AsyncConnection, project_id: str, organisation_id: str, name: str, *, at_ns: int
 ) -> Project:

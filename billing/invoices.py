@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, pdf, schema
+from billing.currency import IN_DOLLARS, LINE_DIGITS, USD, Rate, rate_at, show
 from billing.db import add_up, wide_sum, wide_sum_kept
 from billing.money import format_usd
 from billing.rollups import NS_PER_HOUR
@@ -59,6 +60,9 @@ class Invoice(msgspec.Struct, frozen=True):
     differing_pusd: int
     unpriced: int
     estimated: int
+    # What it is shown in: the rate that held at the end of the month. Items are shown to a millionth of the unit, so
+    # they may add up to some millionths more or less than the total, which is rounded from the exact one.
+    rate: Rate = IN_DOLLARS
 
 
 def month_bounds_ns(month: str) -> tuple[int, int]:
@@ -73,12 +77,15 @@ def month_bounds_ns(month: str) -> tuple[int, int]:
 
 
 async def invoice(db: AsyncConnection, organisation_id: str, month: str) -> Invoice:
-    """Read within one transaction, so that all of it is of one instant. Raises: ValueError for an unknown one."""
+    """Read within one transaction, so that all of it is of one instant. Raises: ValueError for an unknown one,
+    UnknownRate where its currency has none for that month."""
     start_ns, end_ns = month_bounds_ns(month)
     organisations = schema.organisations.c
-    name = (await db.execute(select(organisations.name).where(organisations.id == organisation_id))).scalar()
-    if name is None:
+    query = select(organisations.name, organisations.currency).where(organisations.id == organisation_id)
+    found = (await db.execute(query)).one_or_none()
+    if found is None:
         raise ValueError(f"no organisation {organisation_id!r}")
+    rate = await rate_at(db, found.currency, end_ns - 1)
     opening_pusd = await _credit(db, organisation_id, 0, start_ns)
     usage_pusd = -await _credit(db, organisation_id, start_ns, end_ns, used=True)
     movements = await _movements(db, organisation_id, start_ns, end_ns)
@@ -86,7 +93,7 @@ async def invoice(db: AsyncConnection, organisation_id: str, month: str) -> Invo
     return Invoice(
         number=f"{month}/{organisation_id}",
         organisation_id=organisation_id,
-        organisation=name,
+        organisation=found.name,
         month=month,
         opening_pusd=opening_pusd,
         items=items,
@@ -96,6 +103,7 @@ async def invoice(db: AsyncConnection, organisation_id: str, month: str) -> Invo
         differing_pusd=usage_pusd - sum(item.charge_pusd for item in items),
         unpriced=unpriced,
         estimated=estimated,
+        rate=rate,
     )
 
 
@@ -158,12 +166,15 @@ def as_csv(bill: Invoice) -> str:
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\r\n")  # RFC 4180
     lines.writerow(["number", "date", "kind", "provider", "model", "requests", "input_tokens", "output_tokens",
-                    "amount_usd", "note"])  # fmt: skip
+                    "amount_usd", "note", "currency", "amount", "usd_rate", "rate_day"])  # fmt: skip
 
     def line(date: str, kind: str, amount_pusd: int, usage: UsageItem | None = None, note: str = "") -> None:
         counts = ["", "", ""] if usage is None else [usage.requests, usage.input_tokens, usage.output_tokens]
         names = ["", ""] if usage is None else [_inert(usage.provider), _inert(usage.model)]
-        lines.writerow([_inert(bill.number), date, kind, *names, *counts, format_usd(amount_pusd), _inert(note)])
+        shown = [bill.rate.currency, show(amount_pusd, bill.rate, LINE_DIGITS), bill.rate.per_usd, bill.rate.day]
+        lines.writerow(
+            [_inert(bill.number), date, kind, *names, *counts, format_usd(amount_pusd), _inert(note), *shown]
+        )
 
     line(f"{bill.month}-01", "opening", bill.opening_pusd)
     for item in bill.items:
@@ -176,28 +187,38 @@ def as_csv(bill: Invoice) -> str:
 
 def as_pdf(bill: Invoice) -> bytes:
     """One document of A4 pages. Characters beyond Windows-1252 appear as `?`; the CSV has them all."""
+    foreign = bill.rate.currency != USD
+
+    def amount(pusd: int) -> str:
+        return show(pusd, bill.rate, LINE_DIGITS) if foreign else format_usd(pusd)
+
     rows = [
         f"Invoice {bill.number}",
         "",
         f"For:     {bill.organisation} ({bill.organisation_id})",
-        f"Period:  {bill.month}, UTC. Amounts in US dollars.",
-        "",
-        f"{'Model':<38}{'Requests':>11}{'Tokens in':>15}{'Tokens out':>14}{'Amount':>18}",
+        f"Period:  {bill.month}, UTC. Amounts in {bill.rate.currency if foreign else 'US dollars'}.",
     ]
+    if foreign:
+        said = f" ({bill.rate.source})" if bill.rate.source else ""
+        rows.append(f"Rate:    1 USD = {bill.rate.per_usd} {bill.rate.currency}, of {bill.rate.day}{said}.")
+    rows += ["", f"{'Model':<38}{'Requests':>11}{'Tokens in':>15}{'Tokens out':>14}{'Amount':>18}"]
     for item in bill.items:
         name = f"{item.provider}/{item.model}"
         *above, last = [name[at : at + 37] for at in range(0, len(name), 37)]
         rows += above
         counts = f"{item.requests:>11}{item.input_tokens:>15}{item.output_tokens:>14}"
-        rows.append(f"{last:<38}{counts}{format_usd(item.charge_pusd):>18}")
-    rows += ["", f"{'Usage':<78}{format_usd(bill.usage_pusd):>18}", ""]
-    rows.append(f"{'Credit at the beginning':<78}{format_usd(bill.opening_pusd):>18}")
+        rows.append(f"{last:<38}{counts}{amount(item.charge_pusd):>18}")
+    rows += ["", f"{'Usage':<78}{amount(bill.usage_pusd):>18}", ""]
+    rows.append(f"{'Credit at the beginning':<78}{amount(bill.opening_pusd):>18}")
     for movement in bill.movements:
         what = f"{_date(movement.at_ns)}  {movement.kind}  {movement.note}"
-        rows.append(f"{what[:76]:<78}{format_usd(movement.amount_pusd):>18}")
-    rows.append(f"{'Usage':<78}{format_usd(-bill.usage_pusd):>18}")
-    owed = bill.closing_pusd < 0
-    rows.append(f"{'Amount due' if owed else 'Credit left':<78}{format_usd(abs(bill.closing_pusd)):>18}")
+        rows.append(f"{what[:76]:<78}{amount(movement.amount_pusd):>18}")
+    rows.append(f"{'Usage':<78}{amount(-bill.usage_pusd):>18}")
+    label = "Amount due" if bill.closing_pusd < 0 else "Credit left"
+    if foreign:
+        rows.append(f"{label + ', ' + bill.rate.currency:<78}{show(abs(bill.closing_pusd), bill.rate):>18}")
+        label += ", US dollars"
+    rows.append(f"{label:<78}{format_usd(abs(bill.closing_pusd)):>18}")
     if bill.estimated:
         rows += ["", f"{bill.estimated} requests were estimated: their answers were cut off before they were counted."]
     if bill.unpriced:

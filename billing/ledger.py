@@ -209,6 +209,20 @@ async def refund(
     return await _single(db, f"refund:{transfer_id}", accounts.REVENUE, customer, amount_pusd, at_ns, "refund", note)
 
 
+async def adjust(
+    db: AsyncConnection, organisation_id: str, amount_pusd: int, transfer_id: str, *, at_ns: int, note: str
+) -> bool:
+    """A correction by hand, in the customer's favour above zero. note: why; there is none without. Returns: was it new?
+
+    Raises: ValueError without a reason."""
+    if not note.strip():
+        raise ValueError("a correction needs its reason")
+    sides = (accounts.ADJUSTMENTS, accounts.customer(organisation_id))
+    debit, credit = sides if amount_pusd > 0 else sides[::-1]
+    name = f"adjustment:{transfer_id}"
+    return await _single(db, name, debit, credit, abs(amount_pusd), at_ns, "adjustment", note)
+
+
 async def pay_out(
     db: AsyncConnection,
     organisation_id: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -102,6 +103,15 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, righ
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     return table
+
+
+def day_ns(text: str) -> int:
+    """When a day like 2026-11-01 begins in UTC. Raises: ValueError."""
+    try:
+        day = datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day like 2026-11-01") from error
+    return (day - datetime.date(1970, 1, 1)).days * 86_400 * 10**9
 
 
 def usd(pusd: int | None) -> str | None:

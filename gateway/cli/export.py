@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from pathlib import Path
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table
+from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, day_ns, emit, make_table
 
 app = App(name="export")
 
@@ -115,7 +114,6 @@ async def again(export: str, /, *, since: str, until: str = "", common: Common =
 
 def _day_ns(flag: str, text: str) -> int:
     try:
-        day = datetime.date.fromisoformat(text)
+        return day_ns(text)
     except ValueError as error:
-        raise Problem(f"--{flag}: {text!r} is no day", fix="as 2026-11-01", code=WRONG_USAGE) from error
-    return (day - datetime.date(1970, 1, 1)).days * 86_400 * 10**9
+        raise Problem(f"--{flag}: {error}", fix="as 2026-11-01", code=WRONG_USAGE) from error

@@ -33,6 +33,7 @@ async def invoice(
         Also write it to this file.
     """
     from billing import invoices
+    from billing.currency import show
     from billing.db import reading
 
     try:
@@ -68,6 +69,10 @@ async def invoice(
         "movements": movements,
         "closing_usd": usd(bill.closing_pusd),
         "closing_pusd": bill.closing_pusd,
+        "currency": bill.rate.currency,
+        "closing": show(bill.closing_pusd, bill.rate),
+        "usd_rate": bill.rate.per_usd,
+        "rate_day": bill.rate.day if bill.rate.currency != "USD" else None,
         "differing_pusd": bill.differing_pusd,
         "unpriced": bill.unpriced,
         "estimated": bill.estimated,
@@ -82,6 +87,9 @@ async def invoice(
         ]
         rows += [[f"{m.kind} {m.note}", "", "", "", usd(m.amount_pusd)] for m in bill.movements]
         rows.append(["credit at the end", "", "", "", usd(bill.closing_pusd)])
+        if bill.rate.currency != "USD":
+            shown = f"in {bill.rate.currency}, 1 USD = {bill.rate.per_usd} of {bill.rate.day}"
+            rows.append([shown, "", "", "", show(bill.closing_pusd, bill.rate)])
         return make_table(columns, rows, right=columns[1:])
 
     emit(common, value, table)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table
+from gateway.cli.common import (
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Common,
+    Problem,
+    database,
+    day_ns,
+    emit,
+    make_table,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -260,6 +271,61 @@ async def plan(organisation_id: str, plan: str | None = None, /, *, common: Comm
     emit(
         common, {"organisation": organisation_id, "plan": plan}, lambda: f"{organisation_id} is on {plan or 'no plan'}"
     )
+    return OK
+
+
+@app.command(name="rate")
+async def rate(
+    currency: str,
+    per_usd: str,
+    /,
+    *,
+    since: str = "",
+    source: str = "",
+    common: Common = DEFAULTS,
+) -> int:
+    """Say what one US dollar is in another currency, for invoices of accounts that are shown in it.
+
+    Parameters
+    ----------
+    currency:
+        Three capital letters, as EUR.
+    per_usd:
+        So many of it for one dollar, as 0.912345.
+    since:
+        The day from whose beginning it holds, as 2026-11-01 (UTC). Default: now. What stands for a day is not changed.
+    source:
+        Who says so; it stands on the invoice.
+    """
+    from billing import currency as money
+    from billing.db import writing
+
+    now_ns = time.time_ns()
+    try:
+        from_ns = day_ns(since) if since else now_ns
+        nano = money.parse_rate(per_usd)
+        async with database(common.settings()) as engine, writing(engine) as db:
+            made = await money.set_rate(db, currency, nano, effective_from_ns=from_ns, source=source, at_ns=now_ns)
+    except ValueError as error:
+        raise Problem(
+            str(error), fix="`farebox prices rate EUR 0.912345 --since 2026-11-01`", code=WRONG_USAGE
+        ) from error
+    value = {"currency": made.currency, "per_usd": made.per_usd, "since": made.day, "source": made.source}
+    emit(common, value, lambda: f"1 USD = {made.per_usd} {made.currency} from {made.day} on")
+    return OK
+
+
+@app.command(name="rates")
+async def rates(*, common: Common = DEFAULTS) -> int:
+    """Show the rates of other currencies, and since when each holds."""
+    from billing import currency as money
+    from billing.db import reading
+
+    async with database(common.settings()) as engine, reading(engine) as db:
+        found = await money.rates(db)
+    rows = [{"currency": r.currency, "per_usd": r.per_usd, "since": r.day, "source": r.source} for r in found]
+    columns = ["currency", "per_usd", "since", "source"]
+    emit(common, {"rates": rows}, lambda: make_table(columns, [[row[c] for c in columns] for row in rows]))
     return OK
 
 

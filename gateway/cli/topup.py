@@ -1,14 +1,20 @@
-"""`farebox topup`: money that was paid in, credit that was granted, and grants that have expired."""
+"""`farebox topup`: money that was paid in or out, credit that was granted, refunds, and corrections by hand."""
 
 from __future__ import annotations
 
 import datetime
 import secrets
 import time
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
 from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, usd
+from gateway.cli.keys import key_admin
+from gateway.config import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 app = App(name="topup")
 
@@ -36,9 +42,12 @@ async def pay(
     from billing.ledger import top_up
 
     reference, amount_pusd = id or f"cli-{secrets.token_hex(8)}", _amount(amount)
-    async with database(common.settings()) as engine, writing(engine) as db:
-        await _known(db, organisation_id)
-        new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
+    settings = common.settings()
+    async with database(settings) as engine:
+        async with writing(engine) as db:
+            await _known(db, organisation_id)
+            new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
+        await _announce(settings, engine)
     _say(common, organisation_id, amount_pusd, reference, new=new, done="paid in")
     return OK
 
@@ -71,21 +80,101 @@ async def grant(
     until_ns = _end_of(expires) if expires else None
     if until_ns is not None and until_ns <= now_ns:
         raise Problem(f"{expires} is over", fix="a day to come", code=WRONG_USAGE)
-    async with database(common.settings()) as engine, writing(engine) as db:
-        await _known(db, organisation_id)
-        if until_ns is None:
-            new = await grant_for_ever(db, organisation_id, amount_pusd, reference, at_ns=now_ns, note=note or None)
-        else:
-            new = await grant_until(
-                db, organisation_id, amount_pusd, reference, until_ns, at_ns=now_ns, note=note or None
-            )
+    settings = common.settings()
+    async with database(settings) as engine:
+        async with writing(engine) as db:
+            await _known(db, organisation_id)
+            if until_ns is None:
+                new = await grant_for_ever(db, organisation_id, amount_pusd, reference, at_ns=now_ns, note=note or None)
+            else:
+                new = await grant_until(
+                    db, organisation_id, amount_pusd, reference, until_ns, at_ns=now_ns, note=note or None
+                )
+        await _announce(settings, engine)
     _say(common, organisation_id, amount_pusd, reference, new=new, done="granted")
     return OK
 
 
 @app.command
+async def refund(
+    organisation_id: str,
+    amount: str,
+    /,
+    *,
+    note: str,
+    id: str = "",  # noqa: A002 - the flag is called --id.
+    common: Common = DEFAULTS,
+) -> int:
+    """Take a sale back: the organisation has it to spend again."""
+    from billing.ledger import refund as give_back
+
+    return await _move(common, organisation_id, _amount(amount), id, note, give_back, "refunded")
+
+
+@app.command
+async def payout(
+    organisation_id: str,
+    amount: str,
+    /,
+    *,
+    note: str,
+    id: str = "",  # noqa: A002 - the flag is called --id.
+    common: Common = DEFAULTS,
+) -> int:
+    """Hand unused credit back as money, no more than is left."""
+    from billing.ledger import pay_out
+
+    return await _move(common, organisation_id, _amount(amount), id, note, pay_out, "paid out")
+
+
+@app.command
+async def adjust(
+    organisation_id: str,
+    amount: str,
+    /,
+    *,
+    note: str,
+    id: str = "",  # noqa: A002 - the flag is called --id.
+    common: Common = DEFAULTS,
+) -> int:
+    """Correct a balance by hand: 5usd is in the organisation's favour, -5usd against it. The note says why.
+
+    Parameters
+    ----------
+    amount:
+        After `--` when it begins with a minus: farebox topup adjust --note why -- org_1 -5usd
+    """
+    from billing.ledger import adjust as correct
+
+    sign = -1 if amount.startswith("-") else 1
+    amount_pusd = sign * _amount(amount.removeprefix("-"))
+    return await _move(common, organisation_id, amount_pusd, id, note, correct, "adjusted")
+
+
+async def _move(
+    common: Common, organisation_id: str, amount_pusd: int, reference: str, note: str, move: Any, done: str
+) -> int:
+    from billing.db import writing
+
+    reference, settings = reference or f"cli-{secrets.token_hex(8)}", common.settings()
+    async with database(settings) as engine:
+        async with writing(engine) as db:
+            await _known(db, organisation_id)
+            new = await move(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note)
+        await _announce(settings, engine)
+    _say(common, organisation_id, amount_pusd, reference, new=new, done=done)
+    return OK
+
+
+async def _announce(settings: Settings, engine: AsyncEngine) -> None:
+    """What may be spent has changed: running gateways look at once, not within half a minute."""
+    async with key_admin(settings, engine) as keys:
+        await keys.changed()
+
+
+@app.command
 async def expire(*, common: Common = DEFAULTS) -> int:
-    """Take back what is left of grants that have expired. Meant for a timer, once an hour or a day."""
+    """Take back what is left of grants that have expired. Workers do so each minute."""
     from billing.db import writing
     from billing.payments import expire_grants
 

@@ -1,4 +1,4 @@
-"""The short form of the volume run, on SQLite. `python -m tests.e2e.exact --minutes 5 --processes 4` is the long one."""
+"""The short form of the volume run. The long one: `python -m tests.e2e.exact --minutes 5 --processes 4`."""
 
 from __future__ import annotations
 

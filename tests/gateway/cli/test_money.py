@@ -112,3 +112,50 @@ def test_what_makes_no_sense_is_refused_by_name(folder: Path, command: list[str]
     refused = farebox(*command, cwd=folder, check=code)
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_who_pays_how_and_money_by_hand(folder: Path) -> None:
+    assert farebox_json("ledger", "limit", "org_1", "50usd", cwd=folder)["credit_limit_usd"] == "50.00"
+    assert farebox_json("ledger", "currency", "org_1", "EUR", cwd=folder)["currency"] == "EUR"
+    farebox_json("topup", "pay", "org_1", "20usd", "--id", "p1", cwd=folder)
+    assert farebox_json("topup", "payout", "org_1", "5usd", "--note", "closed", "--id", "o1", cwd=folder)["new"]
+    assert not farebox_json("topup", "payout", "org_1", "5usd", "--note", "closed", "--id", "o1", cwd=folder)["new"]
+    farebox("topup", "refund", "org_1", "1usd", "--note", "bad answer", cwd=folder)
+    farebox("topup", "adjust", "--note", "booked twice", "--", "org_1", "-2usd", cwd=folder)
+    (said,) = farebox_json("ledger", "organisations", cwd=folder)["organisations"]
+    assert said == {
+        "id": "org_1", "name": "One", "pays": "ahead or owing", "credit_limit_usd": "50.00", "left_usd": "14.00",
+        "currency": "EUR",
+    }  # fmt: skip
+    assert farebox_json("ledger", "trial", cwd=folder)["sound"]
+    refused = farebox("topup", "payout", "org_1", "1000usd", "--note", "x", cwd=folder, check=1)
+    assert "available" in refused.stderr
+    month = farebox("invoice", "org_1", "2026-11", cwd=folder, check=1)
+    assert "farebox prices rate EUR" in month.stderr
+    farebox("prices", "rate", "EUR", "0.5", "--since", "2026-01-01", "--source", "ECB", cwd=folder)
+    farebox("prices", "rate", "EUR", "0.6", "--since", "2026-01-01", cwd=folder, check=2)
+    assert farebox_json("prices", "rates", cwd=folder)["rates"] == [
+        {"currency": "EUR", "per_usd": "0.5", "since": "2026-01-01", "source": "ECB"}
+    ]
+    bill = farebox_json("invoice", "org_1", "2026-11", cwd=folder)
+    assert (bill["currency"], bill["usd_rate"], bill["rate_day"]) == ("EUR", "0.5", "2026-01-01")
+    for bad in (
+        ["ledger", "limit", "org_1", "lots"], ["ledger", "limit", "--", "org_1", "-1usd"],
+        ["ledger", "currency", "org_1", "euros"], ["prices", "rate", "EUR", "0"],
+        ["topup", "refund", "org_1", "0usd", "--note", "x"], ["ledger", "open", "Two", "--limit", "x"],
+    ):  # fmt: skip
+        assert "fix" in farebox(*bad, cwd=folder, check=2).stderr
+    farebox("ledger", "limit", "nobody", "none", cwd=folder, check=1)
+    assert farebox_json("ledger", "limit", "org_1", "none", cwd=folder)["credit_limit_usd"] is None
+    opened = farebox_json("ledger", "open", "Two", "--limit", "9usd", "--id", "org_2", cwd=folder)
+    assert opened == {"id": "org_2", "name": "Two", "credit_limit_usd": "9.00", "currency": "USD"}
+    assert "already" in farebox("ledger", "open", "Two", cwd=folder, check=1).stderr
+
+
+def test_sums_are_made_anew_by_the_command(folder: Path) -> None:
+    farebox("prices", "import", "prices.json", cwd=folder)
+    services.in_thread(use(folder))
+    before = farebox_json("usage", "--by", "deployment", cwd=folder)
+    assert farebox_json("usage", "rebuild", cwd=folder)["days"] >= 0
+    assert farebox_json("usage", "--by", "deployment", cwd=folder) == before
+    assert before["lines"][0]["deployment"] == "openai/gpt-test"
