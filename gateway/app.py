@@ -174,6 +174,8 @@ class Gateway:
                 total_s=settings.timeouts.total_s,
                 hedge_share=settings.routing.hedge_share,
                 slow_s=settings.routing.slow_first_token_s,
+                queue_s=settings.routing.queue_s,
+                queue_max=settings.routing.queue_max,
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())

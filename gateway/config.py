@@ -86,6 +86,8 @@ class DeploymentSettings(Section, frozen=True):
     region: str | None = None
     context_window: Annotated[int, Meta(ge=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_parallel: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    """Requests that one gateway process asks of it at once; more wait, fairly among keys. None: no end."""
     zdr: bool = False
     """You have it in writing that nothing sent there is kept. Requests may ask for such deployments alone."""
     cache_tokens: Annotated[int, Meta(ge=0)] | None = None
@@ -172,6 +174,10 @@ class RoutingSettings(Section, frozen=True):
     """Of all requests: how many may be asked of two deployments at once, where an alias says `hedge_percentile`."""
     slow_first_token_s: Seconds | None = None
     """A stream whose first token takes longer counts against its deployment as a failure does. None: late is well."""
+    queue_s: Seconds = 30.0
+    """How long a request waits for its turn at a deployment with `max_parallel`, before it is told to come back."""
+    queue_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    """Requests that wait for one deployment; beyond, the last of the key that has most waiting is refused."""
     retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
 

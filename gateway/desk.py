@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,11 +24,14 @@ from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
 from gateway.routing.explaining import explained
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
-from gateway.routing.policy import COLD, Leg, RoutePlan, plan
+from gateway.routing.policy import COLD, Leg, RoutePlan, Turn, plan
 from gateway.routing.preferences import NONE, Preferences
 from gateway.routing.strategies import ASK_FOR_PROMPT, LIKELY, Load
 from gateway.routing.warmth import Chain
 from gateway.settlement import Settlement
+
+# Where requests wait for their turn: those of a dearer tier before, those of a cheaper one behind.
+_URGENCY: Final = {"priority": 0, "flex": 2, "batch": 2}
 
 
 class Ask(Struct, frozen=True):
@@ -179,6 +182,9 @@ class Desk:
         variant = variant_of(ask.service_tier)
         route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
         route = self._dispatcher.promised(route)
+        if any(leg.deployment.max_parallel is not None for leg in route.legs):
+            urgency = _URGENCY.get(ask.service_tier or "", 1)
+            route = replace(route, turn=Turn(who.key_id, urgency, ask.size.text_bytes // 4 + 1))
         while True:
             try:
                 most, admission = await self._admit(route, ask, who, now_ns)

@@ -46,6 +46,7 @@ class Deployment(Struct, frozen=True):
     model: the provider's own name. context_window, max_output_tokens: tokens, None where nobody told.
     unstated_output_tokens: what a request that names no limit is held for; None: the most the model may write.
     zdr: the operator vouches that nothing sent there is kept. cache: what it keeps of prompts to read them sooner.
+    max_parallel: requests of one process at once; None: no end.
     """
 
     provider: str
@@ -59,6 +60,7 @@ class Deployment(Struct, frozen=True):
     region: str | None = None
     zdr: bool = False
     cache: Cache = Cache()
+    max_parallel: int | None = None
 
     @property
     def id(self) -> str:
@@ -180,6 +182,7 @@ def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deploym
             usual.tokens if said.cache_tokens is None else said.cache_tokens,
             usual.seconds if said.cache_s is None else said.cache_s,
         ),
+        max_parallel=said.max_parallel,
     )
 
 

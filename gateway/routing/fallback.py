@@ -21,6 +21,7 @@ from gateway.routing.hedging import HedgeBudget, raced
 from gateway.routing.policy import Leg, RoutePlan
 from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
+from gateway.routing.turnstile import Saturated, Turnstile
 from gateway.routing.warmth import TOKENS_PER_BLOCK, Chain, Warmth
 from providers.errors import AuthFailed, ContextTooLong, ProviderError, TimedOut
 
@@ -40,13 +41,20 @@ class Arrival(Struct, Generic[T], frozen=True):
 class Journey:
     """The rest of an answer that has begun: its deployment has one in flight until `end`, which is owed for streams."""
 
-    __slots__ = ("_clock", "_correct", "_counted", "_provider", "_trip")
+    __slots__ = ("_clock", "_correct", "_counted", "_leave", "_provider", "_trip")
 
     def __init__(
-        self, trip: Trip, provider: str, clock: Callable[[], float], correct: Callable[[int], None] | None = None
+        self,
+        trip: Trip,
+        provider: str,
+        clock: Callable[[], float],
+        correct: Callable[[int], None] | None = None,
+        leave: Callable[[int], None] | None = None,
     ) -> None:
-        """correct: to be told how many tokens of the prompt were found cached."""
+        """correct: to be told how many tokens of the prompt were found cached. leave: that the turn has ended, after
+        how many tokens."""
         self._trip = trip
+        self._leave = leave
         self._correct = correct
         self._provider = provider
         self._clock = clock
@@ -58,6 +66,9 @@ class Journey:
 
     def end(self, output_tokens: int | None = None, cached_tokens: int | None = None) -> None:
         self._trip.end(self._clock(), output_tokens)
+        if self._leave is not None:
+            self._leave(output_tokens or 0)
+            self._leave = None
         if self._correct is not None and cached_tokens is not None:
             self._correct(cached_tokens)
         self._count(OK)
@@ -87,6 +98,8 @@ class Dispatcher:
         self.health = HealthTable(terms.slow_s)
         self.warmth = Warmth()
         self.tell_warm: Callable[[str, Chain], None] | None = None
+        # Of deployments with a `max_parallel`.
+        self._turnstiles: dict[str, Turnstile] = {}
         self._hedges = HedgeBudget(terms.hedge_share)
 
     def promised(self, plan: RoutePlan) -> RoutePlan:
@@ -126,7 +139,7 @@ class Dispatcher:
         while run.legs:
             leg = run.legs.popleft()
             health = self.health.of(leg.deployment.id)
-            if run.legs and run.may_defer(leg) and not self._is_well(health):
+            if run.legs and run.may_defer(leg) and not (self._is_well(health) and self._has_room(leg)):
                 run.legs.append(leg)  # Things have changed since the choice: what was well then may be open by now.
                 continue
             try:
@@ -177,6 +190,21 @@ class Dispatcher:
             METRICS.hedged("second" if won.leg is not leg else "first")
         return won
 
+    def _has_room(self, leg: Leg) -> bool:
+        turnstile = self._turnstiles.get(leg.deployment.id)
+        return leg.deployment.max_parallel is None or turnstile is None or not turnstile.queue.is_full
+
+    async def _turn(self, leg: Leg, run: _Run) -> Callable[[int], None]:
+        """Raises: Saturated."""
+        deployment, turn = leg.deployment, run.plan.turn
+        turnstile = self._turnstiles.get(deployment.id)
+        if turnstile is None:
+            turnstile = Turnstile(deployment.id, deployment.max_parallel or 1, self._terms.queue_max)
+            self._turnstiles[deployment.id] = turnstile
+        turnstile.queue.slots = deployment.max_parallel or 1
+        wait_s = min(self._terms.queue_s, run.deadline - self._clock())
+        return await turnstile.enter(turn.tenant, turn.urgency, turn.tokens, wait_s)
+
     def _is_well(self, health: Health) -> bool:
         return health.breaker.condition(self._clock()) in ("closed", "half_open")
 
@@ -184,6 +212,7 @@ class Dispatcher:
         self, run: _Run, leg: Leg, health: Health, attempt: Callable[[Leg], Awaitable[T]], streams: bool
     ) -> Arrival[T]:
         run.attempts += 1
+        leave = None if leg.deployment.max_parallel is None else await self._turn(leg, run)
         provider, began = leg.deployment.provider, self._clock()
         if run.attempts == 1:
             health.retries.requested(began)
@@ -205,7 +234,10 @@ class Dispatcher:
         finally:
             if not going_on:
                 trip.end(self._clock())
-        journey = Journey(trip, provider, self._clock, self._corrector(run.plan, leg) if run.plan.chain else None)
+                if leave is not None:
+                    leave(0)
+        correct = self._corrector(run.plan, leg) if run.plan.chain else None
+        journey = Journey(trip, provider, self._clock, correct, leave if going_on else None)
         if not streams:
             journey.end()
         return Arrival(got, leg, run.attempts, journey)
@@ -228,7 +260,7 @@ class Dispatcher:
 
     async def _again(self, run: _Run, health: Health, error: ProviderError) -> bool:
         """Waits before the only deployment is asked once more. Another one is asked at once, and costs no retry."""
-        if len(run.plan.legs) > 1:
+        if len(run.plan.legs) > 1 or isinstance(error, Saturated):
             return False
         now = self._clock()
         wait = delay_s(error, run.attempts, self._terms, self._chance)

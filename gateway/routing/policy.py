@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Final, get_args
 
 from msgspec import Struct
 
@@ -35,16 +35,28 @@ class Leg(Struct, frozen=True):
     fresh_tokens: int = 0
 
 
+class Turn(Struct, frozen=True):
+    """Whose request it is, where it has to wait: the tenant; lower urgencies go first; tokens of its prompt."""
+
+    tenant: str = ""
+    urgency: int = 1
+    tokens: int = 0
+
+
+ANYBODYS: Final = Turn()
+
+
 class RoutePlan(Struct, frozen=True):
     """In the order to try. Never empty. left_out: deployment id -> why it may not be tried.
 
-    chain: names of the prompt's prefixes, where the strategy asks for them. promise: the first leg's, to be kept when
-    its call begins."""
+    chain: names of the prompt's prefixes, where the strategy asks for them. promise: the
+    first leg's, to be kept when its call begins. turn: for legs with `max_parallel`."""
 
     legs: tuple[Leg, ...]
     strategy: Strategy = "weighted"
     left_out: tuple[tuple[str, str], ...] = ()
     chain: Chain = ()
+    turn: Turn = ANYBODYS
     promise: Promise | None = None
     terms: Terms = AS_EVER
 

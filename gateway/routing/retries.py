@@ -41,13 +41,16 @@ class Window:
 class RetryTerms(Struct, frozen=True):
     """most: tries after the first of a request. share: of a deployment's requests of the last 30 s; `spare` more are
     free in that time, for those with little traffic. total_s: from a request's start, all tries together.
-    hedge_share: of all requests that may be asked twice at once. slow_s: a first token later than this is a failure."""
+    hedge_share: of all requests that may be asked twice at once. slow_s: a first token later than this is a failure.
+    queue_s, queue_max: how long, and how many, wait for a turn at one deployment."""
 
     most: int = 2
     share: float = 0.1
     spare: int = 10
     base_s: float = 0.1
     longest_s: float = 2.0
+    queue_s: float = 30.0
+    queue_max: int = 1000
     total_s: float = 900.0
     hedge_share: float = 0.05
     slow_s: float | None = None

@@ -1,0 +1,123 @@
+"""Turns at a saturated deployment: by properties, and with requests that really wait."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.routing.fair import OUTPUT_WEIGHT, FairQueue
+from gateway.routing.turnstile import Saturated, Turnstile
+
+LARGEST_IN, LARGEST_OUT = 200, 50
+sizes = st.tuples(st.integers(1, LARGEST_IN), st.integers(0, LARGEST_OUT))
+
+
+@given(
+    slots=st.integers(1, 4),
+    asked=st.lists(st.tuples(st.sampled_from("abc"), sizes), min_size=1, max_size=60),
+    chance=st.randoms(use_true_random=False),
+)
+def test_no_tenant_that_waits_is_served_much_less_than_another(
+    slots: int, asked: list[tuple[str, tuple[int, int]]], chance: random.Random
+) -> None:
+    """However much one of them asks for: the difference is bounded by what is in flight, never by the queue."""
+    queue: FairQueue[int] = FairQueue(slots, 1000)
+    running: list[int] = []
+    waiting: Counter[str] = Counter()
+    bound = 2 * (slots + 1) * (LARGEST_IN + OUTPUT_WEIGHT * LARGEST_OUT)
+    for number, (tenant, (tokens, _)) in enumerate(asked):
+        goes, gone = queue.enter(tenant, number, 1, tokens)
+        assert gone is None
+        assert goes == (len(running) < slots)
+        running += [number] * goes
+        waiting[tenant] += not goes
+    begun = {tenant: queue.served[tenant] for tenant in queue.served}
+    while running:
+        number = running.pop(chance.randrange(len(running)))
+        both = [tenant for tenant in waiting if waiting[tenant]]
+        turn = queue.leave(asked[number][0], asked[number][1][1])
+        if turn is not None:
+            running.append(turn[1])
+            waiting[turn[0]] -= 1
+        for one in both:
+            for other in both:
+                if waiting[one] and waiting[other]:
+                    gained = [queue.served[name] - begun[name] for name in (one, other)]
+                    assert abs(gained[0] - gained[1]) <= bound
+    assert queue.running == queue.waiting == 0
+    assert not queue.served, "nobody is there, so nobody is remembered"
+
+
+def test_who_was_away_saves_up_no_turns() -> None:
+    queue: FairQueue[str] = FairQueue(1, 100)
+    assert queue.enter("old", "o0", 1, 10)[0]
+    for number in range(1, 6):
+        queue.enter("old", f"o{number}", 1, 10)
+        assert queue.leave("old", 0) == ("old", f"o{number}")
+    queue.enter("new", "n1", 1, 10)
+    queue.enter("new", "n2", 1, 10)
+    queue.enter("old", "o6", 1, 10)
+    assert queue.served["new"] == queue.served["old"] == 60
+    assert queue.leave("old", 0) == ("new", "n1")
+    assert queue.leave("new", 0) == ("old", "o6"), "one turn, not six"
+
+
+def test_urgency_goes_first_and_a_flooder_makes_room() -> None:
+    queue: FairQueue[str] = FairQueue(1, 3)
+    queue.enter("a", "running", 1, 1)
+    for number in range(3):
+        assert queue.enter("flood", f"f{number}", 1, 1) == (False, None)
+    assert queue.enter("flood", "f3", 1, 1) == (False, "f3"), "its own last one"
+    assert queue.enter("quiet", "q", 1, 1) == (False, "f2")
+    assert queue.enter("paid", "p", 0, 1_000) == (False, "f1")
+    assert not queue.withdraw("flood", "f1")
+    assert queue.leave("a", 0) == ("paid", "p")
+    assert {queue.leave("paid", 0), queue.leave("flood", 0)} == {("flood", "f0"), ("quiet", "q")}
+
+
+async def served(turnstile: Turnstile, tenant: str, order: list[str], wait_s: float = 10.0) -> None:
+    leave = await turnstile.enter(tenant, 1, 10, wait_s)
+    try:
+        order.append(tenant)
+        await asyncio.sleep(0)
+    finally:
+        leave(5)
+
+
+async def test_a_flooder_does_not_keep_a_quiet_tenant_waiting() -> None:
+    turnstile, order = Turnstile("up/echo", 2, 1000), list[str]()
+    flood = [asyncio.create_task(served(turnstile, "flood", order)) for _ in range(200)]
+    await asyncio.sleep(0)
+    quiet = asyncio.create_task(served(turnstile, "quiet", order))
+    await asyncio.gather(*flood, quiet)
+    assert order.index("quiet") <= 4, "at most what ran already, and one more turn"
+    assert turnstile.queue.running == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whoever_leaves_whenever_no_turn_is_lost(seed: int) -> None:
+    chance, order = random.Random(seed), list[str]()
+    turnstile = Turnstile("up/echo", 2, 12)
+    tasks = [asyncio.create_task(served(turnstile, chance.choice("abc"), order)) for _ in range(30)]
+    while not all(task.done() for task in tasks):
+        if chance.random() < 0.5:
+            chance.choice(tasks).cancel()
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(result is None or isinstance(result, Saturated | asyncio.CancelledError) for result in results)
+    assert turnstile.queue.running == turnstile.queue.waiting == 0
+    await served(turnstile, "last", order)
+    assert order[-1] == "last"
+
+
+async def test_a_deadline_ends_the_waiting() -> None:
+    turnstile = Turnstile("up/echo", 1, 10)
+    leave = await turnstile.enter("a", 1, 1, 1.0)
+    with pytest.raises(Saturated, match="no turn within") as refused:
+        await turnstile.enter("b", 1, 1, 0.01)
+    assert refused.value.retry_after_s
+    leave(0)
+    (await turnstile.enter("b", 1, 1, 1.0))(0)
