@@ -77,7 +77,13 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
     """Serve until SIGTERM or SIGINT; then refuse what is new, let streams end for `drain_s`, and stop the core.
 
     Raises ExceptionGroup if a part of it fails; the core is gone then, too."""
-    core = CoreClient(settings, str(model_dir))
+    publisher = None
+    if settings.kv_events is not None:
+        from local_backend.kv_events import Publisher  # on use: few want it, and it brings a library of its own
+
+        publisher = Publisher(settings.kv_events, settings.kv_events_replay)
+        say({"event": "kv_events", "urls": publisher.endpoints})
+    core = CoreClient(settings, str(model_dir), publisher)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(core.run())  # first: importing torch takes longer than all of the rest
         await asyncio.sleep(0)
@@ -114,6 +120,8 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
         await running
         for task in beside:
             task.cancel()
+    if publisher is not None:
+        publisher.close()
     if core.fatal is not None:
         raise core.fatal
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
+from local_backend.messages import BlockRemoved, BlockStored, KVEvent
 from local_backend.prefix_cache import PrefixCache, block_hash, root_hash
 from local_backend.sequence import Sequence
 
@@ -21,6 +22,7 @@ class BlockManager:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.cache = PrefixCache()
+        self.events: list[KVEvent] | None = None  # what changed in the cache, if somebody wants to know
         self.query_tokens = 0
         self.hit_tokens = 0
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(total_blocks))  # front: next to go
@@ -67,7 +69,9 @@ class BlockManager:
             return False
         for _ in range(missing):
             block = next(iter(self._free))
-            self.cache.drop(block)
+            dropped = self.cache.drop(block)
+            if dropped is not None and self.events is not None:
+                self.events.append(BlockRemoved([dropped]))
             self._take(block)
             seq.block_table.append(block)
         return True
@@ -77,7 +81,11 @@ class BlockManager:
         before, seq.computed = seq.computed // self.block_size, computed
         if self.prefix_caching:
             for index in range(before, computed // self.block_size):
-                self.cache.put(self._hash(seq, index), seq.block_table[index])
+                hash_ = self._hash(seq, index)
+                if self.cache.put(hash_, seq.block_table[index]) and self.events is not None:
+                    parent = seq.block_hashes[index - 1] if index else None
+                    tokens = seq.tokens[index * self.block_size : (index + 1) * self.block_size]
+                    self.events.append(BlockStored([hash_], parent, tokens, self.block_size, None))
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks back. The tail goes first to be reused, so shared beginnings live longest."""

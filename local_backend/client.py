@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from local_backend.config import Settings, core_environment
 from local_backend.errors import (
@@ -42,6 +43,9 @@ from local_backend.messages import (
     decode_from_core,
     frame,
 )
+
+if TYPE_CHECKING:
+    from local_backend.kv_events import Publisher
 
 log = logging.getLogger("local_backend")
 
@@ -89,7 +93,9 @@ class Flight:
 class CoreClient:
     """The core process and the sequences in it. `run` is to be awaited by a task group for as long as we serve."""
 
-    def __init__(self, settings: Settings, model_dir: str) -> None:
+    def __init__(self, settings: Settings, model_dir: str, publisher: Publisher | None = None) -> None:
+        """publisher: who is told of changes in the prefix cache."""
+        self.publisher = publisher
         self.settings = settings
         self.model_dir = model_dir
         self.ready: Ready | None = None
@@ -186,6 +192,8 @@ class CoreClient:
                     self._process.kill()
                 status = await self._process.wait()
             self.ready = None
+            if self.publisher is not None:
+                self.publisher.clear()
             self._fail_all(CoreDied("the engine's core ended while this request ran; it may be sent again"))
             if self._is_over():
                 return
@@ -231,6 +239,8 @@ class CoreClient:
     def _deliver(self, output: StepOutput) -> None:
         self._last_progress = time.monotonic()
         self.stats = output.stats
+        if self.publisher is not None and output.kv_events:
+            self.publisher.publish(output.kv_events)
         for token in output.tokens:
             # Absent: its client has left, and the abort is on its way to the core.
             if (flight := self._flights.get(token.id)) is not None:

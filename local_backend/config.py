@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     threads: Positive | None = None
     max_body_bytes: Positive = 16 * 2**20
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
     drain_s: float = 30.0
     request_timeout_s: float | None = None
     watchdog_s: float = 120.0
@@ -70,6 +72,8 @@ HELP = {
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
     "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
     "token_budget": "tokens computed in one step, prefill and decode together",
+    "kv_events": "ZeroMQ address at which changes of the prefix cache are published, as vLLM does: tcp://*:5557",
+    "kv_events_replay": "ZeroMQ address at which missed changes are asked for: tcp://*:5558",
     "drain_s": "seconds that open streams may take after SIGTERM",
     "request_timeout_s": "seconds after which an unfinished request is ended (default: never; a header may say less)",
     "watchdog_s": "seconds without progress after which the core is restarted",

@@ -29,6 +29,7 @@ from local_backend.messages import (
     Failed,
     Fatal,
     FromCore,
+    KVEvent,
     Ready,
     Sampling,
     Stats,
@@ -141,7 +142,14 @@ class Engine:
                     seq = chunk.seq
                     tokens.append(TokenOut(seq.id, token, finish, seq.cached_tokens, sampled.logprobs))
             self.steps += 1
-        return StepOutput(tokens, failed, self.stats())
+        return StepOutput(tokens, failed, self.stats(), self._changed_blocks())
+
+    def _changed_blocks(self) -> list[KVEvent]:
+        blocks = self.scheduler.blocks
+        if blocks.events is None:
+            return []
+        events, blocks.events = blocks.events, []
+        return events
 
     def stats(self) -> Stats:
         """Figures for metrics and routing."""
@@ -172,6 +180,8 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine, Ready]:
         max_waiting=settings.max_waiting,
         max_model_len=plan.max_model_len,
     )
+    if settings.kv_events is not None:
+        scheduler.blocks.events = []
     warm_up(runner, scheduler)
     ready = Ready(
         max_model_len=plan.max_model_len,

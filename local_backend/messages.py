@@ -134,12 +134,36 @@ class Fatal(Struct, frozen=True, array_like=True, tag=True):
     message: str
 
 
+class BlockStored(Struct, frozen=True, array_like=True, tag=True, omit_defaults=True):
+    """Blocks that can be shared from now on. This and the next two are on the wire as vLLM has them."""
+
+    block_hashes: list[bytes]
+    parent_block_hash: bytes | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None
+
+
+class BlockRemoved(Struct, frozen=True, array_like=True, tag=True, omit_defaults=True):
+    """Blocks whose content is about to be overwritten."""
+
+    block_hashes: list[bytes]
+
+
+class AllBlocksCleared(Struct, frozen=True, array_like=True, tag=True, omit_defaults=True):
+    """Nothing is cached any more."""
+
+
+KVEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
 class StepOutput(Struct, frozen=True, array_like=True, tag=True):
     """Everything one step produced, for all sequences at once."""
 
     tokens: list[TokenOut]
     failed: list[Failed]
     stats: Stats
+    kv_events: list[KVEvent] = []
 
 
 ToCore = Configure | AddRequest | Abort

@@ -40,13 +40,19 @@ class PrefixCache:
         """True if the block's content is known under a hash."""
         return block in self._hash_of
 
-    def put(self, hash_: bytes, block: int) -> None:
-        """Remember a full block. A second block with the same content stays anonymous: tables are append-only."""
-        if hash_ not in self._block_of and block not in self._hash_of:
-            self._block_of[hash_] = block
-            self._hash_of[block] = hash_
+    def put(self, hash_: bytes, block: int) -> bool:
+        """Remember a full block. A second block with the same content stays anonymous: tables are append-only.
 
-    def drop(self, block: int) -> None:
-        """Forget a block that is about to be overwritten."""
-        if (hash_ := self._hash_of.pop(block, None)) is not None:
+        Returns: True if it was news."""
+        if hash_ in self._block_of or block in self._hash_of:
+            return False
+        self._block_of[hash_] = block
+        self._hash_of[block] = hash_
+        return True
+
+    def drop(self, block: int) -> bytes | None:
+        """Forget a block that is about to be overwritten. Returns: the hash that it was known under."""
+        hash_ = self._hash_of.pop(block, None)
+        if hash_ is not None:
             del self._block_of[hash_]
+        return hash_
