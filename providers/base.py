@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from providers.dialects import openai_media
 from providers.dialects.base import Dialect
@@ -18,6 +19,9 @@ from providers.neutral import ChatRequest, EmbeddingRequest, EmbeddingResponse, 
 from providers.neutral.rerank import RerankRequest, RerankResponse
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
+
+if TYPE_CHECKING:
+    from providers.transport.fetching import Fetcher
 
 T = TypeVar("T")
 
@@ -267,6 +271,11 @@ class DialectProvider(ABC):
         self.timeouts = timeouts or Timeouts()
         self._transport = transport
         self.base_url = checked_base_url(self.name, self.base_url_of(endpoint))
+        self.fetcher: Fetcher | None = None
+        if endpoint.options.get("fetch_images"):
+            from providers.transport.fetching import Fetcher  # Here, because most endpoints fetch nothing.
+
+            self.fetcher = Fetcher()
 
     # Hooks.
 
@@ -314,6 +323,8 @@ class DialectProvider(ABC):
     async def send(self, call: Call, model: str) -> UpstreamAnswer:
         dialect = self.dialect_for(call, model)
         dropped: tuple[str, ...] = ()
+        if self.fetcher is not None and (inlined := await self.fetcher.inline(call.request)) is not call.request:
+            call = replace(call, request=inlined, body=b"")
         if dialect.name == call.dialect and call.body:
             body = self.forward(call, model)
         else:
