@@ -14,6 +14,7 @@ from gateway.admission import Principal
 from gateway.answers import WHOLE, Answers, Place, asked_again, served
 from gateway.desk import Ask, Booking, Desk
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
+from gateway.marking import marked_call, wants_markers
 from gateway.metering import outcome_of, size_of
 from gateway.relay import Opened, open_stream, read_whole
 from gateway.routing.explaining import DRY_RUN
@@ -22,7 +23,7 @@ from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
 from gateway.routing.warmth import chain_of
 from gateway.settlement import Ending, Settlement
-from providers.base import Call
+from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
 
@@ -77,13 +78,19 @@ class Chat:
             strict=strict,
         )
 
+    async def _send(self, call: Call, booking: Booking, leg: Leg) -> Answer:
+        if booking.plan.terms.cache_prompts and wants_markers(leg.deployment):
+            call = marked_call(call)
+        answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+        booking.heard(leg, answer.headers)
+        return answer
+
     async def _whole(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
         dropped: tuple[str, ...] = ()
 
         async def attempt(leg: Leg) -> tuple[bytes, Ending]:
             nonlocal dropped
-            answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
-            booking.heard(leg, answer.headers)
+            answer = await self._send(call, booking, leg)
             dropped = answer.dropped
             body, usage, reason = await read_whole(answer, call, now_s)
             return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
@@ -100,8 +107,7 @@ class Chat:
 
     async def _stream(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
         async def attempt(leg: Leg) -> Opened:
-            answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
-            booking.heard(leg, answer.headers)
+            answer = await self._send(call, booking, leg)
             return await open_stream(answer, call, now_s)
 
         arrival = await booking.dispatcher.first_arrival(

@@ -119,6 +119,9 @@ class ModelSettings(Section, frozen=True):
     """A stream whose first token is later than so many percent of that deployment's usually are is asked of the next
     one too; who answers first is kept. Your provider may charge you for both prompts; the client pays for one. None:
     never."""
+    cache_prompts: bool = False
+    """Mark what a provider's own prompt cache may keep, in requests that mark nothing, for models that need to be told
+    (Claude). Written prefixes cost more, read ones a tenth: for conversations and long system prompts."""
     keep_answers_s: Seconds | None = None
     """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
     never. A request says `x-farebox-cache: no-store` to have its own."""

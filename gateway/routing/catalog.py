@@ -77,7 +77,7 @@ class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
     second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
     a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
-    keep_s: how long an answer serves the same question again."""
+    keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
@@ -85,6 +85,7 @@ class Terms(Struct, frozen=True):
     hedge_percentile: int | None = None
     past_filters: bool = False
     keep_s: float | None = None
+    cache_prompts: bool = False
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -155,6 +156,7 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
             entry.hedge_percentile,
             "content_filter" in entry.fallback_on,
             entry.keep_answers_s,
+            entry.cache_prompts,
         )
         for entry in settings.models
     }
