@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Final
 
 import msgspec
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import ColumnElement, exists, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import sums
@@ -29,6 +29,7 @@ class Dimension(StrEnum):
     ORGANISATION = "organisation"
     PROJECT = "project"
     KEY = "key"
+    TEAM = "team"
     END_USER = "end_user"
     TAG = "tag"
     ALIAS = "alias"
@@ -69,16 +70,54 @@ async def spent(
     if scope is Scope.TEAM:
         members = (await db.execute(select(projects.c.id).where(projects.c.team_id == scope_id))).scalars().all()
         return sum((await spent_by(db, Scope.PROJECT, members, since_ns=since_ns, until_ns=until_ns)).values())
-    # From rows alone: of days whose rows are gone, nobody knows tags and end users any more.
     table = usage_records.c
+    kept_ns = await _kept_from(db)
     amount = wide_sum(func.coalesce(table.charge_pusd, table.hold_pusd))
-    query = select(*amount).where(*await _within(db, scope, scope_id), table.at_ns >= since_ns)
+    query = select(table.end_user, *amount) if scope is Scope.END_USER else select(literal(""), *amount)
+    query = query.where(*await _within(db, scope, scope_id), table.at_ns >= max(since_ns, kept_ns))
     if until_ns is not None:
         query = query.where(table.at_ns < until_ns)
     if scope is Scope.END_USER:
         query = query.where(table.end_user.is_not(None) if end_user is None else table.end_user == end_user)
         query = query.group_by(table.end_user)
-    return max((add_up(*row) for row in await db.execute(query)), default=0)
+    found = {name: add_up(*row) for name, *row in await db.execute(query)}
+    if since_ns < kept_ns:
+        span = Span(since_ns, kept_ns if until_ns is None else min(kept_ns, until_ns))
+        for name, amount_pusd in (await _spent_before(db, scope, scope_id, span, end_user)).items():
+            found[name] = found.get(name, 0) + amount_pusd
+    return max(found.values(), default=0)
+
+
+async def _kept_from(db: AsyncConnection) -> int:
+    """From when on rows are there; of days before it they may be gone, and what was made of them stands for them."""
+    pruned = usage_sealed.c
+    last = (await db.execute(select(func.max(pruned.day)).where(pruned.pruned.is_(True)))).scalar_one_or_none()
+    return 0 if last is None else (last + 1) * NS_PER_DAY
+
+
+async def _spent_before(
+    db: AsyncConnection, scope: Scope, scope_id: str, span: Span, end_user: str | None
+) -> dict[str, int]:
+    """`spent` of a scope that is no column of its own, from days: by end user, or under "" all together."""
+    owner, _, name = scope_id.partition("/")
+    is_project = (await db.execute(select(projects.c.id).where(projects.c.id == owner))).first() is not None
+    filters = {sums.Dimension.PROJECT if is_project else sums.Dimension.ORGANISATION: [owner]}
+    match scope:
+        case Scope.END_USER:
+            if end_user is not None:
+                filters[sums.Dimension.END_USER] = [end_user]
+            found = await sums.groups(db, sums.Dimension.END_USER, span, filters)
+            return {user: line.charge_pusd for user, line in found if user is not None}
+        case Scope.MODEL:
+            aliases = await sums.groups(db, sums.Dimension.ALIAS, span, filters)
+            return {"": sum(line.charge_pusd for alias, line in aliases if fnmatchcase(alias or "", name))}
+        case Scope.PROVIDER:
+            filters[sums.Dimension.PROVIDER] = [name]
+        case Scope.TAG:
+            filters[sums.Dimension.TAG] = [name]
+        case _:
+            raise ValueError(f"no scope of this kind: {scope}")
+    return {"": (await sums.totals(db, span, filters)).charge_pusd}
 
 
 async def _within(db: AsyncConnection, scope: Scope, scope_id: str) -> list[ColumnElement[bool]]:
@@ -107,9 +146,8 @@ async def spent_by(
 ) -> dict[str, int]:
     """`spent` of several of one kind in one query; who has not spent is there with 0."""
     # From the rows themselves, by their index: budgets do not depend on the roll-ups. But for days whose rows are gone.
-    table, hours, pruned = usage_records.c, usage_hours.c, usage_sealed
-    last = (await db.execute(select(func.max(pruned.c.day)).where(pruned.c.pruned.is_(True)))).scalar_one_or_none()
-    kept_ns = 0 if last is None else (last + 1) * NS_PER_DAY
+    table, hours = usage_records.c, usage_hours.c
+    kept_ns = await _kept_from(db)
     found = dict.fromkeys(scope_ids, 0)
     if since_ns < kept_ns:
         until_hour = min(kept_ns, FOR_EVER_NS if until_ns is None else until_ns) // NS_PER_HOUR

@@ -48,6 +48,7 @@ FAILED: Final = (Outcome.UPSTREAM_FAILED, Outcome.TIMED_OUT, Outcome.KILLED)
 
 class Dimension(StrEnum):
     ORGANISATION = "organisation"
+    TEAM = "team"  # That the project is in today.
     PROJECT = "project"
     KEY = "key"
     ALIAS = "alias"
@@ -67,10 +68,10 @@ _COLUMN: Final = {
     Dimension.ORGANISATION: "organisation_id",
     Dimension.PROJECT: "project_id",
     Dimension.KEY: "key_id",
-    **{each: each.value for each in Dimension if each.value not in ("organisation", "project", "key", "tag")},
+    **{each: each.value for each in Dimension if each.value not in ("organisation", "team", "project", "key", "tag")},
 }
 FACETS: Final = (Dimension.END_USER, Dimension.TAG)
-_BESIDE_FACETS: Final = (Dimension.ORGANISATION, Dimension.PROJECT)
+_BESIDE_FACETS: Final = (Dimension.ORGANISATION, Dimension.TEAM, Dimension.PROJECT)
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -309,7 +310,7 @@ def _kept_part(
     table: Table, unit: ColumnElement[int], unit_ns: int, runs: Sequence[tuple[int, int]], filters: Filters
 ) -> _Part:
     c = table.c
-    columns = {each: c[name] for each, name in _COLUMN.items() if name in c}
+    columns = {each: c[name] for each, name in _COLUMN.items() if name in c} | {Dimension.TEAM: _team_of(c.project_id)}
     failed = case((c.outcome.in_([outcome.value for outcome in FAILED]), c.requests), else_=0)
     within = [or_(*(_between(unit, a, b) for a, b in runs))]
     within += [columns[name].in_(values) for name, values in filters.items()]
@@ -319,7 +320,12 @@ def _kept_part(
 def _facet_part(facet: Dimension, days: Sequence[tuple[int, int]], filters: Filters) -> _Part:
     table = schema.usage_day_facets
     c = table.c
-    columns = {Dimension.ORGANISATION: c.organisation_id, Dimension.PROJECT: c.project_id, facet: c.name}
+    columns: dict[Dimension, ColumnElement[Any]] = {
+        Dimension.ORGANISATION: c.organisation_id,
+        Dimension.TEAM: _team_of(c.project_id),
+        Dimension.PROJECT: c.project_id,
+        facet: c.name,
+    }
     within = [c.facet == facet.value, or_(*(_between(c.day, a, b) for a, b in days))]
     within += [columns[name].in_(values) for name, values in filters.items()]
     return _Part(table, columns, _kept_sums(table, c.failed), c.day, NS_PER_DAY, within)
@@ -334,6 +340,7 @@ def _kept_sums(table: Table, failed: ColumnElement[Any]) -> list[ColumnElement[A
 def _row_part(spans: Sequence[tuple[int, int]], filters: Filters, by: Dimension | None, dialect: str) -> _Part:
     c = usage_records.c
     columns: dict[Dimension, ColumnElement[Any]] = {each: c[name] for each, name in _COLUMN.items()}
+    columns[Dimension.TEAM] = _team_of(c.project_id)
     table: FromClause = usage_records
     within: list[ColumnElement[bool]] = [or_(*(_between(c.at_ns, a, b) for a, b in spans))]
     if by is Dimension.TAG:
@@ -345,6 +352,12 @@ def _row_part(spans: Sequence[tuple[int, int]], filters: Filters, by: Dimension 
             filters = {name: values for name, values in filters.items() if name is not Dimension.TAG}
     within += _rows_filters(filters, dialect)
     return _Part(table, columns, row_sums(), c.at_ns, 1, within)
+
+
+def _team_of(project_id: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Teams change; what is kept knows projects alone."""
+    projects = schema.projects.c
+    return select(projects.team_id).where(projects.id == project_id).scalar_subquery()
 
 
 def row_sums() -> list[ColumnElement[Any]]:
@@ -372,6 +385,8 @@ def _rows_filters(filters: Filters, dialect: str) -> list[ColumnElement[bool]]:
         if name is Dimension.TAG and values:
             tag = tag_of(dialect)
             found.append(exists().select_from(tag.table).where(tag.in_(values)))
+        elif name is Dimension.TEAM and values:
+            found.append(_team_of(usage_records.c.project_id).in_(values))
         elif values:
             found.append(usage_records.c[_COLUMN[name]].in_(values))
     return found

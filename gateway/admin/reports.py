@@ -110,6 +110,7 @@ async def labels(db: AsyncConnection, by: str, names: Sequence[str]) -> dict[str
     """What people call these ids."""
     table: Any = {
         "key": virtual_keys.c,
+        "team": billing_schema.teams.c,
         "project": billing_schema.projects.c,
         "organisation": billing_schema.organisations.c,
     }.get(by)

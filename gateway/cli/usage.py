@@ -13,8 +13,8 @@ from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, datab
 app = App(name="usage")
 
 By = Literal[
-    "key", "project", "organisation", "model", "alias", "provider", "deployment", "outcome", "dialect", "end_user",
-    "tag", "day",
+    "key", "project", "team", "organisation", "model", "alias", "provider", "deployment", "outcome", "dialect",
+    "end_user", "tag", "day",
 ]  # fmt: skip
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 

@@ -12,7 +12,7 @@ from arro3.io import read_parquet
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import archive, days, ledger, schema, statements, sums
+from billing import accounts, archive, days, ledger, schema, statements, sums
 from billing.accounts import Scope
 from billing.archive import Form, retain
 from billing.db import reading, writing
@@ -79,14 +79,21 @@ async def test_after_their_time_rows_go_and_nothing_that_was_made_of_them(
     monkeypatch.setattr(archive, "_DELETED_AT_ONCE", 10)
     await ship(fresh_engine, tmp_path / "journal", [
         record(f"r{n}", at_ns=MIDNIGHT_NS + (n % 4 - 3) * NS_PER_DAY + n, quantities=PRICED, end_user=f"u{n % 3}",
-               first_token_ms=n) for n in range(100)
+               first_token_ms=n, tags=("red", "blue") if n % 2 else ()) for n in range(100)
     ])  # fmt: skip
     async with writing(fresh_engine) as db:
         await db.execute(insert(schema.organisations).values(id="org_1", name="One", created_at_ns=1))
+        await accounts.create_project(db, "project_1", "org_1", "Project", at_ns=1)
     # Not sealed: nothing goes.
     assert await retain(fresh_engine, days=2, now_ns=NOW_NS, archive=tmp_path / "a") == 0
     await days.seal_due(fresh_engine, now_ns=NOW_NS)
     before = await told(fresh_engine)
+    assert before["spent_provider"] == before["spent_model"] == before["spent"] == 100 * price()
+    assert (before["spent_tag"], before["spent_user"], before["spent_most"]) == (
+        50 * price(),
+        33 * price(),
+        34 * price(),
+    )
     kept = await rows_of(fresh_engine)
     # Three days are older than three before the last one.
     assert await retain(fresh_engine, days=3, now_ns=NOW_NS, archive=tmp_path / "a") == 3
@@ -121,6 +128,11 @@ async def told(engine: AsyncEngine) -> dict[str, Any]:
             "requests": (await sums.totals(db, span, {})).requests,
             "users": await sums.groups(db, Dimension.END_USER, span, {}),
             "waits": await sums.waits(db, span),
+            "spent_user": await statements.spent(db, Scope.END_USER, "project_1", end_user="u1"),
+            "spent_most": await statements.spent(db, Scope.END_USER, "project_1"),
+            "spent_model": await statements.spent(db, Scope.MODEL, "project_1/gp*"),
+            "spent_provider": await statements.spent(db, Scope.PROVIDER, "org_1/openai"),
+            "spent_tag": await statements.spent(db, Scope.TAG, "org_1/red"),
             "spent": await statements.spent(db, Scope.KEY, "key_1"),
             "spent_late": await statements.spent(db, Scope.ORGANISATION, "org_1", since_ns=MIDNIGHT_NS - NS_PER_DAY),
             "sound": (await ledger.trial_balance(db)).sound,

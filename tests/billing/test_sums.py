@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import days, rollups, schema, sums
+from billing import accounts, days, rollups, schema, sums
 from billing.db import reading, writing
 from billing.journal import Journal
 from billing.rollups import NS_PER_HOUR
@@ -36,6 +36,7 @@ FILTERS: list[dict[Dimension, list[str]]] = [
     {},
     {Dimension.KEY: ["key_1"], Dimension.OUTCOME: ["completed", "killed"]},
     {Dimension.TAG: ["red"]},
+    {Dimension.TEAM: ["team_1"]},
     {Dimension.TAG: ["red", "blue"]},
     {Dimension.END_USER: ["ann"], Dimension.PROJECT: ["project_1"]},
 ]
@@ -87,6 +88,8 @@ def total(rows: list[dict[str, Any]]) -> Totals:
 
 
 def names(row: dict[str, Any], by: Dimension, filters: dict[Dimension, list[str]]) -> list[Any]:
+    if by is Dimension.TEAM:
+        return ["team_1" if row["project_id"] == "project_1" else None]
     if by is not Dimension.TAG:
         return [row[COLUMN[by]]]
     kept = [tag for tag in row["tags"] if tag in filters.get(by, [tag])]
@@ -98,10 +101,7 @@ def chosen(rows: list[dict[str, Any]], span: Span, filters: dict[Dimension, list
         row
         for row in rows
         if span.since_ns <= row["at_ns"] < span.until_ns
-        and all(
-            set(row["tags"]) & set(values) if name is Dimension.TAG else row[COLUMN[name]] in values
-            for name, values in filters.items()
-        )
+        and all(bool(set(names(row, name, {})) & set(values)) for name, values in filters.items())
     ]
 
 
@@ -133,6 +133,11 @@ async def check(engine: AsyncEngine) -> None:
 async def test_any_question_has_the_same_answer_from_days_hours_and_rows(
     fresh_engine: AsyncEngine, tmp_path: Path
 ) -> None:
+    async with writing(fresh_engine) as db:
+        await accounts.create_organisation(db, "org_1", "One", at_ns=0)
+        await accounts.create_team(db, "team_1", "org_1", "Team", at_ns=0)
+        await accounts.create_project(db, "project_1", "org_1", "Project", at_ns=0)
+        await accounts.join_team(db, "project_1", "team_1")
     await ship(fresh_engine, tmp_path / "a", some(150))
     await check(fresh_engine)
     # Noon of the last day: that one is not over.
