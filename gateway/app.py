@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+# Payment services call from outside, so these stay on the public port.
+WEBHOOKS_PATH = "/webhooks/"
+
 
 class Gateway:
     """One gateway process as an ASGI application. Its lifespan builds and closes; a request only uses."""
@@ -76,10 +79,20 @@ class Gateway:
         """ASGI: the lifespan, and every path that is not for the data plane."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+        elif self._is_hidden(scope):
+            await _nothing_here(send)
         elif self._health.knows(scope):
             await self._health(scope, receive, send)
         else:
             await (await self._front_office()).app(scope, receive, send)
+
+    def _is_hidden(self, scope: Any) -> bool:
+        """Whether this is for the admin port and came by the other. By the socket it came on: no header has a say."""
+        port = self._settings.server.admin_port
+        if port is None or scope["server"][1] == port:
+            return False
+        path: str = scope["path"]
+        return path == "/metrics" or not (self._health.knows(scope) or path.startswith(WEBHOOKS_PATH))
 
     async def _front_office(self) -> FrontOffice:
         """Loaded in a thread by whoever comes first, while requests are served."""
@@ -272,6 +285,13 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+async def _nothing_here(send: Any) -> None:
+    body = b'{"error":{"message":"no such path here","type":"invalid_request_error","code":"not_found"}}'
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _finish(stop: asyncio.Event, task: asyncio.Task[None]) -> None:

@@ -241,11 +241,17 @@ class Settings(Section, frozen=True):
     @property
     def base_url(self) -> str:
         """What clients call us, without /v1."""
-        if self.server.public_url:
-            return self.server.public_url.rstrip("/")
-        host = self.server.host
+        return self.server.public_url.rstrip("/") if self.server.public_url else self._address(self.server)
+
+    @property
+    def office_url(self) -> str:
+        """Where the dashboard and the admin API are, as people in the house see it."""
+        return self.base_url if self.server.admin_port is None else self._address(self.server.admin_listener)
+
+    def _address(self, server: ServerSettings) -> str:
+        host = server.host
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-        return f"{'https' if self.server.tls else 'http'}://{shown}:{self.server.port}"
+        return f"{'https' if server.tls else 'http'}://{shown}:{server.port}"
 
     def missing_secrets(self) -> list[ConfigError]:
         """Secrets that something which is on needs and that cannot be had now: a start refuses to go on with any."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
@@ -41,7 +42,13 @@ class ServerSettings(Section, frozen=True):
     """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
     public_url: str | None = None
     """What clients call us, for the links we print. None: http://host:port."""
+    admin_port: Annotated[int, Meta(ge=1, le=65_535)] | None = None
+    """Given: dashboard, admin API and metrics are served on this port alone, and the first one answers the clients of
+    models, health checks and payment webhooks, nothing else. None: everything on one port."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin port."""
     tls: TlsSettings | None = None
+    """For both ports."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 20 * 1024 * 1024
     max_pending_bytes: Annotated[int, Meta(ge=1024)] = 512 * 1024 * 1024
@@ -70,6 +77,11 @@ class ServerSettings(Section, frozen=True):
     gone_client: Literal["finish", "cancel"] = "finish"
     """What becomes of a whole (not streamed) answer whose client has left. finish: it is read to its end and charged as
     reported, since the provider bills it. cancel: the call is cut, and its prompt is charged by estimate."""
+
+    @property
+    def admin_listener(self) -> ServerSettings:
+        """The same server at the admin port, if there is one."""
+        return self if self.admin_port is None else replace(self, host=self.admin_host, port=self.admin_port)
 
     @property
     def on_loopback(self) -> bool:

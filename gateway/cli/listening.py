@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 
 from gateway.cli.common import AWAY, Problem
 from gateway.config import Settings
+from gateway.sections import ServerSettings
 
 # A client whose machine vanished without a word is found out after two minutes; and what a slow client has not taken
 # stays with us, where it is counted, in place of the 4 MB of kernel memory that Linux would give each connection.
@@ -23,15 +24,26 @@ _OPTIONS = (
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Take the port before anything is started for it. Raises: Problem that says what to do."""
-    host, port = settings.server.host, settings.server.port
+@contextlib.contextmanager
+def bind(settings: Settings) -> Generator[list[socket.socket], None, None]:
+    """Take the ports before anything is started for them: the first, and the admin's if there is one.
+
+    Raises: Problem that says what to do."""
+    with contextlib.ExitStack() as stack:
+        bound = [stack.enter_context(_bound(settings.server))]
+        if settings.server.admin_port is not None:
+            bound.append(stack.enter_context(_bound(settings.server.admin_listener)))
+        yield bound
+
+
+def _bound(server: ServerSettings) -> socket.socket:
+    host, port = server.host, server.port
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for level, option, value in _OPTIONS:
         if (number := getattr(socket, option, None)) is not None:  # each connection inherits it
             bound.setsockopt(level, number, value)
-    if settings.server.reuse_port:
+    if server.reuse_port:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((host, port))

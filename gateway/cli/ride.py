@@ -38,7 +38,7 @@ class Ride:
     then Valkey."""
 
     def __init__(
-        self, settings: Settings, instance: Instance, bound: socket.socket, common: Common, started: float
+        self, settings: Settings, instance: Instance, bound: list[socket.socket], common: Common, started: float
     ) -> None:
         """started: monotonic seconds, from which the ready time is counted."""
         self._settings = settings
@@ -152,7 +152,7 @@ class Ride:
         from gateway.cli.serving import Server
 
         server = Server(settings, create_app(settings))
-        serving = asyncio.create_task(server.serve(sockets=[self._bound]), name="serve")
+        serving = asyncio.create_task(server.serve(sockets=self._bound), name="serve")
         stack.push_async_callback(_drained, server, serving)
         up = asyncio.create_task(server.up.wait())
         await _first_of(up, serving)
@@ -186,7 +186,7 @@ class Ride:
             base_url=settings.base_url,
             key=first.key,
             models=await self._models(),
-            dashboard=first.sign_in_url or f"{settings.base_url}/ui",
+            dashboard=first.sign_in_url or f"{settings.office_url}/ui",
             seconds=time.monotonic() - self._started,
             data_dir=settings.data_dir,
             database=panel.describe_database(settings),

@@ -24,6 +24,7 @@ def serve(
     port: int | None = None,
     workers: int | None = None,
     socket_fd: Hidden = None,
+    admin_fd: Hidden = None,
     ready_fd: Hidden = None,
     common: Common = DEFAULTS,
 ) -> int:
@@ -53,7 +54,8 @@ def serve(
     for error in settings.missing_secrets():
         raise error
     if socket_fd is not None:
-        uvloop.run(_one(settings, socket.socket(fileno=socket_fd), ready_fd))
+        given = [socket.socket(fileno=fd) for fd in (socket_fd, admin_fd) if fd is not None]
+        uvloop.run(_one(settings, given, ready_fd))
         return OK
     flags = [f"--config={common.config}"] if common.config else []
     flags += [f"--data={settings.data_dir}"]
@@ -65,7 +67,7 @@ def serve(
     return OK
 
 
-async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -> None:
+async def _one(settings: Settings, bound: list[socket.socket], ready_fd: int | None) -> None:
     import asyncio
 
     from gateway.app import create_app
@@ -84,7 +86,7 @@ async def _one(settings: Settings, bound: socket.socket, ready_fd: int | None) -
     with on_signal(server.drain), on_signal(_explain, signal.SIGHUP):
         telling = asyncio.create_task(tell())
         try:
-            await server.serve(sockets=[bound])
+            await server.serve(sockets=bound)
         finally:
             telling.cancel()
 
@@ -97,7 +99,7 @@ def _explain() -> None:
     log.warning("SIGHUP ignored: run with --workers 2 or more, or start a second `serve` with server.reuse_port")
 
 
-async def _several(settings: Settings, bound: socket.socket, flags: list[str]) -> None:
+async def _several(settings: Settings, bound: list[socket.socket], flags: list[str]) -> None:
     import asyncio
 
     from gateway.cli.listening import on_signal

@@ -155,15 +155,15 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 
 
 class Workers:
-    """Several gateway processes on one socket, each started again when it dies. Each is `farebox serve --socket-fd`.
+    """Several gateway processes on the same sockets, each started again when it dies: `farebox serve --socket-fd`.
 
     They read the settings anew, so they are given the same flags, and what `up` found out by environment. SIGHUP takes
     them one after another to the settings, and the code, as they are by then: `roll`."""
 
     def __init__(
-        self, settings: Settings, bound: socket.socket, flags: Sequence[str], environ: Mapping[str, str]
+        self, settings: Settings, bound: Sequence[socket.socket], flags: Sequence[str], environ: Mapping[str, str]
     ) -> None:
-        self._bound = bound
+        self._bound = [each.fileno() for each in bound]
         self._flags = list(flags)
         self._environ = own_environment(environ)
         self._stop = asyncio.Event()
@@ -217,9 +217,11 @@ class Workers:
     async def _start_child(self) -> Process:
         told, tells = os.pipe()
         argv = [sys.executable, "-m", "gateway", "serve", *self._flags]
-        argv += ["--socket-fd", str(self._bound.fileno()), "--ready-fd", str(tells)]
+        for name, number in zip(("--socket-fd", "--admin-fd"), self._bound, strict=False):
+            argv += [name, str(number)]
+        argv += ["--ready-fd", str(tells)]
         try:
-            process = await spawn(argv, log_path=None, environ=self._environ, pass_fds=[self._bound.fileno(), tells])
+            process = await spawn(argv, log_path=None, environ=self._environ, pass_fds=[*self._bound, tells])
         except BaseException:
             os.close(told)
             raise

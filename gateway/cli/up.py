@@ -51,6 +51,6 @@ def up(
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with Instance(settings.data_dir) as instance, bind(settings) as bound:
         # By TCP port 0 the system has chosen one.
-        settings = load(common.config, flags=flags | {"server.port": bound.getsockname()[1]})
+        settings = load(common.config, flags=flags | {"server.port": bound[0].getsockname()[1]})
         uvloop.run(Ride(settings, instance, bound, common, started).run())
     return OK

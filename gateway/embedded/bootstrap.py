@@ -62,7 +62,7 @@ async def bootstrap(engine: AsyncEngine, settings: Settings, pepper: bytes, *, a
             raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
     else:
         key = await _first_key(engine, keys, settings, project, at_ns)
-    return First(await good(engine, key, pepper), people.sign_in_url(settings.base_url, link) if link else None)
+    return First(await good(engine, key, pepper), people.sign_in_url(settings.office_url, link) if link else None)
 
 
 async def good(engine: AsyncEngine, key: str | None, pepper: bytes) -> str | None:
