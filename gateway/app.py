@@ -163,7 +163,8 @@ class Gateway:
                     owner=Owner.of(journal),
                 )
             )
-            transport = Http1Transport()
+            ca_file = settings.network.ca_file
+            transport = Http1Transport(ca_file=None if ca_file is None else str(ca_file))
             stack.push_async_callback(transport.aclose)
             timeouts = Timeouts(
                 settings.timeouts.connect_s,

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
-from gateway.sections import BatchSettings, Port, Seconds, Section, ServerSettings
+from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings
 from gateway.till import AlertSettings, ExportSettings, MailSettings, PaymentSettings, RetentionSettings
 
 CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
@@ -215,6 +215,7 @@ class Settings(Section, frozen=True):
     models: tuple[ModelSettings, ...] = ()
     local: LocalSettings = LocalSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    network: NetworkSettings = NetworkSettings()
     routing: RoutingSettings = RoutingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
@@ -495,6 +496,8 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         raise refuse("database_url", f"{scheme}:// is no database we speak", "use postgresql:// or sqlite:///")
     if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise refuse("redis_url", "is no Redis address", "use redis://, rediss:// or unix:///path")
+    if (ca_file := settings.network.ca_file) is not None and not ca_file.is_file():
+        raise refuse("network.ca_file", f"no such file: {ca_file}", "name a PEM file of certificates to trust")
     for name, provider in settings.providers.items():
         if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
             raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")
@@ -556,6 +559,7 @@ def _fields_at(dotted: str) -> set[str]:
         "batches": BatchSettings,
         "local": LocalSettings,
         "timeouts": TimeoutSettings,
+        "network": NetworkSettings,
         "routing": RoutingSettings,
         "log": LogSettings,
         "payments": PaymentSettings,

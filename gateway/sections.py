@@ -29,6 +29,13 @@ class TlsSettings(Section, frozen=True):
     """Given: a client must show a certificate signed by one of these, beside its key (mutual TLS)."""
 
 
+class NetworkSettings(Section, frozen=True):
+    """The way to providers. Certificates are always verified."""
+
+    ca_file: Path | None = None
+    """PEM file of authorities to trust in place of the system's: for providers inside, or a proxy that opens TLS."""
+
+
 class ServerSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 4000

@@ -192,7 +192,8 @@ def _port(settings: Settings) -> Finding:
     if running is not None:
         return Finding("port", "ok", f"Farebox is running at {running.base_url} (pid {running.pid})")
     try:
-        bind(settings).close()
+        with bind(settings):
+            pass
     except Problem as problem:
         return Finding("port", "bad", str(problem), problem.fix)
     return Finding("port", "ok", f"{where} is free")

@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.cli.serving import tls_context
-from gateway.config import ConfigError
-from gateway.sections import TlsSettings
+from gateway.config import ConfigError, load
+from gateway.sections import NetworkSettings, TlsSettings
+from tests.e2e.harness import house, model, provider, settings_for
 from tests.e2e.test_door import CHAT, fortress
 from tests.e2e.wire import chat
+from tests.emulators.openai import OpenAIEmulator
 
 
 def certificate(path: Path) -> Path:
@@ -72,6 +74,33 @@ async def test_the_listener_speaks_tls_and_may_ask_for_a_clients_certificate(
             with pytest.raises(httpx.TransportError):
                 await plain.get(gateway.url + "/health/liveness")
     assert tls_context(tls).minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def test_providers_are_verified_against_the_authorities_that_are_named(
+    tmp_path: Path, sqlite_template: Path, redis_url: str
+) -> None:
+    inside = certificate(tmp_path / "inside.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(inside)
+    async with OpenAIEmulator(tls=context) as upstream:
+        for ca_file, status in ((inside, 200), (None, 502)):
+            folder = tmp_path / str(status)
+            folder.mkdir()
+            (folder / "farebox.db").write_bytes(sqlite_template.read_bytes())
+            settings = settings_for(
+                folder / "data",
+                f"sqlite+aiosqlite:///{folder / 'farebox.db'}",
+                redis_url,
+                {"up": provider("openai", f"{upstream.url}/v1")},
+                (model("echo", "up/echo-1"),),
+                network=NetworkSettings(ca_file=ca_file),
+            )
+            async with house(settings) as gateway, httpx.AsyncClient() as http:
+                headers = {"authorization": f"Bearer {gateway.key}"}
+                answer = await http.post(gateway.url + CHAT, json=chat(), headers=headers)
+                assert answer.status_code == status, answer.text
+    with pytest.raises(ConfigError, match=r"network\.ca_file"):
+        load(environ={}, flags={"network.ca_file": str(tmp_path / "away.pem"), "data_dir": tmp_path})
 
 
 def test_files_that_are_no_certificate_stop_the_start(tmp_path: Path) -> None:
