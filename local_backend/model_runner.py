@@ -20,7 +20,7 @@ from local_backend.models import build
 from local_backend.quantization.neutral import SCHEMES, Scheme
 from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear
 from local_backend.sampler import Sampled, sample
-from local_backend.scheduler import Step
+from local_backend.scheduler import Chunk, Step
 from local_backend.weights import Weights
 
 
@@ -103,8 +103,14 @@ class ModelRunner:
             logits, sampling = self._forward(step)
             return logits[sorted(range(len(sampling)), key=sampling.__getitem__)]
 
-    def _forward(self, step: Step) -> tuple[torch.Tensor, list[int]]:
-        """Returns: logits, and for each of their rows the index of its chunk in the step."""
+    def all_logits(self, chunk: Chunk) -> torch.Tensor:
+        """Logits (tokens, vocab) after each token of one chunk; for perplexity."""
+        with torch.inference_mode():
+            logits, _ = self._forward(Step(chunk.count, [chunk]), every=True)
+            return logits
+
+    def _forward(self, step: Step, *, every: bool = False) -> tuple[torch.Tensor, list[int]]:
+        """Returns: logits, and for each of their rows the index of its chunk in the step. `every`: of all tokens."""
         # Single tokens first: attention takes them as one batch, those with contexts of like length together.
         order = sorted(range(len(step.chunks)), key=lambda i: (step.chunks[i].count > 1, step.chunks[i].end))
         chunks = [step.chunks[i] for i in order]
@@ -115,7 +121,9 @@ class ModelRunner:
         for index, chunk in zip(order, chunks, strict=True):
             ids += chunk.seq.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            if chunk.samples:
+            if every:
+                wanted += range(len(ids) - chunk.count, len(ids))
+            elif chunk.samples:
                 wanted.append(len(ids) - 1)
                 sampling.append(index)
         batch = AttentionBatch(chunks, self.cache.block_size, self.device, self.dtype)

@@ -29,4 +29,11 @@ def ops_for(
             return CpuOps(cache_dir, invariant=invariant)
         except NoCompiler as error:
             log.warning("no fused CPU kernels, steps take up to twice as long: %s", error)
+    if device.type == "cuda":
+        try:
+            from local_backend.kernels.triton_ops import TritonOps  # only CUDA's torch brings triton
+        except ImportError as error:
+            log.warning("no fused CUDA kernels, torch's own operations are used: %s", error)
+        else:
+            return TritonOps()
     return ReferenceOps()

@@ -114,6 +114,7 @@ class AttentionBatch:
         self.block_size, self.device, self.dtype = block_size, device, dtype
         self.tokens = sum(chunk.count for chunk in chunks)
         self.decode_rows = sum(chunk.count == 1 for chunk in chunks)
+        self._tiles: dict[int, torch.Tensor | None] = {}
         self._views: dict[tuple[str, int], list[DecodeGroup] | list[PrefillChunk]] = {}
 
     @cached_property
@@ -159,6 +160,21 @@ class AttentionBatch:
         if key not in self._views:
             self._views[key] = self._make_prefill_chunks(window)
         return self._views[key]  # type: ignore[return-value]
+
+    def tiles(self, rows: int) -> torch.Tensor | None:
+        """(n, 4) chunks of several tokens in pieces of at most `rows`: chunk, first row, rows, position; None: none."""
+        if rows not in self._tiles:
+            made: list[list[int]] = []
+            at = 0
+            for index, chunk in enumerate(self.chunks):
+                if chunk.count > 1:
+                    made += [
+                        [index, at + offset, min(rows, chunk.count - offset), chunk.start + offset]
+                        for offset in range(0, chunk.count, rows)
+                    ]
+                at += chunk.count
+            self._tiles[rows] = self.ints(made) if made else None
+        return self._tiles[rows]
 
     def pages(self, chunk: Chunk) -> int:
         """Blocks that a chunk's context takes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 
@@ -46,6 +48,32 @@ class CudaFp8Linear:
         return out if self._bias is None else out.add_(self._bias)
 
 
+class CudaWeightOnlyLinear:
+    """Codes of 4 or 8 bits under bfloat16 activations, widened in the Triton kernel that multiplies them."""
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        from local_backend.kernels.triton_ops import weight_only  # only CUDA's torch brings triton
+
+        self._run, self._group = weight_only, weight.group
+        self._codes, self._scale = weight.codes.contiguous(), weight.scale.half().contiguous()
+        self._zero = None if weight.zero is None else weight.zero.half().contiguous()
+        self._order = weight.order
+        self._bias = None if bias is None else bias.to(dtype)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._order is not None:
+            x = x[:, self._order]
+        out = self._run(x, self._codes, self._scale, self._zero, self._group)
+        return out if self._bias is None else out.add_(self._bias)
+
+    @staticmethod
+    def available(weight: QuantizedWeight) -> bool:
+        """True if triton is here and the kernel takes groups of this size."""
+        return (
+            bool(find_spec("triton")) and not weight.is_float and weight.group % 16 == 0 and weight.shape[1] % 32 == 0
+        )
+
+
 class CudaForms:
     """The choice on CUDA."""
 
@@ -66,4 +94,6 @@ class CudaForms:
                 return CudaFp8Linear(matrix, bias, self.dtype)
             if not matrix.is_float and matrix.bits == 8:
                 return CudaInt8Linear(matrix, bias, self.dtype)
+        if CudaWeightOnlyLinear.available(matrix):
+            return CudaWeightOnlyLinear(matrix, bias, self.dtype)
         return DenseLinear(matrix.dequantize().to(self.dtype), None if bias is None else bias.to(self.dtype))

@@ -41,31 +41,35 @@ TINY = Shape("llama-tiny", 2, 64, 128, 4, 2, 16, 512, 256)
 FILE_TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "Q4_0": gguf.GGMLQuantizationType.Q4_0}
 
 
-def tensors(shape: Shape, seed: int = 0) -> dict[str, Array]:
-    """float16 weights under their Hugging Face names; the head is the embedding."""
-    chance = np.random.default_rng(seed)
+def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint by its Hugging Face name; the head is the embedding."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-
-    def matrix(out: int, ins: int) -> Array:
-        return (chance.standard_normal((out, ins), dtype=np.float32) * 0.02).astype(np.float16)
-
-    made: dict[str, Array] = {"model.embed_tokens.weight": matrix(shape.vocab, shape.hidden)}
+    sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab, shape.hidden)}
     for i in range(shape.layers):
         at = f"model.layers.{i}."
-        for name, out, ins in (
-            ("self_attn.q_proj", q, shape.hidden),
-            ("self_attn.k_proj", kv, shape.hidden),
-            ("self_attn.v_proj", kv, shape.hidden),
-            ("self_attn.o_proj", shape.hidden, q),
-            ("mlp.gate_proj", shape.intermediate, shape.hidden),
-            ("mlp.up_proj", shape.intermediate, shape.hidden),
-            ("mlp.down_proj", shape.hidden, shape.intermediate),
-        ):
-            made[f"{at}{name}.weight"] = matrix(out, ins)
-        made[f"{at}input_layernorm.weight"] = np.ones(shape.hidden, dtype=np.float32)
-        made[f"{at}post_attention_layernorm.weight"] = np.ones(shape.hidden, dtype=np.float32)
-    made["model.norm.weight"] = np.ones(shape.hidden, dtype=np.float32)
-    return made
+        sizes |= {
+            f"{at}self_attn.q_proj.weight": (q, shape.hidden),
+            f"{at}self_attn.k_proj.weight": (kv, shape.hidden),
+            f"{at}self_attn.v_proj.weight": (kv, shape.hidden),
+            f"{at}self_attn.o_proj.weight": (shape.hidden, q),
+            f"{at}mlp.gate_proj.weight": (shape.intermediate, shape.hidden),
+            f"{at}mlp.up_proj.weight": (shape.intermediate, shape.hidden),
+            f"{at}mlp.down_proj.weight": (shape.hidden, shape.intermediate),
+            f"{at}input_layernorm.weight": (shape.hidden,),
+            f"{at}post_attention_layernorm.weight": (shape.hidden,),
+        }
+    return sizes | {"model.norm.weight": (shape.hidden,)}
+
+
+def tensors(shape: Shape, seed: int = 0) -> dict[str, Array]:
+    """Random weights: matrices in float16, norms of ones."""
+    chance = np.random.default_rng(seed)
+    return {
+        name: np.ones(size, dtype=np.float32)
+        if len(size) == 1
+        else (chance.standard_normal(size, dtype=np.float32) * 0.02).astype(np.float16)
+        for name, size in tensor_shapes(shape).items()
+    }
 
 
 def write_safetensors(folder: Path, shape: Shape, weights: dict[str, Array]) -> Path:
