@@ -198,6 +198,8 @@ def test_what_is_imported_is_required() -> None:
         for imported in {module.partition(".")[0] for module in imported_at_top(path)}:
             if imported in sys.stdlib_module_names or imported in PACKAGES:
                 continue
+            if imported == "triton" and name.startswith("local_backend/kernels/triton_"):
+                continue  # torch's wheels for CUDA bring it; only where they run are these files imported
             distributions = {canonicalize_name(owner) for owner in owners.get(imported, ())}
             assert distributions & permitted, f"{name} imports {imported}, which no requirement of ours brings"
 
