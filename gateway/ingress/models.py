@@ -23,6 +23,9 @@ _CREATED = 1_763_856_000
 _CREATED_RFC3339 = "2025-11-23T00:00:00Z"
 
 
+# azure-ai-inference asks what an endpoint holds; that an alias is meant by it, its users say in each request.
+_INFO = "/models/info"
+_MANY = {"model_name": "farebox", "model_type": "chat-completion", "model_provider_name": "farebox"}
 _BEDROCK = ("/inference-profiles", "/foundation-models")
 
 
@@ -45,6 +48,8 @@ def list_models(catalog: Catalog, principal: Principal, headers: Mapping[str, st
         one, many = _anthropic, _anthropic_list
     else:
         one, many = _openai, _openai_list
+    if path == _INFO and wanted not in aliases:
+        return msgspec.json.encode(_MANY)
     if not wanted:
         return msgspec.json.encode(many([one(alias, catalog) for alias in aliases]))
     if wanted not in aliases:

@@ -153,18 +153,17 @@ class Speaker(Emulator):
             case _:
                 stream = verb == "streamGenerateContent"
                 decoded = gemini.DIALECT.decode_request(request.body, model=model, stream=stream)
-                as_array = stream and request.query.get("alt") != "sse"
-                await self._answer(gemini.DIALECT, decoded, out, as_array=as_array)
+                await self._answer(gemini.DIALECT, decoded, out)
 
-    async def _answer(self, dialect: Any, request: ChatRequest, out: Out, *, as_array: bool = False) -> None:
+    async def _answer(self, dialect: Any, request: ChatRequest, out: Out) -> None:
         self.decoded.append(request)
         script = scripted.script_of(prompt_of(request))
         events = list(events_of(request))
         if not request.stream:
             await out.whole(200, dialect.encode_response(collect(events), request))
             return
-        encoder = dialect.array_encoder(request) if as_array else dialect.event_encoder(request)
-        await out.start(200, gemini.ARRAY_MEDIA_TYPE if as_array else dialect.stream_media_type)
+        encoder = dialect.event_encoder(request)
+        await out.start(200, dialect.stream_media_type)
         for number, event in enumerate(events):
             if "die" in script and number == len(events) // 2:
                 error = ErrorBody(503, "upstream_failed", "overloaded", "the upstream died", None, "req-1")

@@ -1,13 +1,10 @@
 """Google's generateContent, both ways. `DIALECT` is what adapters and the ingress use.
 
-A client that streams without `alt=sse` wants one JSON array: for it, `DIALECT.array_encoder` and `DIALECT.array_tap`
-take the place of `event_encoder` and `tap`, with `ARRAY_MEDIA_TYPE`. `counting` and `embeddings` hold the maps of the
-other verbs.
+A client that streams without `alt=sse` wants one JSON array: the ingress puts the frames into it. `counting` and
+`embeddings` hold the maps of the other verbs.
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 from providers.dialects.base import Dialect
 from providers.dialects.gemini import wire
@@ -17,8 +14,6 @@ from providers.dialects.gemini.events import EventDecoder, EventEncoder, Tap
 from providers.dialects.gemini.request import decode_request
 from providers.dialects.gemini.response import decode_response, encode_response
 from providers.neutral import ChatRequest
-
-ARRAY_MEDIA_TYPE: Final = "application/json; charset=UTF-8"
 
 
 class Gemini:
@@ -37,17 +32,11 @@ class Gemini:
     def event_encoder(self, request: ChatRequest) -> EventEncoder:
         return EventEncoder(request)
 
-    def array_encoder(self, request: ChatRequest) -> EventEncoder:
-        return EventEncoder(request, as_array=True)
-
     def tap(self, request_included_usage: bool) -> Tap:
         return Tap()  # usage is always there: nothing to hold back
-
-    def array_tap(self) -> Tap:
-        return Tap(as_array=True)
 
 
 DIALECT = Gemini()
 _CHECKED: Dialect = DIALECT
 
-__all__ = ["ARRAY_MEDIA_TYPE", "DIALECT", "Gemini"]
+__all__ = ["DIALECT", "Gemini"]

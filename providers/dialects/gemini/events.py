@@ -1,4 +1,4 @@
-"""The stream: read from Google, written for a client as SSE or as one JSON array, and watched while it passes.
+"""The stream: read from Google, written for a client as SSE, and watched while it passes.
 
 Every frame is a GenerateContentResponse; lines end with CRLF, there is no end marker, and usage is in the last frame
 (often in all). Source: google-genai 3.4 and recorded streams, 2026-11.
@@ -228,12 +228,9 @@ def _seals(reading: _Reading, part: TextPart | ReasoningPart) -> bool:
 
 
 class EventEncoder:
-    """Events to a client's bytes. as_array: one JSON array, for a client that did not ask for `alt=sse`."""
+    """Events to a client's bytes."""
 
-    def __init__(self, request: ChatRequest, *, as_array: bool = False) -> None:
-        self._as_array = as_array
-        self._wrote = False
-        self._closed = False
+    def __init__(self, request: ChatRequest) -> None:
         self._ident = ""
         self._model = ""
         self._parts: dict[int, tuple[int, Part]] = {}
@@ -246,14 +243,10 @@ class EventEncoder:
         return b"".join(map(self._event, events))
 
     def close(self) -> bytes:
-        if not self._as_array or self._closed:
-            return b""
-        self._closed = True
-        return b"]" if self._wrote else b"[]"
+        return b""
 
     def fail(self, error: ErrorBody) -> bytes:
-        out = self._frame(error_object(error))
-        return out + self.close()
+        return self._frame(error_object(error))
 
     def _event(self, event: Event) -> bytes:
         match event:
@@ -328,19 +321,14 @@ class EventEncoder:
         return self._frame(envelope(self._ident, self._model, [candidate]))
 
     def _frame(self, value: dict[str, Any]) -> bytes:
-        first, self._wrote = not self._wrote, True
-        if self._as_array:
-            return (b"[" if first else b",\r\n") + _encode(value)
         return b"data: %b\r\n\r\n" % _encode(value)
 
 
 class Tap(FrameTap):
-    """Watches a stream that stays in this dialect. as_array: the client wants one JSON array where Google sends SSE."""
+    """Watches a stream that stays in this dialect."""
 
-    def __init__(self, *, as_array: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._as_array = as_array
-        self._wrote = False
         self._meter = _Meter()
         self._blocked = False
         self._open: dict[int, bool] = {}  # candidate to "has calls"
@@ -351,12 +339,6 @@ class Tap(FrameTap):
 
     def is_whole(self) -> bool:
         return self._blocked or (bool(self._open) and self._finished >= self._open.keys())
-
-    def close(self) -> bytes:
-        out = super().close()
-        if self._as_array:
-            out += b"]" if self._wrote else b"[]"
-        return out
 
     def look(self, data: bytes) -> None:
         answer = read_answer(data)
@@ -371,14 +353,6 @@ class Tap(FrameTap):
             if found.finish_reason is not None:
                 self._finished.add(found.index)
                 self.finish_reason = finish_in(found.finish_reason, self._open[found.index])
-
-    def frame_out(self, raw: bytes, data: bytes) -> bytes:
-        if not self._as_array:
-            return raw
-        if not data:
-            return b""
-        first, self._wrote = not self._wrote, True
-        return (b"[" if first else b",\r\n") + data
 
     def _part(self, part: wire.Part, number: int) -> None:
         if part.text:

@@ -196,16 +196,6 @@ async def test_count_and_embed(client: genai.client.AsyncClient) -> None:
     assert [len(entry.values or ()) for entry in embedded.embeddings] == [4, 4]
 
 
-async def test_stream_as_array_is_one_json_array(speaker: Speaker) -> None:
-    body = {"contents": [{"parts": [{"text": "say hi"}]}]}
-    async with httpx.AsyncClient() as http:
-        found = await http.post(f"{speaker.url}/v1beta/models/m:streamGenerateContent", json=body)
-    chunks = found.json()
-    assert found.headers["content-type"].startswith("application/json")
-    assert "".join(p["text"] for c in chunks for p in c["candidates"][0]["content"]["parts"]) == "hi"
-    assert chunks[-1]["candidates"][0]["finishReason"] == "STOP"
-
-
 async def test_error_mid_stream_raises(client: genai.client.AsyncClient) -> None:
     async def read() -> None:
         stream = await client.models.generate_content_stream(model="m", contents=with_script("x", "long=20 die"))
