@@ -89,7 +89,7 @@ class Booking(Struct, frozen=True):
             ("x-farebox-model", deployment.model),
             ("x-farebox-attempts", str(self.settlement.attempts)),
             ("x-farebox-route", self.plan.told(self.settlement.leg)),
-            *self.admission.limit_headers(),
+            *self.admission.limit_headers(self.settlement.dialect, self.settlement.at_ns),
         ]
         if dropped:
             headers.append(("x-farebox-dropped", ", ".join(dropped)))

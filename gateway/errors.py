@@ -81,8 +81,18 @@ class RateLimited(GatewayError):
 
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: float, scope: str, unit: str, scope_id: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        scope: str,
+        unit: str,
+        scope_id: str = "",
+        limit: int | None = None,
+    ) -> None:
         super().__init__(message)
+        self.limit = limit
         self.retry_after_s = retry_after_s
         self.scope = scope
         self.scope_id = scope_id

@@ -73,6 +73,14 @@ class Settlement:
     def id(self) -> str:
         return self._intent.id
 
+    @property
+    def dialect(self) -> str:
+        return self._intent.dialect
+
+    @property
+    def at_ns(self) -> int:
+        return self._intent.at_ns
+
     def open(self) -> None:
         """Raises: JournalUnavailable; then nothing is owed, and the caller must release the admission."""
         self._journal.intent(self._intent)

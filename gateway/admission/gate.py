@@ -23,6 +23,7 @@ from billing.rating import BY_TOKENS, Counts
 from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
 from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, image_tokens
+from gateway.admission.headers import limit_headers
 from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, Window, scopes_of
 from gateway.admission.link import Link
 from gateway.admission.muster import Muster
@@ -73,18 +74,9 @@ class Admission(Struct, frozen=True):
     windows: tuple[Window, ...] = ()
     past: tuple[Budget, ...] = ()
 
-    def limit_headers(self) -> list[tuple[str, str]]:
-        """The tightest limit of requests and of tokens. Source: OpenAI's rate limit guide, read 2026-11."""
-        headers = []
-        for unit in ("requests", "tokens"):
-            windows = [w for w in self.windows if w.limit.unit == unit]
-            if windows:
-                tightest = min(windows, key=lambda w: w.remaining)
-                headers += [
-                    (f"x-ratelimit-limit-{unit}", str(tightest.limit.limit)),
-                    (f"x-ratelimit-remaining-{unit}", str(tightest.remaining)),
-                    (f"x-ratelimit-reset-{unit}", duration(tightest.reset_ms)),
-                ]
+    def limit_headers(self, dialect: str, now_ns: int) -> list[tuple[str, str]]:
+        """What is left of the limits, and what let the request through that did not cover it."""
+        headers = limit_headers(self.windows, dialect, now_ns)
         if self.past:
             said = ", ".join(f"{budget.scope} {budget.period}; {budget.kind}" for budget in self.past)
             headers.append(("x-farebox-budget-exceeded", said))
@@ -521,16 +513,3 @@ def _within_windows(tokens: int, output_tokens: int, scopes: Scopes) -> int:
     is counted afterwards, and the limit makes later requests wait for it."""
     room = min((b.limit for b in scopes.buckets if b.unit == "tokens"), default=tokens)
     return max(min(tokens, room), tokens - output_tokens + OUTPUT_TOKENS_MIN)
-
-
-def duration(ms: int) -> str:
-    """As OpenAI writes it: 12ms, 1s, 1.5s, 6m0s, 1h0m0s."""
-    if ms < 1000:
-        return f"{ms}ms"
-    seconds, milli = divmod(ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{seconds}.{milli:03d}".rstrip("0").rstrip(".") if milli else str(seconds)
-    if hours:
-        return f"{hours}h{minutes}m{text}s"
-    return f"{minutes}m{text}s" if minutes else f"{text}s"

@@ -414,12 +414,14 @@ def _refusal(reply: Reply, scopes: Scopes, tokens: int, hold_pusd: int) -> Excep
             scope=limit.scope,
             scope_id=limit.scope_id,
             unit=limit.unit,
+            limit=limit.limit,
         )
     return RateLimited(
         f"the {_owner(limit)}'s limit of {limit.limit} {limit.unit} a {window} is reached",
         retry_after_s=int(reply[2]) / 1000,
         scope=limit.scope,
         unit=limit.unit,
+        limit=limit.limit,
     )
 
 

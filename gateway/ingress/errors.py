@@ -6,6 +6,7 @@ from math import ceil
 
 from billing.errors import JournalUnavailable, UnknownPrice
 from gateway import errors as ours
+from gateway.admission.headers import refusal_headers
 from providers import errors as theirs
 from providers.dialects.base import ErrorBody
 
@@ -97,8 +98,8 @@ def wait_s(error: Exception) -> float | None:
     return None if wait is None or isinstance(error, _FINAL) else wait
 
 
-def headers_for(error: Exception) -> list[tuple[str, str]]:
-    """Headers that tell a client when to try again, in the forms that the SDKs read."""
+def headers_for(error: Exception, dialect: str = "", now_ns: int = 0) -> list[tuple[str, str]]:
+    """Headers that tell a client when to try again and what is left, in the forms that the dialect's SDKs read."""
     while isinstance(error, ours.NoRouteLeft) and error.last is not None:
         error = error.last
     if isinstance(error, _FINAL):
@@ -110,4 +111,5 @@ def headers_for(error: Exception) -> list[tuple[str, str]]:
         ("retry-after", str(max(1, ceil(wait)))),
         ("retry-after-ms", str(wait_ms)),
         ("x-amz-retry-after", str(wait_ms)),
+        *(refusal_headers(error, dialect, now_ns) if isinstance(error, ours.RateLimited) else ()),
     ]

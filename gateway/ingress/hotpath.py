@@ -127,7 +127,8 @@ class HotPath:
             log.exception("unforeseen error", request_id=request_id, exc_info=error)
         elif not isinstance(error, GatewayError):
             log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
-        headers = [("content-type", "application/json"), ("x-request-id", request_id), *headers_for(error)]
+        told = headers_for(error, route.error_dialect, self._clock())
+        headers = [("content-type", "application/json"), ("x-request-id", request_id), *told]
         return Reply(body.status, headers, load(route.error_dialect).encode_error(body), body)
 
 

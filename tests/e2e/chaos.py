@@ -508,6 +508,9 @@ admission = {{ lease_s = {LEASE_S} }}
 database_url = "{database_url}"
 redis_url = "{redis_url}"
 discover_providers = false
+# A head that is sent before the request is admitted, only to break a silence, would be a 200 for nothing.
+[server]
+heartbeat_s = 3600
 [log]
 level = "warning"
 [local]

@@ -14,7 +14,8 @@ from billing import ledger, schema
 from billing.db import create_engine, writing
 from billing.usage import Meter
 from gateway.admission import spending
-from gateway.admission.gate import Admission, Gate, duration
+from gateway.admission.gate import Admission, Gate
+from gateway.admission.headers import duration, limit_headers, refusal_headers
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit, Principal
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
@@ -69,7 +70,7 @@ async def test_the_whole_way(gate: Gate) -> None:
     assert admission.hold_pusd == EMPTY + 1_000
     assert admission.max_output_tokens is None
     assert admission.estimate == {Meter.INPUT_TOKENS: 64, Meter.REQUESTS: 1, Meter.OUTPUT_TOKENS: 100}
-    assert dict(admission.limit_headers()) == {
+    assert dict(admission.limit_headers("openai_chat", NOW_NS)) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-requests": "1s",
@@ -151,7 +152,7 @@ async def test_a_guess_at_the_answer_makes_no_request_larger_than_its_limit(gate
 async def test_a_key_without_limits_needs_no_redis(engine: AsyncEngine) -> None:
     async with Redis.from_url("unix:///nowhere/valkey.sock") as nobody, Gate(engine, nobody) as gate:
         admission = await admit(gate, principal())
-        assert admission.limit_headers() == []
+        assert admission.limit_headers("openai_chat", NOW_NS) == []
         await gate.settle(admission, 5, 5)
         with pytest.raises(Unavailable):
             await admit(gate, principal(budgets=(total(1),)))
@@ -403,3 +404,19 @@ async def test_a_cancelled_admission_leaves_nothing(gate: Gate, redis: Redis) ->
 )
 def test_durations_are_written_as_openai_writes_them(ms: int, text_: str) -> None:
     assert duration(ms) == text_
+
+
+async def test_what_is_left_is_told_as_each_dialect_tells_it(gate: Gate) -> None:
+    who = principal(Limit("key", "key_1", "requests", 2), Limit("project", "prj_1", "requests", 60))
+    admission = await admit(gate, who)
+    assert admission.limit_headers("gemini", NOW_NS)[1] == ("x-ratelimit-remaining-requests", "1")
+    said = dict(limit_headers(admission.windows, "anthropic_messages", NOW_NS))
+    assert set(said) == {f"anthropic-ratelimit-requests-{name}" for name in ("limit", "remaining", "reset")}
+    assert said["anthropic-ratelimit-requests-remaining"] == "1"
+    assert said["anthropic-ratelimit-requests-reset"].startswith("2026-11-23T00:00:") or NOW_NS % (86_400 * 10**9)
+    await admit(gate, who, "r2")
+    with pytest.raises(RateLimited) as refused:
+        await admit(gate, who, "r3")
+    told = dict(refusal_headers(refused.value, "openai_chat", NOW_NS))
+    assert (told["x-ratelimit-limit-requests"], told["x-ratelimit-remaining-requests"]) == ("2", "0")
+    assert dict(refusal_headers(refused.value, "anthropic_messages", NOW_NS)).keys() == said.keys()
