@@ -1,0 +1,79 @@
+"""Renders the Helm chart with each set of values and checks every object against Kubernetes' own schemas.
+
+Run by an interpreter that has `helm-python-sdk` and `kubernetes-validate` (400 MB, so an environment of their own):
+
+    python tests/deploy/render.py deploy/helm/farebox
+
+Prints one line a set of values, and what is wrong; exits 1 then."""
+
+import sys
+
+import helm_python
+import kubernetes_validate
+import yaml
+
+SECRET = {"existingSecret": "farebox"}
+VALUES = {
+    "least": SECRET,
+    "all": {
+        **SECRET,
+        "engine": {"enabled": True, "replicas": 2},
+        "ingress": {"enabled": True, "className": "nginx", "tlsSecretName": "tls"},
+        "gateway": {
+            "autoscaling": {"enabled": True},
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+            "journal": {"storageClassName": "fast"},
+        },
+    },
+    "keda": {**SECRET, "gateway": {"autoscaling": {"keda": {"enabled": True}}}, "metrics": {"podMonitor": True}},
+}
+# Kinds of other people's operators have no schema in Kubernetes.
+FOREIGN = {"ScaledObject", "PodMonitor"}
+VERSIONS = ("1.30", "1.36")
+
+
+def objects(chart: "helm_python.Chart", values: dict) -> list[dict]:
+    rendered = chart.render(values, name="farebox", namespace="farebox", is_install=True)
+    texts = [text for path, text in rendered.items() if path.endswith(".yaml")]
+    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+
+
+def wrong_with(found: dict) -> list[str]:
+    name = f"{found['kind']}/{found['metadata']['name']}"
+    if found["kind"] in FOREIGN:
+        return []
+    wrong = []
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(found, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            wrong.append(f"{name} ({version}): {error.message}")
+    template = found.get("spec", {}).get("template", {}).get("spec", {})
+    for container in template.get("containers", []):
+        context = container.get("securityContext", {})
+        if not (context.get("readOnlyRootFilesystem") and template["securityContext"]["runAsNonRoot"]):
+            wrong.append(f"{name}: may write to its root, or be root")
+    return wrong
+
+
+def main(path: str) -> int:
+    said = helm_python.lint(path, SECRET, strict=True)["messages"]
+    wrong = [f"lint: {message['error']}" for message in said if message["severity"] > 1]
+    chart = helm_python.Chart.load(path)
+    for name, values in VALUES.items():
+        found = objects(chart, values)
+        wrong += [problem for each in found for problem in wrong_with(each)]
+        print(f"{name}: {', '.join(sorted(f['kind'] for f in found))}")
+    try:
+        objects(chart, {})
+        wrong.append("rendered without a Secret")
+    except helm_python.HelmError as error:
+        print(f"without a Secret: {str(error).rpartition('existingSecret')[2][:60]}")
+    for problem in wrong:
+        print(f"WRONG {problem}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))
