@@ -164,7 +164,11 @@ class Gateway:
                 )
             )
             ca_file = settings.network.ca_file
-            transport = Http1Transport(ca_file=None if ca_file is None else str(ca_file))
+            # As many as there may be clients: who may have how many requests at once is admission's to say.
+            transport = Http1Transport(
+                max_connections=settings.server.max_connections,
+                ca_file=None if ca_file is None else str(ca_file),
+            )
             stack.push_async_callback(transport.aclose)
             timeouts = Timeouts(
                 settings.timeouts.connect_s,

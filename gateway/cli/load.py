@@ -54,7 +54,7 @@ async def measure(
     } | ({"stream": True} if stream else {})
     headers = (("authorization", f"Bearer {key}"), ("content-type", "application/json"))
     request = HttpRequest("POST", f"{url}/v1/chat/completions", headers, msgspec.json.encode(body))
-    outcome, transport, began = Outcome(), Http1Transport(), time.monotonic()
+    outcome, transport, began = Outcome(), Http1Transport(max_connections=concurrency), time.monotonic()
     try:
         workers = [_ask(transport, request, stream, began + seconds, outcome) for _ in range(concurrency)]
         if quiet:
