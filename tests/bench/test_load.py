@@ -1,0 +1,45 @@
+"""The tools that figures come from: a load that miscounts makes every figure wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bench.hotpath import free_port, load, wait_for
+
+
+@pytest.fixture
+def upstream() -> Iterator[int]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.mock", str(port)])
+    try:
+        wait_for(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_every_answer_and_every_chunk_is_counted_once(upstream: int) -> None:
+    whole = load(upstream, "--connections", 8, "--count", 200, pin=False)
+    assert (whole["answers"], whole["errors"], whole["chunks"]) == (200, 0, 0)
+    model = ("--stream", "--model", "mock-n50-t1000-d100")
+    streamed = load(upstream, *model, "--connections", 4, "--count", 12, pin=False)
+    # 50 chunks, then one that ends the answer, one with its usage, and [DONE].
+    assert (streamed["answers"], streamed["errors"], streamed["chunks"]) == (12, 0, 12 * 53)
+    assert 0.9 < streamed["first_ms_p50"] < streamed["latency_ms_p50"]
+    paced = load(upstream, "--rate", 200, "--connections", 4, "--count", 40, pin=False)
+    assert (paced["answers"], paced["errors"]) == (40, 0)
+    assert paced["seconds"] > 0.19
+
+
+def test_an_answer_in_another_dialect_is_no_answer(upstream: int) -> None:
+    command = [sys.executable, "-m", "tests.bench.load", str(upstream), "--dialect", "messages", "--count", "3"]
+    done = subprocess.run([*command, "--stream"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["answers"], found["errors"]) == (0, 3)
+    assert found["problem"].startswith("HTTP/1.1 200")
