@@ -15,13 +15,22 @@ _PLACES = {
     "bedrock": "providers.bedrock:Bedrock",
     "cerebras": "providers.cerebras:Cerebras",
     "cohere": "providers.cohere:Cohere",
+    "deepseek": "providers.hosts:DeepSeek",
+    "fireworks": "providers.hosts:Fireworks",
     "gemini": "providers.gemini:Gemini",
     "groq": "providers.groq:Groq",
     "local": "providers.local:Local",
+    "mistral": "providers.hosts:Mistral",
+    "moonshotai": "providers.hosts:Moonshot",
+    "nvidia_nim": "providers.hosts:NvidiaNim",
     "openai": "providers.openai:OpenAI",
     "openai_like": "providers.openai_like:OpenAILike",
+    "openrouter": "providers.hosts:OpenRouter",
+    "perplexity": "providers.hosts:Perplexity",
     "sagemaker": "providers.sagemaker:SageMaker",
+    "together": "providers.hosts:Together",
     "vertex": "providers.vertex:Vertex",
+    "xai": "providers.hosts:XAI",
 }
 
 
