@@ -58,8 +58,10 @@ def without_hints(request: ChatRequest, target: str) -> tuple[ChatRequest, tuple
             kept[dialect] = fields
             continue
         hints, harmless = HINTS.get(dialect, frozenset()), _HARMLESS.get(dialect, {})
-        rest = {k: v for k, v in fields.items() if k not in hints and v not in harmless.get(k, ())}
-        told += fields.keys() - rest.keys()
+        # LangChain sends Google's `safetySettings` as an empty list: that asks for nothing, whatever it is of.
+        said = {k: v for k, v in fields.items() if v not in ([], {})}
+        rest = {k: v for k, v in said.items() if k not in hints and v not in harmless.get(k, ())}
+        told += said.keys() - rest.keys()
         if rest:
             kept[dialect] = rest
-    return (replace(request, extensions=kept) if told else request), tuple(sorted(told))
+    return (replace(request, extensions=kept) if kept != request.extensions else request), tuple(sorted(told))

@@ -29,6 +29,8 @@ Finish = Literal["stop", "length", "tool_calls", "content_filter"]
 
 UNICODE_TEXT = 'naïve 日本語 👩‍👩‍👧 line\u2028separator "quoted" back\\slash tab\tend'
 
+# A quoted name that is not ASCII goes into the call as it stands.
+_FOREIGN_NAME = re.compile(r"['\"]([^'\"]*[^\x00-\x7f][^'\"]*)['\"]")
 _PIECE = re.compile(r"\s*\S+|\s+$")
 _SCRIPT_LINE = re.compile(r"x-script:[ \t]*([^\r\n]*)")
 _CALL_LINE = re.compile(r"x-call:[ \t]*(\S+)[ \t]+(\{[^\r\n]*\})")
@@ -336,6 +338,8 @@ def _tool_calls(prompt: Prompt, script: Mapping[str, str]) -> tuple[ToolCall, ..
         tool = chosen[number % len(chosen)]
         arguments: Any = instance_of(tool.schema or {"type": "object"})
         if isinstance(arguments, dict):
+            if foreign := _FOREIGN_NAME.search(prompt.last_user):
+                arguments = {key: foreign[1] if value == f"some {key}" else value for key, value in arguments.items()}
             arguments = {
                 key: places[number % len(places)] if key in ("location", "city") else value
                 for key, value in arguments.items()
