@@ -125,9 +125,9 @@ class AnthropicEmulator(Emulator):
             await out.json(200, error_object("api_error", "upstream failed"))
         elif fault == "truncated-json":
             await out.whole(200, whole[: len(whole) // 2])
-        elif (twisted := twisted_stream(fault, events)) is not None:
+        elif stream and (twisted := twisted_stream(fault, events)) is not None:
             await self._stream(out, reply, prompt.model, twisted)
-        elif fault is not None:
+        elif fault is not None and fault not in STREAM_ONLY:
             frames = [event.sse for event in events] if stream else [whole]
             self._count(reply, prompt.model, reply.output_tokens)
             await play_transport_fault(fault, out, SSE if stream else "application/json", frames)
@@ -135,7 +135,7 @@ class AnthropicEmulator(Emulator):
             await self._stream(out, reply, prompt.model, events)
         else:
             self._count(reply, prompt.model, reply.output_tokens)
-            await out.whole(200, whole, {"request-id": "req_test1"})
+            await out.whole(200, without_usage(whole) if fault == "no-usage" else whole, {"request-id": "req_test1"})
 
     async def _stream(self, out: Out, reply: Reply, model: str, events: list[StreamEvent]) -> None:
         self._count(reply, model, 0)
@@ -164,6 +164,14 @@ class AnthropicEmulator(Emulator):
         await out.json(status, body, {"request-id": "req_test1", **(headers or {})})
 
 
+# Twists of a stream; a whole answer has no such thing, or another one.
+STREAM_ONLY = ("no-usage", "no-end", "huge-chunk", "bad-frame", "stream-error")
+
+
+def without_usage(whole: bytes) -> bytes:
+    return json.dumps({name: value for name, value in json.loads(whole).items() if name != "usage"}).encode()
+
+
 def message_of(fault: str) -> str:
     match fault:
         case "context":
@@ -188,13 +196,7 @@ def twisted_stream(fault: str | None, events: list[StreamEvent]) -> list[StreamE
     half = len(events) // 2
     match fault:
         case "no-usage":
-            bare = []
-            for event in events:
-                value = {name: member for name, member in event.value.items() if name != "usage"}
-                if "message" in value:
-                    value["message"] = {n: m for n, m in value["message"].items() if n != "usage"}
-                bare.append(StreamEvent(value, event.output_tokens))
-            return bare
+            return [StreamEvent(bare(event.value), event.output_tokens) for event in events]
         case "no-end":
             return [event for event in events if event.value["type"] not in ("message_delta", "message_stop")]
         case "huge-chunk":
@@ -213,6 +215,14 @@ def twisted_stream(fault: str | None, events: list[StreamEvent]) -> list[StreamE
             return [*events[:half], StreamEvent(error_object("overloaded_error", "Overloaded"))]
         case _:
             return None
+
+
+def bare(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event without what it tells of usage."""
+    value = {name: member for name, member in event.items() if name != "usage"}
+    if "message" in value:
+        value["message"] = bare(value["message"])
+    return value
 
 
 def problem_of(body: Mapping[str, Any], *, in_cloud: bool = False) -> str | None:

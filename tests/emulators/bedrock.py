@@ -209,10 +209,14 @@ class BedrockEmulator(Emulator):
             return
         prompt = claude.prompt_of(body, model)
         reply = self.cache.answer(prompt)
+        fault = scripted.fault_of(prompt.model, request.headers, prompt)
+        silent = fault is not None and fault.name == "no-usage"
         frames = []
         for found in claude.stream_events(model, reply):
             value = dict(found.value)
-            if value["type"] == "message_stop":
+            if silent:
+                value = claude.bare(value)
+            elif value["type"] == "message_stop":
                 value["amazon-bedrock-invocationMetrics"] = {
                     "inputTokenCount": reply.input_tokens,
                     "firstByteLatency": 1,
@@ -234,9 +238,9 @@ class BedrockEmulator(Emulator):
             await out.json(200, {"message": "upstream failed", "__type": "InternalServerException"})
         elif fault == "truncated-json":
             await out.whole(200, whole[: len(whole) // 2])
-        elif (twisted := twisted_frames(fault, frames)) is not None:
+        elif stream and (twisted := twisted_frames(fault, frames)) is not None:
             await self._stream(out, reply, prompt.model, twisted)
-        elif fault is not None:
+        elif fault is not None and fault not in claude.STREAM_ONLY:
             self._count(reply, prompt.model, reply.output_tokens)
             media_type, slices = (EVENT_STREAM, [f.data for f in frames]) if stream else ("application/json", [whole])
             await play_transport_fault(fault, out, media_type, slices)
@@ -244,6 +248,7 @@ class BedrockEmulator(Emulator):
             await self._stream(out, reply, prompt.model, frames)
         else:
             self._count(reply, prompt.model, reply.output_tokens)
+            whole = claude.without_usage(whole) if fault == "no-usage" else whole
             await out.whole(200, whole, {"x-amzn-requestid": "req-test-1"})
 
     async def _stream(self, out: Out, reply: Reply, model: str, frames: list[Frame]) -> None:

@@ -210,7 +210,8 @@ class GeminiEmulator(Emulator):
             assert fault is not None
             sliced = frames if stream else [json.dumps(whole, ensure_ascii=False).encode()]
             self._bill(reply, count, model, sum(chunk.output_tokens for chunk in chunks))
-            await play_transport_fault(fault, out, SSE if stream else JSON, sliced)
+            if not await play_transport_fault(fault, out, SSE if stream else JSON, sliced):
+                raise ValueError(f"Google has no such fault: {fault}")
             return
         if not stream:
             self._bill(reply, count, model, reply.output_tokens * count)

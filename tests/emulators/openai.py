@@ -212,7 +212,7 @@ class OpenAIEmulator(Emulator):
         if bend is not None and fault in responses.BENT:
             whole, frames = bend(fault)
         elif fault == "no-usage":
-            frames = [frame for frame in frames if b'"usage": {' not in frame.data]
+            frames = [_without_usage(frame) for frame in frames]
             whole = json.dumps({k: v for k, v in json.loads(whole).items() if k != "usage"}).encode()
         elif fault == "no-end":
             frames = [f for f in frames if b"[DONE]" not in f.data and b'"usage": {' not in f.data]
@@ -498,6 +498,15 @@ def _logprobs(pieces: list[str], body: Mapping[str, Any]) -> Any:
         ]
         content.append({**token, "top_logprobs": rivals})
     return {"content": content, "refusal": None}
+
+
+def _without_usage(frame: Frame) -> Frame:
+    """Hosts that tell it with the last piece of the answer would lose that piece too."""
+    if b'"usage": {' not in frame.data:
+        return frame
+    chunk = {name: value for name, value in json.loads(frame.data[6:]).items() if name != "usage"}
+    chunk.get("x_groq", {}).pop("usage", None)
+    return Frame(_sse(chunk) if chunk["choices"] else b"", frame.output_tokens)
 
 
 def _message(fault: str) -> str:

@@ -61,6 +61,7 @@ COLUMNS: Mapping[str, str] = {
     "gemini": "gemini/gemini-3-pro-preview",
 }
 FILE = Path(__file__).parents[2] / "gateway" / "MATRIX.md"
+FAULTS_FILE = FILE.with_name("FAULTS.md")
 AT_ONCE = 24
 TIMEOUT_S = 60.0
 
