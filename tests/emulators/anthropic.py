@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.emulators import scripted
@@ -119,6 +119,8 @@ class AnthropicEmulator(Emulator):
             status, kind = STATUS_ERRORS[fault]
             await self._error(out, status, kind, message_of(fault), RETRY_HEADERS.get(fault))
             return
+        if fault == "unknown-finish":
+            reply = replace(reply, finish="brand_new")  # type: ignore[arg-type]
         events = list(stream_events(prompt.model, reply))
         whole = json.dumps(whole_message(prompt.model, reply), ensure_ascii=False).encode()
         if fault == "200-error-body":
@@ -165,7 +167,7 @@ class AnthropicEmulator(Emulator):
 
 
 # Twists of a stream; a whole answer has no such thing, or another one.
-STREAM_ONLY = ("no-usage", "no-end", "huge-chunk", "bad-frame", "stream-error")
+STREAM_ONLY = ("no-usage", "no-end", "huge-chunk", "bad-frame", "stream-error", "unknown-event", "unknown-finish")
 
 
 def without_usage(whole: bytes) -> bytes:
@@ -197,6 +199,8 @@ def twisted_stream(fault: str | None, events: list[StreamEvent]) -> list[StreamE
     match fault:
         case "no-usage":
             return [StreamEvent(bare(event.value), event.output_tokens) for event in events]
+        case "unknown-event":
+            return [*events[:half], StreamEvent({"type": "brand_new", "news": {}}), *events[half:]]
         case "no-end":
             return [event for event in events if event.value["type"] not in ("message_delta", "message_stop")]
         case "huge-chunk":
@@ -356,7 +360,7 @@ def usage_of(reply: Reply) -> dict[str, Any]:
 
 
 def _stop_of(reply: Reply) -> dict[str, Any]:
-    reason = "stop_sequence" if reply.stop_sequence is not None else STOP_REASON[reply.finish]
+    reason = "stop_sequence" if reply.stop_sequence is not None else STOP_REASON.get(reply.finish, reply.finish)
     return {"stop_reason": "refusal" if reply.refusal else reason, "stop_sequence": reply.stop_sequence}
 
 

@@ -13,7 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -188,10 +188,15 @@ class BedrockEmulator(Emulator):
             await self._error(out, 400, "ValidationException", problem)
             return
         prompt = prompt_of(body, model)
-        reply = self.cache.answer(prompt)
+        reply = self._answer(request, prompt)
         frames = list(stream_frames(reply))
         whole = json.dumps(whole_answer(reply), ensure_ascii=False).encode()
         await self._serve_reply(request, out, prompt, reply, whole, frames, stream)
+
+    def _answer(self, request: Request, prompt: Prompt) -> Reply:
+        fault = scripted.fault_of(prompt.model, request.headers, prompt)
+        reply = self.cache.answer(prompt)
+        return replace(reply, finish="brand_new") if fault and fault.name == "unknown-finish" else reply  # type: ignore[arg-type]
 
     async def _invoke(self, request: Request, out: Out, model: str, *, stream: bool) -> None:
         body = request.json()
@@ -208,7 +213,7 @@ class BedrockEmulator(Emulator):
             await self._error(out, 400, "ValidationException", problem)
             return
         prompt = claude.prompt_of(body, model)
-        reply = self.cache.answer(prompt)
+        reply = self._answer(request, prompt)
         fault = scripted.fault_of(prompt.model, request.headers, prompt)
         silent = fault is not None and fault.name == "no-usage"
         frames = []
@@ -317,6 +322,8 @@ def twisted_frames(fault: str | None, frames: list[Frame]) -> list[Frame] | None
     match fault:
         case "no-usage":
             return [piece for piece in frames if b":event-type\x07\x00\x08metadata" not in piece.data]
+        case "unknown-event":
+            return [*frames[:half], Frame(event("brandNewEvent", {"news": {}})), *frames[half:]]
         case "no-end":
             return frames[: len(frames) - 3]
         case "bad-frame":
@@ -444,7 +451,7 @@ def usage_of(reply: Reply) -> dict[str, Any]:
 
 
 def _stop_of(reply: Reply) -> str:
-    return "stop_sequence" if reply.stop_sequence is not None else STOP_REASON[reply.finish]
+    return "stop_sequence" if reply.stop_sequence is not None else STOP_REASON.get(reply.finish, reply.finish)
 
 
 def whole_answer(reply: Reply) -> dict[str, Any]:

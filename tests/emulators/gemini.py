@@ -107,6 +107,10 @@ class Chunk:
     output_tokens: int = 0
 
 
+# Faults that bend the answer itself; all others are played on its way.
+BENT = ("no-usage", "no-end", "huge-chunk", "stream-error", "unknown-finish", "unknown-event")
+
+
 class GeminiEmulator(Emulator):
     name = "gemini"
 
@@ -187,6 +191,11 @@ class GeminiEmulator(Emulator):
         elif fault == "no-usage":
             whole = {key: value for key, value in whole.items() if key != "usageMetadata"}
             chunks = [Chunk({k: v for k, v in c.value.items() if k != "usageMetadata"}) for c in chunks]
+        elif fault == "unknown-finish":
+            for value in (whole, chunks[-1].value):
+                value["candidates"][0]["finishReason"] = "BRAND_NEW"
+        elif fault == "unknown-event":
+            chunks.insert(len(chunks) // 2, Chunk({"brandNew": {"news": 1}, "modelVersion": model}))
         elif fault == "no-end":
             chunks = [chunk for chunk in chunks if "finishReason" not in chunk.value["candidates"][0]]
         elif fault == "huge-chunk":
@@ -206,7 +215,7 @@ class GeminiEmulator(Emulator):
         frames = self._frames(chunks, request.query.get("alt") == "sse")
         if fault == "bad-frame":
             frames.insert(len(frames) // 2, b'data: {"candidates": [{"content": {"pa\r\n\r\n')
-        elif fault not in (None, "no-usage", "no-end", "huge-chunk", "stream-error"):
+        elif fault not in (None, *BENT):
             assert fault is not None
             sliced = frames if stream else [json.dumps(whole, ensure_ascii=False).encode()]
             self._bill(reply, count, model, sum(chunk.output_tokens for chunk in chunks))

@@ -140,7 +140,7 @@ class OpenAIEmulator(Emulator):
         events = responses.stream_events(answer)
 
         def bend(fault: str | None) -> tuple[bytes, list[Frame]]:
-            told = {**answer, "usage": None} if fault == "no-usage" else answer
+            told = {**answer, **responses.TOLD_OTHERWISE.get(fault or "", {})}
             bent = responses.bent(fault, events) or events
             return json.dumps(told, ensure_ascii=False).encode(), [Frame(e.sse, e.output_tokens) for e in bent]
 
@@ -217,6 +217,12 @@ class OpenAIEmulator(Emulator):
         elif fault == "no-end":
             frames = [f for f in frames if b"[DONE]" not in f.data and b'"usage": {' not in f.data]
             frames = [f for f in frames if b'"finish_reason": null' in f.data]
+        elif fault == "unknown-finish":
+            whole, *rest = (_renamed(data) for data in (whole, *(frame.data for frame in frames)))
+            frames = [Frame(data, frame.output_tokens) for data, frame in zip(rest, frames, strict=True)]
+        elif fault == "unknown-event":
+            news = {**_chunk(prompt.model, {}), "object": "chat.completion.brand_new", "choices": [], "news": {}}
+            frames.insert(len(frames) // 2, Frame(_sse(news)))
         elif fault == "huge-chunk":
             big = "x" * (2 * 1024 * 1024)
             frames.insert(1, Frame(_sse(_chunk(prompt.model, {"content": big})), 1))
@@ -498,6 +504,10 @@ def _logprobs(pieces: list[str], body: Mapping[str, Any]) -> Any:
         ]
         content.append({**token, "top_logprobs": rivals})
     return {"content": content, "refusal": None}
+
+
+def _renamed(data: bytes) -> bytes:
+    return data.replace(b'"finish_reason": "stop"', b'"finish_reason": "brand_new"')
 
 
 def _without_usage(frame: Frame) -> Frame:

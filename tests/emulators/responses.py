@@ -270,7 +270,12 @@ def _call(kind: str, item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator
     yield Event({"type": f"{event}.done", **at, field: item[field], **named})
 
 
-BENT = ("no-usage", "no-end", "stream-error", "huge-chunk")
+BENT = ("no-usage", "no-end", "stream-error", "huge-chunk", "unknown-finish", "unknown-event")
+# What a whole answer says then.
+TOLD_OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+    "no-usage": {"usage": None},
+    "unknown-finish": {"status": "incomplete", "incomplete_details": {"reason": "brand_new"}},
+}
 
 
 def bent(fault: str | None, events: list[Event]) -> list[Event] | None:
@@ -280,6 +285,12 @@ def bent(fault: str | None, events: list[Event]) -> list[Event] | None:
         case "no-usage":
             last = events[-1].value
             return [*events[:-1], Event({**last, "response": {**last["response"], "usage": None}})]
+        case "unknown-finish":
+            last = {**events[-1].value["response"], **TOLD_OTHERWISE["unknown-finish"]}
+            return [*events[:-1], Event({**events[-1].value, "type": "response.incomplete", "response": last})]
+        case "unknown-event":
+            news = Event({"type": "response.brand_new", "sequence_number": half, "news": {}})
+            return [*events[:half], news, *events[half:]]
         case "no-end":
             return events[:-1]
         case "stream-error":

@@ -142,6 +142,8 @@ FAULTS: Mapping[str, str] = {
     "stream-error": "half of the answer, then an error event in the stream, then the end",
     "no-end": "all of the content, but neither finish reason nor end marker",
     "no-usage": "a good answer without usage",
+    "unknown-finish": "a good answer that ended for a reason nobody has heard of",
+    "unknown-event": "a good stream with an event nobody has heard of in the middle",
     "huge-chunk": "one piece of 2 MiB",
     "byte-by-byte": "a good answer, one byte a write",
     "split-utf8": "a good answer cut inside multi-byte characters",
