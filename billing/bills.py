@@ -2,9 +2,10 @@
 
 Read: the JSON of OpenAI's usage and costs API and of Anthropic's usage and cost report, and CSV files with a heading
 that names day, model and at least one count or cost: the consoles of OpenAI, Anthropic and Groq, AWS Cost and Usage
-Reports (both spellings), Azure cost exports, GCP billing exports.
+Reports (both spellings), Azure cost exports, GCP billing exports, and FOCUS, which all three clouds write too. Rows of
+GCP's export to BigQuery are read as JSON, in a list or one a line.
 Source: OpenAI "Usage" and "Costs" API reference, Anthropic "Usage and Cost" Admin API, AWS CUR data dictionary, Azure
-cost details file schema, GCP standard usage cost export, read 2026-11.
+cost details file schema, GCP standard usage cost export, FOCUS 1.2, read 2026-11.
 """
 
 import csv
@@ -12,7 +13,7 @@ import datetime
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -34,9 +35,10 @@ class BillLine(msgspec.Struct, frozen=True):
 
 # What columns are called, in lower case without punctuation. Several of one kind in a row are added up.
 _DAY: Final = frozenset({"date", "day", "usagedate", "usagedateutc", "starttime", "startingat", "timestamp",
-                         "lineitemusagestartdate", "usagestarttime", "starttimeiso", "localtime"})  # fmt: skip
+                         "lineitemusagestartdate", "usagestarttime", "starttimeiso", "localtime",
+                         "chargeperiodstart"})  # fmt: skip
 _MODEL: Final = ("model", "modelversion", "modelname", "snapshotid", "productmodel", "skudescription", "metername",
-                 "lineitemusagetype", "lineitem", "description")  # fmt: skip
+                 "lineitemusagetype", "lineitem", "skumeter", "chargedescription", "description")  # fmt: skip
 _INPUT: Final = frozenset({"inputtokens", "prompttokens", "contexttokens", "ncontexttokenstotal", "tokensin",
                            "contexttokenstotal"})  # fmt: skip
 # Those that leave cached tokens out of the input, and what has to be added then.
@@ -47,7 +49,7 @@ _INPUT_PARTS: Final = frozenset({"usageinputtokensnocache", "uncachedinputtokens
 _OUTPUT: Final = frozenset({"outputtokens", "completiontokens", "generatedtokens", "usageoutputtokens",
                             "ngeneratedtokenstotal", "generatedtokenstotal", "tokensout"})  # fmt: skip
 _COST: Final = ("costusd", "costinusd", "lineitemunblendedcost", "costinbillingcurrency", "amountvalue", "cost",
-                "costusdollars", "amountusd")  # fmt: skip
+                "costusdollars", "amountusd", "billedcost")  # fmt: skip
 
 _WORDS: Final = re.compile(r"[^a-z0-9]")
 
@@ -55,7 +57,7 @@ _WORDS: Final = re.compile(r"[^a-z0-9]")
 def read_bill(data: bytes) -> list[BillLine]:
     """Raises: ValueError for what is none of the known forms, saying what is missing."""
     text = data.decode("utf-8-sig", "strict")
-    entries = _from_json(data) if text.lstrip()[:1] in ("{", "[") else _from_csv(text)
+    entries = _from_json(data) if text.lstrip()[:1] in ("{", "[") else _from_table(csv.reader(io.StringIO(text)))
     return _add_up(entries)
 
 
@@ -81,12 +83,21 @@ def _sum(numbers: Iterable[int | None]) -> int | None:
 
 
 def _from_json(data: bytes) -> Iterator[BillLine]:
-    """Buckets of time with results: both APIs have this form; so have pages of them in a list."""
+    """Buckets of time with results: both APIs have this form; so have pages of them in a list. Or rows, each an
+    object, as databases export them."""
+    decoder = msgspec.json.Decoder(float_hook=Decimal)
     try:
-        pages = msgspec.json.Decoder(float_hook=Decimal).decode(data)
+        pages = decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    for page in pages if isinstance(pages, list) else [pages]:
+        try:
+            pages = [decoder.decode(line) for line in data.splitlines() if line.strip()]
+        except msgspec.DecodeError:
+            raise ValueError(f"not JSON: {error}") from error
+    found = pages if isinstance(pages, list) else [pages]
+    if found and all(isinstance(row, dict) and _DAY.intersection(_plain(name) for name in row) for row in found):
+        yield from _from_table(_table(found))
+        return
+    for page in found:
         buckets = page.get("data") if isinstance(page, dict) else None
         if not isinstance(buckets, list):
             raise ValueError("no `data` with buckets of time in it: neither OpenAI's nor Anthropic's usage")
@@ -117,9 +128,28 @@ def _result(day: str, result: Mapping[str, Any]) -> BillLine | None:
     return BillLine(day, model, int(result.get("input_tokens") or 0), int(result.get("output_tokens") or 0))
 
 
-def _from_csv(text: str) -> Iterator[BillLine]:
-    rows = csv.reader(io.StringIO(text))
-    heading = [_WORDS.sub("", name.lower()) for name in next(rows, [])]
+def _table(objects: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """As rows under a heading: what lies within an object goes by both names, as sku.description."""
+    flat = [
+        {
+            name if inner is None else f"{name}.{inner}": part
+            for name, value in each.items()
+            for inner, part in (value.items() if isinstance(value, dict) else ((None, value),))
+        }
+        for each in objects
+    ]
+    heading = list(dict.fromkeys(name for each in flat for name in each))
+    yield heading
+    for each in flat:
+        yield ["" if each.get(name) is None else str(each[name]) for name in heading]
+
+
+def _plain(name: str) -> str:
+    return _WORDS.sub("", name.lower())
+
+
+def _from_table(rows: Iterator[list[str]]) -> Iterator[BillLine]:
+    heading = [_plain(name) for name in next(rows, [])]
     day = next((i for i, name in enumerate(heading) if name in _DAY), None)
     model = next((heading.index(name) for name in _MODEL if name in heading), None)
     cost = next((heading.index(name) for name in _COST if name in heading), None)
@@ -130,7 +160,7 @@ def _from_csv(text: str) -> Iterator[BillLine]:
         raise ValueError(f"no columns for day, model, and tokens or cost in: {', '.join(heading)}")
     currency = next((i for i, n in enumerate(heading) if n in ("currency", "billingcurrency", "lineitemcurrencycode",
                                                                "amountcurrency")), None)  # fmt: skip
-    product = next((heading.index(n) for n in ("lineitemproductcode", "consumedservice") if n in heading), None)
+    product = next((heading.index(n) for n in _PRODUCT if n in heading), None)
     inputs = whole or parts
     for row in rows:
         if len(row) < len(heading):
@@ -148,7 +178,11 @@ def _from_csv(text: str) -> Iterator[BillLine]:
         )
 
 
-_MODELS_OF: Final = re.compile("bedrock|sagemaker|cognitive|machinelearning", re.IGNORECASE)
+# Which of a cloud's services a line is of, and those that run models.
+_PRODUCT: Final = ("lineitemproductcode", "consumedservice", "servicename", "servicedescription")
+_MODELS_OF: Final = re.compile(
+    "bedrock|sagemaker|cognitive|machinelearning|openai|foundry|vertex|gemini|generative|claude", re.IGNORECASE
+)
 
 
 def _day_of(said: str) -> str:

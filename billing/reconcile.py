@@ -7,10 +7,13 @@ count up to that much less than we do.
 import datetime
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -55,13 +58,29 @@ def same_model(name: str) -> str:
     return _DATED.sub("", plain)
 
 
-async def reconcile(db: AsyncConnection, provider: str, bill: Sequence[BillLine]) -> list[DayDifference]:
-    """Every model of every day from the bill's first to its last, by day and model. `provider`: as in usage rows."""
+ALL_MODELS: Final = "(all models)"
+
+
+async def reconcile(
+    db: AsyncConnection,
+    provider: str,
+    bill: Sequence[BillLine],
+    *,
+    names: Mapping[str, str] = MappingProxyType({}),
+    by_day: bool = False,
+) -> list[DayDifference]:
+    """Every model of every day from the bill's first to its last, by day and model. `provider`: as in usage rows.
+
+    names: what the bill calls a model (a pattern of the shell) and what it goes by with us; clouds bill by names of
+    their own, several of them for one model. by_day: all models of a day together, for which no name has to match."""
     if not bill:
         return []
+    bill = [replace(line, model=ALL_MODELS if by_day else _ours_called(line.model, names)) for line in bill]
     days = sorted({line.day for line in bill})
     since_ns, until_ns = _start_ns(days[0]), _start_ns(days[-1]) + _NS_PER_DAY
     ours, guessed = await _ours(db, provider, since_ns, until_ns)
+    if by_day:
+        ours, guessed = _together(ours), _together(guessed)
     theirs: defaultdict[tuple[str, str], list[BillLine]] = defaultdict(list)
     for line in bill:
         theirs[(line.day, same_model(line.model))].append(line)
@@ -73,6 +92,22 @@ async def reconcile(db: AsyncConnection, provider: str, bill: Sequence[BillLine]
         )
         for key in sorted(ours.keys() | theirs.keys())
     ]
+
+
+def _ours_called(name: str, names: Mapping[str, str]) -> str:
+    return next((ours for pattern, ours in names.items() if fnmatchcase(name.lower(), pattern.lower())), name)
+
+
+def _together(found: Mapping[tuple[str, str], Counted]) -> dict[tuple[str, str], Counted]:
+    days: dict[tuple[str, str], Counted] = {}
+    for (day, _), counted in found.items():
+        before = days.get((day, ALL_MODELS), Counted())
+        days[day, ALL_MODELS] = Counted(
+            before.input_tokens + counted.input_tokens,
+            before.output_tokens + counted.output_tokens,
+            before.cost_pusd + counted.cost_pusd,
+        )
+    return days
 
 
 def _compare(

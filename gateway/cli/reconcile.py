@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
@@ -12,7 +13,16 @@ app = App(name="reconcile")
 
 
 @app.default
-async def reconcile(provider: str, file: Path, /, *, differing: bool = False, common: Common = DEFAULTS) -> int:
+async def reconcile(
+    provider: str,
+    file: Path,
+    /,
+    *,
+    by: Literal["model", "day"] = "model",
+    name: tuple[str, ...] = (),
+    differing: bool = False,
+    common: Common = DEFAULTS,
+) -> int:
     """Show, for each day and model, what the provider counted otherwise. Exit code 1 if any of it is unexplained.
 
     Parameters
@@ -21,7 +31,11 @@ async def reconcile(provider: str, file: Path, /, *, differing: bool = False, co
         The provider's name as `farebox usage --by provider` shows it.
     file:
         JSON of OpenAI's or Anthropic's usage or cost API, or a CSV export: OpenAI, Anthropic, Groq, AWS Cost and Usage
-        Report, Azure cost details, GCP billing.
+        Report, Azure cost details, GCP billing (or its BigQuery rows as JSON), FOCUS of any cloud.
+    by:
+        day: all models of a day together, where the bill's names of models are not ours.
+    name:
+        What the bill calls a model, and what we do, as --name "*Sonnet*=claude-sonnet-5"; may be repeated.
     differing:
         Only lines with an unexplained difference.
     """
@@ -29,12 +43,15 @@ async def reconcile(provider: str, file: Path, /, *, differing: bool = False, co
     from billing.db import reading
     from billing.reconcile import reconcile as compare
 
+    names = dict(pair.rpartition("=")[::2] for pair in name)
+    if not all(pattern and ours for pattern, ours in names.items()):
+        raise Problem("--name: a pattern and a name", fix='--name "*Sonnet*=claude-sonnet-5"', code=WRONG_USAGE)
     try:
         bill = read_bill(file.read_bytes())
     except (OSError, ValueError) as error:
         raise Problem(f"{file}: {error}", fix="see `farebox reconcile --help`", code=WRONG_USAGE) from error
     async with database(common.settings()) as engine, reading(engine) as db:
-        found = await compare(db, provider, bill)
+        found = await compare(db, provider, bill, names=names, by_day=by == "day")
     unexplained = [line for line in found if not line.explained]
     rows = [
         {

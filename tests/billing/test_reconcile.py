@@ -55,6 +55,18 @@ def anthropic(*results: dict[str, object]) -> bytes:
          BillLine(DAY, "m", None, None, 1_500_000_000_000)),
         (b"usage_start_time,sku.description,cost,currency\n2026-11-17 23:00:00-02:00,m,2,USD\n",
          BillLine(DAY, "m", None, None, 2_000_000_000_000)),
+        (b"ChargePeriodStart,ServiceName,SkuMeter,BilledCost,BillingCurrency\n"
+         b"2026-11-18T00:00:00Z,Amazon Bedrock,m,3,USD\n"
+         b"2026-11-18T00:00:00Z,Amazon S3,other,9,USD\n",
+         BillLine(DAY, "m", None, None, 3_000_000_000_000)),
+        (b'{"usage_start_time": "2026-11-18 03:00:00 UTC", "service": {"description": "Vertex AI"}, '
+         b'"sku": {"description": "m"}, "cost": 0.1, "currency": "USD"}\n'
+         b'{"usage_start_time": "2026-11-18 04:00:00 UTC", "service": {"description": "Compute Engine"}, '
+         b'"sku": {"description": "n"}, "cost": 5, "currency": "USD"}\n',
+         BillLine(DAY, "m", None, None, 100_000_000_000)),
+        (b'[{"usage_start_time": "2026-11-18 03:00:00 UTC", "sku": {"description": "m"}, "cost": 1e-6, '
+         b'"currency": "USD"}]',
+         BillLine(DAY, "m", None, None, 1_000_000)),
     ],
 )  # fmt: skip
 def test_every_form_of_a_bill(data: bytes, line: BillLine) -> None:
@@ -110,3 +122,24 @@ async def test_only_what_estimates_do_not_explain_is_unexplained(fresh_engine: A
         unknown = await reconcile(db, "openai", [BillLine(DAY, "gpt-other", 5, 0)])
         assert [(d.model, d.explained) for d in unknown] == [("gpt-other", False), ("gpt-test", False)]
         assert await reconcile(db, "openai", []) == []
+
+
+async def test_a_cloud_bills_by_names_of_its_own(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal", "gw")
+    for number in range(4):
+        await journal.settle(record(f"a{number}", provider="bedrock"))
+    await journal.close()
+    await Worker(tmp_path / "journal", fresh_engine, BOOK).ship_once()
+    cost = 4 * RECORD_COST_PUSD
+    bill = [
+        BillLine(DAY, "USE1-GptTest-input-tokens", None, None, cost - 7),
+        BillLine(DAY, "USE1-GptTest-output-tokens", None, None, 7),
+    ]
+    async with reading(fresh_engine) as db:
+        assert len(await reconcile(db, "bedrock", bill)) == 3
+        (named,) = await reconcile(db, "bedrock", bill, names={"*gpttest*": "gpt-test"})
+        assert (named.model, named.explained, named.unexplained_cost_pusd) == ("gpt-test", True, 0)
+        (day,) = await reconcile(db, "bedrock", bill, by_day=True)
+        assert (day.day, day.explained, day.ours.cost_pusd) == (DAY, True, cost)
+        (more,) = await reconcile(db, "bedrock", [*bill, BillLine(DAY, "x", None, None, 5)], by_day=True)
+        assert more.unexplained_cost_pusd == 5
