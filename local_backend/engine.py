@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from local_backend.block_manager import BlockManager
+from local_backend.encoder import EncoderEngine, build_encoder
+from local_backend.encoder_config import is_encoder
 from local_backend.errors import BadLogits, ConstraintFailed, DeadlineExceeded, EngineError, QueueFull
 from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
@@ -166,11 +168,13 @@ class Engine:
         )
 
 
-def build(model_dir: Path, configure: Configure) -> tuple[Engine, Ready]:
+def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine, Ready]:
     """Load the model and run one step, so that the first client does not pay for first-call costs.
 
     Raises ModelUnavailable."""
     settings, started = configure.settings, time.monotonic()
+    if is_encoder(model_dir):
+        return build_encoder(model_dir, settings, started)
     runner = ModelRunner(model_dir, settings)
     plan = runner.plan
     scheduler = Scheduler(

@@ -95,6 +95,13 @@ class TokenOut(Struct, frozen=True, array_like=True):
     logprobs: TokenLogprobs | None
 
 
+class Vector(Struct, frozen=True, array_like=True):
+    """What an encoder made of one sequence: float32 values, little-endian."""
+
+    id: int
+    values: bytes
+
+
 class Failed(Struct, frozen=True, array_like=True):
     """One sequence ended without an answer; its blocks are free. `code` names an EngineError kind."""
 
@@ -164,6 +171,7 @@ class StepOutput(Struct, frozen=True, array_like=True, tag=True):
     failed: list[Failed]
     stats: Stats
     kv_events: list[KVEvent] = []
+    vectors: list[Vector] = []
 
 
 ToCore = Configure | AddRequest | Abort

@@ -136,7 +136,7 @@ class DetokenizeBody(Struct):
     model: str | None = None
 
 
-Body = TypeVar("Body", ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+Body = TypeVar("Body", bound=Struct)
 
 
 def decode_body(raw: bytes, kind: type[Body]) -> tuple[Body, list[str]]:

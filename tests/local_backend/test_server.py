@@ -388,7 +388,8 @@ BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ("echo with logprobs", COMPLETIONS, OK_COMPLETION | {"echo": True, "logprobs": 1}, 400, "unsupported", "echo"),
     ("long completion", COMPLETIONS, OK_COMPLETION | {"prompt": [5] * 8192}, 400, "context_length_exceeded", "prompt"),
     ("neither prompt nor messages", "/tokenize", {"model": SMOLLM2}, 400, "invalid_request", "prompt"),
-    ("no such path", "/v1/embeddings", {}, 404, "not_found", None),
+    ("no such path", "/v1/images", {}, 404, "not_found", None),
+    ("not an encoder", "/v1/embeddings", {}, 400, "unsupported", None),
 ]
 
 
