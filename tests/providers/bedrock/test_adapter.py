@@ -305,7 +305,10 @@ async def test_each_family_is_told_to_think_in_its_own_words(
         (ChatRequest("a", (Message("user", (FilePart(file_id="file-1"),)),)), "messages[0].content[0]: file by id"),
         (ChatRequest("a", (user("x"),), candidates=2), "n"),
         (ChatRequest("a", (user("x"),), response_format=ResponseFormat("json_object")), "response_format json_object"),
-        (ChatRequest("a", (user("x"),), extensions={"gemini": {"safetySettings": []}}), "safetySettings"),
+        (
+            ChatRequest("a", (user("x"),), extensions={"gemini": {"safetySettings": [{"category": "X"}]}}),
+            "safetySettings",
+        ),
         (ChatRequest("a", (user("x"),), tools=(replace(WEATHER, name="n" * 65),)), f"tool {'n' * 65!r}"),
         (ChatRequest("a", (user("x"),), tools=(WEATHER,), parallel_tool_calls=False), "parallel_tool_calls"),
     ],

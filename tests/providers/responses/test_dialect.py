@@ -184,7 +184,7 @@ def test_hints_are_left_out_by_name_and_what_matters_is_kept() -> None:
     hints: dict[str, Any] = {
         "store": False,
         "prompt_cache_key": "k",
-        "client_metadata": {},
+        "client_metadata": {"app": "x"},
         "include": ["reasoning.encrypted_content"],
         "truncation": "auto",
         "background": False,
@@ -194,6 +194,8 @@ def test_hints_are_left_out_by_name_and_what_matters_is_kept() -> None:
     rest, told = without_hints(request, "anthropic_messages")
     assert rest.extensions == {}
     assert told == tuple(sorted([*hints, "text.verbosity"]))
+    # LangChain says so of every request, and nothing is lost of it.
+    assert without_hints(decoded(client_metadata={}), "anthropic_messages")[1] == ()
     rest, told = without_hints(decoded(previous_response_id="resp_1", background=True), "openai_chat")
     assert set(rest.extensions["openai_responses"]) == {"previous_response_id", "background"}
     assert told == ()
