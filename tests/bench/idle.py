@@ -40,7 +40,7 @@ class Listener(asyncio.Protocol):
         if not self.open.done() and b"data: " in data:
             self.open.set_result(None)
         elif b"data: " not in data:
-            self.beats += data.count(b"\n:") + data.count(b"\r\n: ")
+            self.beats += data.count(b"\r\n:")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
