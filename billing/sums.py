@@ -121,10 +121,17 @@ async def groups(
 
 
 async def series(
-    db: AsyncConnection, by: Dimension | None, width_ns: int, span: Span, filters: Filters, top: Sequence[str] = ()
+    db: AsyncConnection,
+    by: Dimension | None,
+    width_ns: int,
+    span: Span,
+    filters: Filters,
+    top: Sequence[str] | None = (),
 ) -> list[tuple[int, str, Totals]]:
     """Totals of each step of `width_ns` since 1970 and each name, in the order of time. Names that are not in `top`
-    come together as OTHER. Returns: number of the step, name, totals; without `by` all under the name ALL."""
+    come together as OTHER; None is every name by itself.
+
+    Returns: number of the step, name, totals; without `by` all under the name ALL."""
     found = await _union(db, span, filters, by=by, width_ns=width_ns, top=top)
     keys = [found.c.step] if by is None else [found.c.step, found.c.name]
     query = select(*keys, *_outer(found)).group_by(*keys).order_by(*keys)
@@ -205,7 +212,7 @@ async def _union(
     *,
     by: Dimension | None = None,
     width_ns: int | None = None,
-    top: Sequence[str] = (),
+    top: Sequence[str] | None = (),
 ) -> Any:
     """Sums of every part, with `step` where there is a width and `name` where there is a dimension."""
     selects = []
@@ -218,7 +225,8 @@ async def _union(
         if by is not None:
             column = part.columns[by]
             if width_ns is not None:
-                column = case((column.is_(None), NOBODY), (column.in_(top), column), else_=OTHER)
+                other = column if top is None else case((column.in_(top), column), else_=OTHER)
+                column = case((column.is_(None), NOBODY), else_=other)
             keys.append(column.label("name"))
         sums = [func.sum(column).label(name) for name, column in zip(_SUMS, part.sums, strict=True)]
         query = select(*keys, *sums).select_from(part.table).where(*part.within)

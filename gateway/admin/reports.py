@@ -7,6 +7,7 @@ those of UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec import Struct
@@ -36,6 +37,14 @@ class Point(Struct, frozen=True):
     at_ns: int
     name: str
     totals: Totals
+
+
+class Explored(Struct, frozen=True):
+    """groups: the dearest first. points: the series of the biggest ones and OTHER. total: of all."""
+
+    groups: list[Group]
+    points: list[Point]
+    total: Totals
 
 
 class Quantiles(Struct, frozen=True):
@@ -72,14 +81,40 @@ async def series(
     return [Point(step * bucket.width_ns, name, line) for step, name, line in found]
 
 
-async def whole(
-    db: AsyncConnection, by: str, points: list[Point], period: Period, filters: dict[str, list[str]]
-) -> Totals:
-    """Totals of the period that these points are the series of: added up where every request is in one of them, so
-    that nothing is read again."""
-    if Dimension(by) is Dimension.TAG:
-        return await totals(db, period, filters)
-    return sum((point.totals for point in points), Totals())
+# Names that an operator lists. Everybody's in every step is little more than the biggest ones' then, so that one query
+# answers what else takes three.
+_FEW: Final = frozenset({"alias", "model", "provider", "deployment", "outcome", "dialect"})
+
+
+async def explore(
+    db: AsyncConnection, by: str, bucket: Bucket, period: Period, filters: dict[str, list[str]], *, limit: int, top: int
+) -> Explored:
+    if by not in _FEW:
+        found = await groups(db, by, period, filters, limit=limit)
+        points = await series(db, by, bucket, period, filters, [group.name for group in found[:top]])
+        # By tag, a request may be in two groups.
+        tags = Dimension(by) is Dimension.TAG
+        total = await totals(db, period, filters) if tags else sum((p.totals for p in points), Totals())
+        return Explored(found, points, total)
+    steps = await sums.series(db, Dimension(by), bucket.width_ns, _span(period), _filters(filters), None)
+    names: dict[str, Totals] = {}
+    for _, name, line in steps:
+        names[name] = names.get(name, Totals()) + line
+    ranked = [Group(name, line) for name, line in sorted(names.items(), key=_dearest)]
+    biggest = {group.name for group in ranked[:top]}
+    shown: dict[tuple[int, str], Totals] = {}
+    for step, name, line in steps:
+        key = (step, name if name in biggest or name == NOBODY else OTHER)
+        shown[key] = shown.get(key, Totals()) + line
+    points = [
+        Point(step * bucket.width_ns, name, line) for (step, name), line in sorted(shown.items(), key=itemgetter(0))
+    ]
+    return Explored(ranked[:limit], points, sum(names.values(), Totals()))
+
+
+def _dearest(group: tuple[str, Totals]) -> tuple[int, int, str]:
+    name, line = group
+    return -line.charge_pusd, -line.requests, name
 
 
 async def first_token(db: AsyncConnection, period: Period, providers: Sequence[str] = ()) -> Quantiles:

@@ -109,19 +109,18 @@ async def overview(actor: Caller, services: Office, start: From = None, end: To 
     period = period_of(start, end, services.clock())
     bucket, money = bucket_for(period, None), actor.role in TELLERS
     async with services.reader.reading() as db:
-        models = await reports.groups(db, "alias", period, {}, limit=TOP)
+        models = await reports.explore(db, "alias", bucket, period, {}, limit=TOP, top=TOP)
         keys = await reports.groups(db, "key", period, {}, limit=TOP)
         outcomes = await reports.groups(db, "outcome", period, {}, limit=TOP)
-        points = await reports.series(db, "alias", bucket, period, {}, [group.name for group in models])
-        ever = await reports.totals(db, Period(0, period.end_ns), {}) if not points else None
+        ever = await reports.totals(db, Period(0, period.end_ns), {}) if not models.points else None
         return Overview(
             _period(period, bucket),
-            totals_view(await reports.whole(db, "alias", points, period, {}), money=money),
+            totals_view(models.total, money=money),
             totals_view(await reports.totals(db, period.before, {}), money=money),
             await reports.first_token(db, period),
             await reports.first_token(db, period.before),
-            _points(points),
-            await _groups(db, "alias", models, money),
+            _points(models.points),
+            await _groups(db, "alias", models.groups, money),
             await _groups(db, "key", keys, money),
             await _groups(db, "outcome", outcomes, money),
             await budgets_at_risk(db, services.clock()),
@@ -146,15 +145,13 @@ async def usage(
     period, filters, _ = _asked(request, services, start, end, by)
     step, money = bucket_for(period, bucket), actor.role in TELLERS
     async with services.reader.reading() as db:
-        found = await reports.groups(db, by, period, filters, limit=limit)
-        points = await reports.series(db, by, step, period, filters, [group.name for group in found[:TOP]])
-        total = await reports.whole(db, by, points, period, filters)
+        found = await reports.explore(db, by, step, period, filters, limit=limit, top=TOP)
         return Usage(
             _period(period, step),
             by,
-            totals_view(total, money=money),
-            await _groups(db, by, found, money),
-            _points(points),
+            totals_view(found.total, money=money),
+            await _groups(db, by, found.groups, money),
+            _points(found.points),
         )
 
 

@@ -105,6 +105,25 @@ async def test_what_is_beyond_the_biggest_groups_is_in_other(small: World, tmp_p
     assert sum(point.totals.charge_pusd for point in points) == total.charge_pusd
 
 
+@pytest.mark.parametrize("by", ["alias", "outcome", "dialect", "end_user", "key"])
+async def test_one_query_says_what_three_say(
+    made: World, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gateway.admin import reports
+    from gateway.admin.times import BUCKETS, Period
+
+    await traffic(made, tmp_path / "journal", 60, days=4)
+    period, filters = Period(NOW_NS - 3 * DAY_NS, NOW_NS), {"provider": ["openai", "groq", "anthropic"]}
+    answers = []
+    for few in (frozenset({by}), frozenset[str]()):
+        monkeypatch.setattr(reports, "_FEW", few)
+        async with made.services.reader.reading() as db:
+            answers.append(await reports.explore(db, by, BUCKETS["day"], period, filters, limit=2, top=1))
+    assert answers[0] == answers[1]
+    assert len(answers[0].groups) == 2
+    assert answers[0].total.charge_pusd == sum(point.totals.charge_pusd for point in answers[0].points) > 0
+
+
 async def test_the_table_for_spreadsheets_is_exact_and_inert(made: World, browser: Browser, tmp_path: Path) -> None:
     records = await traffic(made, tmp_path / "journal", 60, days=5)
     answer = await browser.call("GET", f"/usage.csv?by=alias&from={_since(30).replace('+', '%2B')}")
