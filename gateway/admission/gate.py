@@ -42,6 +42,8 @@ RETRY_S: Final = 0.5
 CORRECT_S: Final = 30.0
 # Of a reservation whose gateway's journal nobody could read, its host being gone, the money is given back after this.
 ABANDONED_MS: Final = RECORD_MS - 86_400_000
+# How long a request waits for usage records to reach SQL. A backlog is shipped meanwhile, whoever waits.
+SHIP_S: Final = 5.0
 # Redis may lose its data again while it is told what it lost.
 ANNOUNCE_TRIES: Final = 5
 # One at a time per request would be a round trip each; all at once, a burst that delays the living.
@@ -406,15 +408,17 @@ class Gate:
             return
         loop = asyncio.get_running_loop()
         called_s = loop.time()
-        async with self._shipping:
-            if self._shipped_at_s > called_s:  # Somebody's that began while we waited.
-                return
-            began_s = loop.time()
-            try:
+        try:
+            async with asyncio.timeout(SHIP_S), self._shipping:
+                if self._shipped_at_s > called_s:  # Somebody's that began while we waited.
+                    return
+                began_s = loop.time()
                 await self._shipped()
-            except ExceptionGroup as error:  # Of what the worker could not ship.
-                raise Unavailable("the database that knows the budgets is away") from error
-            self._shipped_at_s = began_s
+                self._shipped_at_s = began_s
+        except ExceptionGroup as error:  # Of what the worker could not ship.
+            raise Unavailable("the database that knows the budgets is away") from error
+        except TimeoutError:
+            raise Unavailable("usage is on its way to the database; try again in a moment") from None
 
     async def _assemble(self, scopes: Scopes) -> Sequence[str]:
         return await self._muster.assemble(scopes)

@@ -511,6 +511,9 @@ discover_providers = false
 # A head that is sent before the request is admitted, only to break a silence, would be a 200 for nothing.
 [server]
 heartbeat_s = 3600
+# The provider shares a process with all clients.
+[timeouts]
+connect_s = 60
 [log]
 level = "warning"
 [local]

@@ -158,3 +158,15 @@ async def test_whose_is_a_journal(tmp_path: Path) -> None:
     (tmp_path / "folder.id").write_text("")
     with pytest.raises(OSError, match="hexadecimal"):
         Owner.of(mine)
+
+
+async def test_a_backlog_of_usage_refuses_instead_of_keeping_clients_waiting(
+    engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission.gate.SHIP_S", 0.05)
+    forever = asyncio.Event()
+    async with Gate(engine, redis, shipped=forever.wait) as gate:
+        with pytest.raises(Unavailable, match="on its way"):
+            await admit(gate, principal(budgets=(total(10**6),)))
+        forever.set()
+        await admit(gate, principal(budgets=(total(10**6),)), "r2")
