@@ -195,6 +195,11 @@ def _dearest(prices: Mapping[Meter, int], meters: tuple[Meter, ...], what: str) 
     return dearest
 
 
+def fewest_tokens(input_bytes: int) -> int:
+    """What a text of this size counts as with the longest tokens of the field."""
+    return ceil(input_bytes / BYTES_PER_TOKEN_MAX)
+
+
 def image_tokens(alias: str) -> int:
     """The most that one image may count for."""
     return next(tokens for pattern, tokens in _IMAGE_TOKENS if fnmatchcase(alias.lower(), pattern))

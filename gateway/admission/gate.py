@@ -22,7 +22,7 @@ from billing.prices import PriceSheet
 from billing.rating import BY_TOKENS, Counts
 from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
-from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, image_tokens
+from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, fewest_tokens, image_tokens
 from gateway.admission.headers import limit_headers
 from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, Window, scopes_of
 from gateway.admission.link import Link
@@ -195,8 +195,9 @@ class Gate:
         scopes = self._scopes(principal, facts, now_ms)
         likely_input = self._ratios.likely_input(alias, input_bytes) + (images * image_tokens(alias) if images else 0)
         tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
-        if max_output_tokens is None:
-            tokens = _within_windows(tokens, likely_output * max(1, candidates), scopes)
+        if scopes.buckets:
+            stated = OUTPUT_TOKENS_MIN if max_output_tokens is None else output * max(1, candidates)
+            tokens = _within_windows(tokens, min(fewest_tokens(input_bytes), context_window) + stated, scopes)
         admission = Admission(
             request_id,
             principal,
@@ -512,8 +513,9 @@ class Gate:
                     self._open[request_id] = (admission, since_s, now_s)
 
 
-def _within_windows(tokens: int, output_tokens: int, scopes: Scopes) -> int:
-    """A guess at an answer of unstated length must not make a request larger than its limit: what it really used
-    is counted afterwards, and the limit makes later requests wait for it."""
+def _within_windows(tokens: int, fewest: int, scopes: Scopes) -> int:
+    """A guess must not make a request larger than its limit, whether at its prompt or at an answer of unstated length:
+    what it really used is counted afterwards, and the limit makes later requests wait for it. fewest: what it asks for
+    without any guess."""
     room = min((b.limit for b in scopes.buckets if b.unit == "tokens"), default=tokens)
-    return max(min(tokens, room), tokens - output_tokens + OUTPUT_TOKENS_MIN)
+    return max(min(tokens, room), fewest)

@@ -149,6 +149,16 @@ async def test_a_guess_at_the_answer_makes_no_request_larger_than_its_limit(gate
         await admit(gate, principal(Limit("key", "k2", "tokens", 200), key_id="k2"), "r3", max_output_tokens=300)
 
 
+async def test_a_guess_at_the_prompt_makes_no_request_larger_than_its_limit(gate: Gate) -> None:
+    """1,200 bytes may be 150 tokens or 300: with 50 of an answer they may fit a limit of 210, so they are let through."""
+    who = principal(Limit("key", "key_1", "tokens", 210, DAY_MS))
+    admission = await admit(gate, who, input_bytes=1_200, max_output_tokens=50)
+    assert admission.tokens == 210
+    await gate.release(admission)
+    with pytest.raises(RateLimited, match="alone asks for 250"):
+        await admit(gate, who, "r2", input_bytes=1_600, max_output_tokens=50)
+
+
 async def test_a_key_without_limits_needs_no_redis(engine: AsyncEngine) -> None:
     async with Redis.from_url("unix:///nowhere/valkey.sock") as nobody, Gate(engine, nobody) as gate:
         admission = await admit(gate, principal())
