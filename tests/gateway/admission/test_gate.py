@@ -150,7 +150,7 @@ async def test_a_guess_at_the_answer_makes_no_request_larger_than_its_limit(gate
 
 
 async def test_a_guess_at_the_prompt_makes_no_request_larger_than_its_limit(gate: Gate) -> None:
-    """1,200 bytes may be 150 tokens or 300: with 50 of an answer they may fit a limit of 210, so they are let through."""
+    """1,200 bytes may be 150 tokens or 300: with 50 of an answer they may fit a limit of 210, so they go on."""
     who = principal(Limit("key", "key_1", "tokens", 210, DAY_MS))
     admission = await admit(gate, who, input_bytes=1_200, max_output_tokens=50)
     assert admission.tokens == 210
