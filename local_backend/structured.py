@@ -15,7 +15,6 @@ from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from local_backend.errors import InvalidRequest
-from local_backend.grammar import token_table
 from local_backend.tokenizer import Tokenizer
 
 MAX_GRAMMAR_CHARS = 1_000_000
@@ -162,3 +161,9 @@ def _short(message: str) -> str:
     """The first lines of a compiler's complaint; the rest repeats the grammar."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     return " ".join(lines[:4])[:500]
+
+
+def token_table(model_dir: Path, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
+    """llguidance's view of a model's tokens: 0.2 s for 49k of them (2026-11)."""
+    text = (model_dir / "tokenizer.json").read_text(encoding="utf-8")
+    return LLTokenizer(text, eos_token=list(eos_token_ids) or None)

@@ -15,9 +15,8 @@ from llguidance import LLMatcher
 from openai import AsyncOpenAI, BadRequestError
 
 from local_backend.errors import InvalidRequest, ModelUnavailable
-from local_backend.grammar import token_table
 from local_backend.model_text import ModelText
-from local_backend.structured import after_thought, schema_grammar
+from local_backend.structured import after_thought, schema_grammar, token_table
 from local_backend.template import ChatTemplate
 from local_backend.tools import FORMATS, Choice, demanded, read_tools
 from tests.local_backend.support import SMOLLM2, EngineProcess
