@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -29,11 +30,19 @@ def bind(settings: Settings) -> Generator[list[socket.socket], None, None]:
     """Take the ports before anything is started for them: the first, and the admin's if there is one.
 
     Raises: Problem that says what to do."""
+    _many_files()
     with contextlib.ExitStack() as stack:
         bound = [stack.enter_context(_bound(settings.server))]
         if settings.server.admin_port is not None:
             bound.append(stack.enter_context(_bound(settings.server.admin_listener)))
         yield bound
+
+
+def _many_files() -> None:
+    """Each stream takes two descriptors, and common shells allow 1,024 in all where the system allows many more."""
+    with contextlib.suppress(OSError, ValueError):  # not allowed here: then it stays as the operator has it
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _bound(server: ServerSettings) -> socket.socket:
