@@ -34,7 +34,7 @@ LIKELY_OUTPUT_TOKENS: Final = 1000
 # Tokens/s read by a deployment that nobody has measured, where its equals are unmeasured too.
 UNKNOWN_INPUT_TOKENS_PER_S: Final = 5_000.0
 # What an answer in the making takes from reading, in tokens of input: a step serves both.
-DECODING_TOKENS: Final = 24
+DECODING_TOKENS: Final = 64
 # How much of a prompt's reading each that waits, and each that writes, is kept up by.
 WAITING_SHARE: Final = 2.0
 DECODING_SHARE: Final = 0.05
