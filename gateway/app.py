@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import random
 import secrets
@@ -18,7 +19,6 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.chores import Chores
 from billing.db import create_engine, reading
 from billing.journal import Journal
 from billing.usage import OrphanPolicy
@@ -29,7 +29,6 @@ from gateway.answers import Answers
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.runner import Runner
-from gateway.chores import POOL_SIZE, chores_of
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
 from gateway.ingress.errors import as_body
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
     from gateway.admin.office import FrontOffice
 
 log = structlog.get_logger(__name__)
+
+CHORES_AFTER_S = 1.0
 
 # Payment services call from outside, so these stay on the public port.
 WEBHOOKS_PATH = "/webhooks/"
@@ -145,11 +146,6 @@ class Gateway:
             stop = asyncio.Event()
             self._shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
             stack.push_async_callback(_finish, stop, self._shipping)
-            spare = create_engine(settings.database_url, pool_size=POOL_SIZE)
-            stack.push_async_callback(spare.dispose)
-            listed = await stack.enter_async_context(chores_of(settings, spare))
-            chores = Chores(spare, listed, owner(), time.time_ns)
-            stack.push_async_callback(_cancel, asyncio.create_task(chores.run(stop), name="chores"))
             watching = asyncio.create_task(offer.watch(), name="watch the price list")
             stack.push_async_callback(_cancel, watching)
             pepper = own.key_pepper.encode()
@@ -231,6 +227,7 @@ class Gateway:
                 cancels_whole=settings.server.gone_client == "cancel",
             )
             spare_the_collector()
+            stack.push_async_callback(_cancel, asyncio.create_task(_do_chores(settings, stop), name="chores"))
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
@@ -297,6 +294,23 @@ async def _nothing_here(send: Any) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 404, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:
+    """Begun once the first requests have been taken: what sends mail and webhooks is a sixth of a start's CPU."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CHORES_AFTER_S):
+            await stop.wait()
+            return
+    chores = await asyncio.to_thread(importlib.import_module, "gateway.chores")
+    from billing.chores import Chores
+
+    engine = create_engine(settings.database_url, pool_size=chores.POOL_SIZE)
+    try:
+        async with chores.chores_of(settings, engine) as listed:
+            await Chores(engine, listed, owner(), time.time_ns).run(stop)
+    finally:
+        await engine.dispose()
 
 
 async def _finish(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
