@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
     kernels: Literal["auto", "plain"] = "auto"
     batch_invariant: bool = False
+    speculation: Literal["off", "ngram"] = "off"
+    draft_tokens: Positive = 8  # guessed at once, at most
     max_model_len: Positive | None = None
     max_running: Positive = 64  # sequences in one step
     max_waiting: Positive = 512  # sequences beyond those; then 429
@@ -68,6 +70,7 @@ HELP = {
     "quantization": "auto: as the checkpoint has it; none: widened; int8, int8wo, int4wo, fp8: quantized while loading",
     "kv_dtype": "numbers in the KV cache (default: as the activations); int8 and fp8 hold two to four times the tokens",
     "kernels": "plain: torch's own operations alone, no compiled or Triton kernels",
+    "speculation": "ngram: guess what the text has said before; pays where answers repeat the prompt",
     "batch_invariant": "an answer at temperature 0 is the same to the bit, whatever runs beside it",
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
     "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",

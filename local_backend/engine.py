@@ -42,11 +42,15 @@ from local_backend.messages import (
     frame,
 )
 from local_backend.model_runner import ModelRunner, Runner
-from local_backend.scheduler import Scheduler, Step
+from local_backend.sampler import Sampled
+from local_backend.scheduler import Chunk, Scheduler, Step
 from local_backend.sequence import Sequence
+from local_backend.speculative import Speculation
 
 Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
+
+SPECULATE_UP_TO = {"cpu": 4, "cuda": 16}  # sequences; with more the device is busy, and a wrong guess costs the others
 
 
 class Engine:
@@ -59,6 +63,7 @@ class Engine:
         self.runner = runner
         self.grammars = grammars
         self.clock = clock
+        self.speculation: Speculation | None = None
         self.steps = 0
         self._compiling: dict[int, tuple[Sequence, Future[Constraint]]] = {}
         self._refused: list[Failed] = []
@@ -120,6 +125,8 @@ class Engine:
         """Plan, run and book one step."""
         self._add_compiled()
         self._end_late_ones()
+        if self.speculation is not None:
+            self.speculation.propose(self.scheduler.running, self.scheduler.max_model_len)
         step = self.scheduler.plan()
         failed, self._refused, self._unsaid = self._refused, [], False
         tokens: list[TokenOut] = []
@@ -143,8 +150,22 @@ class Engine:
                 if sampled is not None and token is not None:
                     seq = chunk.seq
                     tokens.append(TokenOut(seq.id, token, finish, seq.cached_tokens, sampled.logprobs))
+                    if chunk.draft:
+                        tokens += self._commit_guessed(chunk, sampled, finish)
             self.steps += 1
         return StepOutput(tokens, failed, self.stats(), self._changed_blocks())
+
+    def _commit_guessed(self, chunk: Chunk, sampled: Sampled, finish: str | None) -> list[TokenOut]:
+        """Book the guesses that held, each as if a step of its own had sampled it, until one ends the sequence."""
+        assert self.speculation is not None
+        seq, out = chunk.seq, list[TokenOut]()
+        self.speculation.learn(seq, len(chunk.draft), len(sampled.more))
+        for more in sampled.more:
+            if finish is not None or more.token is None:
+                break
+            finish = self.scheduler.commit(Chunk(seq, chunk.start, len(seq.tokens) - chunk.start), more.token)
+            out.append(TokenOut(seq.id, more.token, finish, seq.cached_tokens, more.logprobs))
+        return out
 
     def _changed_blocks(self) -> list[KVEvent]:
         blocks = self.scheduler.blocks
@@ -195,7 +216,10 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
         dtype=runner.dtype_name,
         load_seconds=time.monotonic() - started,
     )
-    return Engine(scheduler, runner, Grammars(model_dir, runner.config.eos_token_ids)), ready
+    engine = Engine(scheduler, runner, Grammars(model_dir, runner.config.eos_token_ids))
+    if settings.speculation == "ngram":
+        engine.speculation = Speculation(most=settings.draft_tokens, max_batch=SPECULATE_UP_TO[runner.device.type])
+    return engine, ready
 
 
 def warm_up(runner: Runner, scheduler: Scheduler) -> None:

@@ -21,6 +21,7 @@ from local_backend.quantization.neutral import SCHEMES, Scheme
 from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear
 from local_backend.sampler import Sampled, sample
 from local_backend.scheduler import Chunk, Step
+from local_backend.sequence import Sequence
 from local_backend.weights import Weights
 
 
@@ -92,9 +93,16 @@ class ModelRunner:
         with torch.inference_mode():
             logits, sampling = self._forward(step)
             results: list[Sampled | None] = [None] * len(step.chunks)
-            sequences = [step.chunks[i].seq for i in sampling]
+            # A chunk with guesses has a row for each of them, and each row sees the guesses before it.
+            sequences: list[Sequence] = []
+            for row, index in enumerate(sampling):
+                chunk, nth = step.chunks[index], row - sampling.index(index) if step.chunks[index].draft else 0
+                sequences.append(chunk.seq.ahead(list(chunk.draft[:nth])) if nth else chunk.seq)
+            rows: dict[int, list[Sampled]] = {}
             for index, sampled in zip(sampling, sample(logits, sequences), strict=True):
-                results[index] = sampled
+                rows.setdefault(index, []).append(sampled)
+            for index, found in rows.items():
+                results[index] = held(found, step.chunks[index].draft)
             return results
 
     def logits(self, step: Step) -> torch.Tensor:
@@ -112,8 +120,11 @@ class ModelRunner:
     def _forward(self, step: Step, *, every: bool = False) -> tuple[torch.Tensor, list[int]]:
         """Returns: logits, and for each of their rows the index of its chunk in the step. `every`: of all tokens."""
         # Single tokens first: attention takes them as one batch, those with contexts of like length together.
-        order = sorted(range(len(step.chunks)), key=lambda i: (step.chunks[i].count > 1, step.chunks[i].end))
-        chunks = [step.chunks[i] for i in order]
+        order = sorted(
+            range(len(step.chunks)),
+            key=lambda i: (step.chunks[i].count + len(step.chunks[i].draft) > 1, step.chunks[i].end),
+        )
+        chunks = [with_draft(step.chunks[i]) for i in order]
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -124,11 +135,28 @@ class ModelRunner:
             if every:
                 wanted += range(len(ids) - chunk.count, len(ids))
             elif chunk.samples:
-                wanted.append(len(ids) - 1)
-                sampling.append(index)
+                rows = 1 + len(step.chunks[index].draft)
+                wanted += range(len(ids) - rows, len(ids))
+                sampling += [index] * rows
         batch = AttentionBatch(chunks, self.cache.block_size, self.device, self.dtype)
         logits = self.model(batch.ints(ids), batch.ints(positions), self.cache, batch, batch.ints(wanted))
         return logits, sampling
+
+
+def with_draft(chunk: Chunk) -> Chunk:
+    """A chunk with guesses as one of known tokens: to the model there is no difference."""
+    if not chunk.draft:
+        return chunk
+    return Chunk(chunk.seq.ahead(list(chunk.draft)), chunk.start, chunk.count + len(chunk.draft))
+
+
+def held(found: list[Sampled], draft: tuple[int, ...]) -> Sampled:
+    """The first token, and those after it as long as each guess was what came out."""
+    kept = 1
+    while kept < len(found) and found[kept - 1].token == draft[kept - 1] and found[kept].token is not None:
+        kept += 1
+    first, *more = found[:kept]
+    return Sampled(first.token, first.logprobs, tuple(more))
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -27,6 +27,7 @@ class Sampled:
 
     token: int | None
     logprobs: TokenLogprobs | None = None
+    more: tuple[Sampled, ...] = ()  # what follows it in the same step: guesses that held, and the token after them
 
 
 def uniform(seed: int, position: int) -> float:

@@ -28,6 +28,7 @@ class Chunk:
     seq: Sequence
     start: int
     count: int
+    draft: tuple[int, ...] = ()  # guesses to compute after them, and to check
 
     @property
     def end(self) -> int:
@@ -53,11 +54,11 @@ class Step:
         """Tokens that may still be added."""
         return self.token_budget - self.tokens
 
-    def add(self, seq: Sequence, count: int) -> None:
-        """Compute the next `count` tokens of the sequence in this step."""
-        assert 0 < count <= self.room
-        self.chunks.append(Chunk(seq, seq.computed, count))
-        self.tokens += count
+    def add(self, seq: Sequence, count: int, draft: tuple[int, ...] = ()) -> None:
+        """Compute the next `count` tokens of the sequence in this step, and what is guessed to follow them."""
+        assert 0 < count <= count + len(draft) <= self.room
+        self.chunks.append(Chunk(seq, seq.computed, count, draft))
+        self.tokens += count + len(draft)
 
 
 class Scheduler:
@@ -124,7 +125,11 @@ class Scheduler:
         for at, seq in enumerate(order):
             while seq.is_running and step.room:
                 count = min(seq.uncomputed_tokens, step.room)
-                if self.blocks.grow(seq, count):
+                draft = tuple(seq.draft[: step.room - count])
+                if draft and self.blocks.grow(seq, count + len(draft)):
+                    step.add(seq, count, draft)
+                    break
+                if self.blocks.grow(seq, count):  # nobody gives way to a guess
                     step.add(seq, count)
                     break
                 # The last in the order, perhaps seq itself; never one that this step has planned already.

@@ -52,10 +52,17 @@ class Sequence:
     tenant: str = ""
     priority: int = 0  # lower goes first
     deadline: float | None = None  # monotonic seconds
+    draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`, for the next step alone
     rank: int = 0  # the scheduler's: place among those of one tenant
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
+
+    def ahead(self, guessed: list[int]) -> Sequence:
+        """This sequence as it would be with some guesses in it: same blocks, same prompt; for the runner's eyes."""
+        view = Sequence(self.id, self.tokens + guessed, self.sampling)
+        view.prompt_tokens, view.block_table = self.prompt_tokens, self.block_table
+        return view
 
     @property
     def uncomputed_tokens(self) -> int:

@@ -19,9 +19,7 @@ from tests.e2e.harness import House, house, provider, settings_for
 from tests.emulators.anthropic import AnthropicEmulator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-PRICE = PriceSettings(
-    input=Decimal("3"), output=Decimal("15"), cache_read=Decimal("0.3"), cache_write=Decimal("3.75")
-)
+PRICE = PriceSettings(input=Decimal("3"), output=Decimal("15"), cache_read=Decimal("0.3"), cache_write=Decimal("3.75"))
 MODEL = "claude-sonnet-5"
 
 
@@ -52,7 +50,9 @@ async def test_what_one_turn_wrote_the_next_one_reads(gateway: House) -> None:
         usages = []
         for alias, turns in (("plain", 1), ("plain", 3), ("cached", 1), ("cached", 3)):
             answer = await client.chat.completions.create(
-                model=alias, messages=talk(alias, turns), max_tokens=50  # type: ignore[arg-type]
+                model=alias,
+                messages=talk(alias, turns),
+                max_tokens=50,  # type: ignore[arg-type]
             )
             assert answer.usage is not None
             details = answer.usage.prompt_tokens_details
