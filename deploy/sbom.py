@@ -102,7 +102,7 @@ def audit(found: dict[str, metadata.Distribution]) -> int:
         pins = Path(folder) / "pins.txt"
         lines = [f"{name}=={each.version.partition('+')[0]}" for name, each in sorted(found.items())]
         pins.write_text("\n".join(lines), encoding="utf-8")
-        command = [python, "-m", "pip_audit", "--no-deps", "--disable-pip", "-r", str(pins)]
+        command = [python, "-m", "pip_audit", "--no-deps", "--disable-pip", "--strict", "-r", str(pins)]
         return subprocess.run(command, check=False).returncode
 
 
