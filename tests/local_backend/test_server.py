@@ -413,6 +413,21 @@ async def test_the_longest_prompt_that_fits_gives_one_token(http: httpx.AsyncCli
     assert reply.json()["usage"]["completion_tokens"] == 1
 
 
+async def test_two_hundred_clients_at_once_and_none_fails(
+    smollm2_engine: EngineProcess, http: httpx.AsyncClient
+) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=smollm2_engine.url, timeout=300, limits=limits) as many:
+
+        async def ask(n: int) -> tuple[int, str | None]:
+            body = OK_COMPLETION | {"prompt": f"The number {n} is", "max_tokens": 3, "ignore_eos": True}
+            reply = await many.post(COMPLETIONS, json=body)
+            return reply.status_code, reply.json()["choices"][0]["finish_reason"]
+
+        assert set(await asyncio.gather(*(ask(n) for n in range(200)))) == {(200, "length")}
+    await until_idle(http)
+
+
 async def test_a_deadline_frees_what_the_request_held(http: httpx.AsyncClient) -> None:
     body = OK_CHAT | {"max_tokens": 8000, "ignore_eos": True}
     reply = await http.post(CHAT, json=body, headers={"x-farebox-timeout-s": "0.2"})
