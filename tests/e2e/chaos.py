@@ -197,6 +197,16 @@ class Scene:
     seen: Seen = field(default_factory=Seen)
 
 
+PATIENT = """
+# A head that is sent before the request is admitted, only to break a silence, would be a 200 for nothing.
+[server]
+heartbeat_s = 3600
+# The provider shares a process with all clients.
+[timeouts]
+connect_s = 60
+"""
+
+
 class Through(Protocol):
     """What stands between the gateways and the rest: the addresses of upstream, database and Redis as they see them."""
 
@@ -205,7 +215,7 @@ class Through(Protocol):
 
 @contextlib.asynccontextmanager
 async def scene(
-    folder: Path, database_url: str, processes: int, *, through: Through | None = None, config_more: str = ""
+    folder: Path, database_url: str, processes: int, *, through: Through | None = None, config_more: str = PATIENT
 ) -> AsyncIterator[Scene]:
     """Everything up. The database is migrated here. config_more: TOML sections for the gateways."""
     valkey = Valkey(folder)
@@ -508,12 +518,6 @@ admission = {{ lease_s = {LEASE_S} }}
 database_url = "{database_url}"
 redis_url = "{redis_url}"
 discover_providers = false
-# A head that is sent before the request is admitted, only to break a silence, would be a 200 for nothing.
-[server]
-heartbeat_s = 3600
-# The provider shares a process with all clients.
-[timeouts]
-connect_s = 60
 [log]
 level = "warning"
 [local]
