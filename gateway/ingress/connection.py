@@ -247,13 +247,14 @@ class Exchange:
         self._parts = []
         self._streams = asks_for_stream(self.route, body)
         METRICS.arrived()
+        request_id = self._hot.request_id()
         sent = False
         every_s, beat = self._hot.heartbeat_s, beat_of(self.route)
         if self._streams and every_s is not None and beat is not None and self._chunks:
             loop = self._connection.loop
-            self._heart = Heartbeat(loop, every_s, beat, self._beat, lambda: self._begin_early(body))
+            self._heart = Heartbeat(loop, every_s, beat, self._beat, lambda: self._begin_early(body, request_id))
         try:
-            reply = await self._hot.serve(self._asked, self.route, body, self._refused)
+            reply = await self._hot.serve(self._asked, self.route, body, request_id, self._refused)
             if isinstance(reply.body, bytes):
                 self._send(reply, reply.body)
             else:
@@ -315,14 +316,14 @@ class Exchange:
         if not (self.disconnected or self._connection.flow.write_paused):
             self._connection.transport.write(_chunk(beat))
 
-    def _begin_early(self, body: bytes) -> bool:
+    def _begin_early(self, body: bytes, request_id: str) -> bool:
         """The head of a stream whose first event is still awaited. What goes wrong from here on is told in the stream,
         and the headers that tell of the route and the limits are not."""
         if self.disconnected or (request := streamed(self.route, body)) is None:
             return False
         self._early = request
         fields = [("content-type", load(self.route.dialect).stream_media_type), ("cache-control", "no-cache")]
-        fields.append(("x-accel-buffering", "no"))
+        fields += [("x-accel-buffering", "no"), ("x-request-id", request_id)]
         head = self._connection.head_of(200, fields, _CHUNKED, keep_alive=self.keep_alive)
         self._connection.transport.write(head)
         return True

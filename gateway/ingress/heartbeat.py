@@ -24,7 +24,7 @@ def beat_of(route: Route) -> bytes | None:
 
 
 class Heartbeat:
-    """Looks twice in every interval; whoever writes only leaves the last piece here, which costs nothing."""
+    """Looks after one interval, then twice in each; a writer only leaves its last piece here, which costs nothing."""
 
     def __init__(
         self,
@@ -44,7 +44,8 @@ class Heartbeat:
         self._seen: bytes | None = None
         self.last: bytes | None = None
         """What was written last; None before the head."""
-        self._timer = loop.call_later(self._pause_s, self._look)
+        # Longer at first: before its head a stream may still be refused by its status, or answered by another.
+        self._timer = loop.call_later(every_s, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()

@@ -65,7 +65,7 @@ class HotPath:
         self._catalog = catalog
         self.max_body_bytes = max_body_bytes
         self._clock = clock
-        self._request_id = request_id
+        self.request_id = request_id
 
     @staticmethod
     def route_of(method: str, path: str, query: str) -> Route | None:
@@ -89,9 +89,11 @@ class HotPath:
     def too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self.max_body_bytes} bytes, this server's limit")
 
-    async def serve(self, asked: Asked, route: Route, body: bytes, refused: GatewayError | None = None) -> Reply:
+    async def serve(
+        self, asked: Asked, route: Route, body: bytes, request_id: str, refused: GatewayError | None = None
+    ) -> Reply:
         """The answer, or the error in the client's dialect: raises nothing but cancellation."""
-        request_id, now_ns = self._request_id(), self._clock()
+        now_ns = self._clock()
         try:
             if refused is not None:
                 raise refused

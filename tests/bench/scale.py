@@ -77,7 +77,7 @@ class Asker:
         self._route = route
 
     async def one(self) -> None:
-        reply = await self._hot.serve(self._asked, self._route, self._body)
+        reply = await self._hot.serve(self._asked, self._route, self._body, "req_bench")
         assert reply.status == 200, reply.body
 
     async def best_us(self) -> float:
