@@ -41,4 +41,4 @@ def test_an_answer_in_another_dialect_is_no_answer(upstream: int) -> None:
     done = subprocess.run([*command, "--stream"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert (found["answers"], found["errors"]) == (0, 3)
-    assert found["problem"].startswith("HTTP/1.1 200")
+    assert "chatcmpl-mock" in found["problem"]  # where the answer is cut depends on how it came
