@@ -149,13 +149,16 @@ LIST = {
     },
     "bedrock/us-east-1/claude": {"litellm_provider": "bedrock", "input_cost_per_token": 1e-06},
     "dall-e": {"litellm_provider": "openai", "output_cost_per_image": 0.04},
+    "dall-e-old": {"litellm_provider": "openai", "input_cost_per_pixel": 1.9e-08},
     "elsewhere": {"litellm_provider": "nobody", "input_cost_per_token": 1e-06},
 }  # fmt: skip
 
 
 def test_a_list_is_read_exactly_and_what_it_says_otherwise_is_named() -> None:
     listed = {(e.provider, e.model, e.variant): e.rates for e in litellm.read_list(json.dumps(LIST).encode())}
-    assert set(listed) == {("openai", "gpt-test", ""), ("openai", "gpt-test", "priority"), ("vertex", "gemini-x", "")}
+    gpt = {("openai", "gpt-test", ""), ("openai", "gpt-test", "priority")}
+    assert set(listed) == gpt | {("vertex", "gemini-x", ""), ("openai", "dall-e", "")}
+    assert listed[("openai", "dall-e", "")].cost == {Meter.IMAGES: 4 * 10**10}
     assert listed[("openai", "gpt-test", "")].cost == {
         Meter.INPUT_TOKENS: 2_500_000, Meter.OUTPUT_TOKENS: 11_000_000, Meter.CACHE_READ_TOKENS: 125_000,
         Meter.SEARCHES: 25 * 10**9,
@@ -169,6 +172,7 @@ def test_a_list_is_read_exactly_and_what_it_says_otherwise_is_named() -> None:
         ("gpt-test", Meter.OUTPUT_TOKENS): (10_000_000, 11_000_000),
         ("gpt-test", Meter.CACHE_READ_TOKENS): (2_500_000, 125_000),
         ("gpt-test", Meter.SEARCHES): (None, 25 * 10**9),
+        ("dall-e", Meter.IMAGES): (None, 4 * 10**10),
     }
     with pytest.raises(ValueError, match="LiteLLM"):
         litellm.read_list(b"[1]")
@@ -183,7 +187,7 @@ async def test_imported_prices_outrank_the_shipped_and_outlive_a_release_that_sa
     rows = [(e.provider, e.model, e.variant, e.rates) for e in listed]
     async with writing(fresh_engine) as db:
         await set_price(db, "vertex", "gemini-x", SALE, COST, at_ns=AT_NS)
-        assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 3
+        assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 4
         assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 0
         assert await seed_prices(db, read_seed(), at_ns=AT_NS + 1) == 0
         book = await load_prices(db)
