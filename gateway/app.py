@@ -319,6 +319,9 @@ async def _finish(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    """Until it has ended: a client library may lose a cancellation that comes just as its answer does."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1.0)
     with suppress(asyncio.CancelledError):
-        await task
+        task.result()

@@ -68,7 +68,10 @@ class WarmLog:
 
     async def _forever(self, turn: Callable[[], Any]) -> None:
         away = False
-        while True:
+        mine = asyncio.current_task()
+        assert mine is not None
+        # A cancellation that comes just as Redis answers is lost in its client; who was cancelled still knows.
+        while not mine.cancelling():
             try:
                 await turn()
                 away = False
