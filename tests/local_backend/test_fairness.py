@@ -10,7 +10,8 @@ from local_backend.engine import Engine
 from local_backend.errors import DeadlineExceeded
 from local_backend.fairness import OUTPUT_COST, REMEMBERED, Fairness
 from local_backend.messages import Abort, AddRequest, Sampling, Terms
-from local_backend.scheduler import PRIORITY_STEP
+from local_backend.sampler import Sampled
+from local_backend.scheduler import PRIORITY_STEP, Step
 from tests.local_backend.test_scheduler import MAX_LEN, FakeRunner, expected, make, prompts, samplings
 
 TENANTS = ["", "a", "b", "c"]
@@ -29,6 +30,9 @@ class TenantMachine(RuleBasedStateMachine):
     def start(self, block_size: int, spare: int, budget: int, running: int, caching: bool) -> None:
         self.engine = make(-(-MAX_LEN // block_size) + spare, block_size, budget, running, caching=caching)
         self.scheduler = self.engine.scheduler
+        self.engine.runner = self
+        self.runner = FakeRunner(self.scheduler.blocks.total_blocks, block_size)
+        self.preemptions = 0
         self.next_id = 0
         self.open: dict[int, tuple[list[int], Sampling]] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -51,24 +55,9 @@ class TenantMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def step(self) -> None:
-        runner = self.engine.runner
-        assert isinstance(runner, FakeRunner)
-        steps = len(runner.steps)
+        steps = len(self.runner.steps)
         output = self.engine.step()
-        assert len(runner.steps) == steps + 1, "work is open, and the step did none"
-        waits, (chunks,) = bool(self.scheduler.waiting), runner.steps[steps:]
-        computed = sum(count for _, _, count in chunks)
-        if (
-            waits
-            and computed < self.scheduler.token_budget
-            and len(self.scheduler.running) < self.scheduler.max_running
-        ):
-            # Somebody waits beside free places and budget: then only for blocks.
-            head = self.scheduler._next()
-            assert head is not None
-            need = self.scheduler.blocks.blocks_for(len(head.tokens))
-            finished = any(token.finish for token in output.tokens)
-            assert finished or self.scheduler.preemptions or need > self.scheduler.blocks.free_blocks
+        assert len(self.runner.steps) == steps + 1, "work is open, and the step did none"
         for token in output.tokens:
             self.outputs[token.id].append(token.token)
             want, reason = expected(*self.open[token.id])
@@ -76,6 +65,15 @@ class TenantMachine(RuleBasedStateMachine):
             if token.finish is not None:
                 assert (self.outputs[token.id], token.finish) == (want, reason)
                 del self.open[token.id]
+
+    def run(self, step: Step) -> list[Sampled | None]:
+        """The runner, as the engine sees it: here the plan is made, and what it gave has changed nobody's turn yet."""
+        preempted, self.preemptions = self.scheduler.preemptions > self.preemptions, self.scheduler.preemptions
+        if step.room and len(self.scheduler.running) < self.scheduler.max_running and not preempted:
+            # Somebody who waits beside free places and budget waits for blocks.
+            head = self.scheduler._next()
+            assert head is None or not self.scheduler._fits(head)
+        return self.runner.run(step)
 
     @invariant()
     def nothing_leaks(self) -> None:
