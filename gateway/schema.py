@@ -23,8 +23,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from billing import schema as billing_schema
 from billing.db import metadata
+from gateway import identity
 
 assert billing_schema.organisations.metadata is metadata  # Our foreign keys point into its tables.
+assert identity.memberships.metadata is metadata  # The rest of ours.
 
 _Json: Final = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
