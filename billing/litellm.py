@@ -132,6 +132,17 @@ def compare(book: PriceBook, listed: Iterable[Listed], at_ns: int) -> list[Diffe
     return differences
 
 
+def to_import(
+    listed: Iterable[Listed], differences: Iterable[Difference], *, replace: bool
+) -> tuple[list[tuple[str, str, str, Rates]], int]:
+    """What of a list to hand to pricelist.import_prices: what the book lacks; with `replace`, what it says otherwise
+    too. Returns: that, and how many prices disagree and stay as they are."""
+    known = [((d.provider, d.model, d.variant), d.ours) for d in differences]
+    wanted = {name for name, ours in known if replace or ours is None}
+    chosen = [(e.provider, e.model, e.variant, e.rates) for e in listed if (e.provider, e.model, e.variant) in wanted]
+    return chosen, len({name for name, _ in known} - wanted)
+
+
 def _rates(entry: Mapping[str, Any]) -> dict[str, Rates]:
     base: dict[str, dict[Meter, int]] = {}
     tiers: dict[str, dict[int, dict[Meter, int]]] = {}

@@ -11,7 +11,9 @@ from litestar.types import ControllerRouterHandler
 
 from gateway.admin.api.alerts import alert_handlers
 from gateway.admin.api.catalog import catalog_handlers
+from gateway.admin.api.comparing import comparing_handlers
 from gateway.admin.api.installation import installation_handlers
+from gateway.admin.api.invoices import invoice_handlers
 from gateway.admin.api.keys import key_handlers
 from gateway.admin.api.ledger import ledger_handlers
 from gateway.admin.api.projects import project_handlers
@@ -33,7 +35,9 @@ HANDLERS = [
     *key_handlers,
     *project_handlers,
     *catalog_handlers,
+    *comparing_handlers,
     *ledger_handlers,
+    *invoice_handlers,
     *alert_handlers,
     *installation_handlers,
 ]

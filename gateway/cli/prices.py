@@ -207,23 +207,22 @@ async def import_(file: Path, /, *, provider: str = "", replace: bool = False, c
         Also where the book says otherwise, but for prices that you have set yourself. `prices diff` lists them.
     """
     from billing.db import writing
+    from billing.litellm import to_import
     from billing.pricelist import import_prices
 
     listed = [entry for entry in _read(file) if provider in ("", entry.provider)]
     differences = await _differences(common, listed)
-    said = {(d.provider, d.model, d.variant) for d in differences if replace or d.ours is None}
-    kept = {(d.provider, d.model, d.variant) for d in differences} - said
-    chosen = [(e.provider, e.model, e.variant, e.rates) for e in listed if (e.provider, e.model, e.variant) in said]
+    chosen, kept = to_import(listed, differences, replace=replace)
     async with database(common.settings()) as engine, writing(engine) as db:
         now_ns = time.time_ns()
         count = await import_prices(db, chosen, file.name, at_ns=now_ns)
         posted = await _post_waiting(db, now_ns)
-    value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": len(kept), "posted": posted}
+    value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": kept, "posted": posted}
     emit(
         common,
         value,
         lambda: (
-            f"{count} of {len(listed)} prices imported; {len(kept)} disagree and were kept as they are "
+            f"{count} of {len(listed)} prices imported; {kept} disagree and were kept as they are "
             f"(`farebox prices diff` lists them, --replace takes the list's){_and_posted(posted)}"
         ),
     )

@@ -19,6 +19,7 @@ from gateway.admin.auth.routes import record
 from gateway.admin.problems import invalid, not_found
 from gateway.admin.times import Stamp, stamp
 from gateway.admin.wants import Caller, Office
+from gateway.alerting import Messenger, NotDelivered
 
 
 class AlertRule(Struct, frozen=True):
@@ -60,6 +61,13 @@ class AlertDelivery(Struct, frozen=True):
     problem: str | None
 
 
+class AlertTrial(Struct, frozen=True):
+    """problem: why nobody took it."""
+
+    delivered: bool
+    problem: str | None
+
+
 @get("/alerts", name="alerts.list")
 async def list_rules(services: Office) -> list[AlertRule]:
     async with services.reader.reading() as db:
@@ -93,6 +101,26 @@ async def remove_rule(rule_id: FromPath[str], actor: Caller, services: Office) -
         await record(db, actor, "alerts.remove", rule_id, services.clock())
 
 
+@post("/alerts/{rule_id:str}/test", name="alerts.test", status_code=200)
+async def try_rule(rule_id: FromPath[str], actor: Caller, services: Office) -> AlertTrial:
+    """Send a test message where this rule's alerts go, now."""
+    now_ns = services.clock()
+    async with services.reader.reading() as db:
+        rule = next((rule for rule in await alerts.rules(db) if rule.id == rule_id), None)
+    if rule is None:
+        raise not_found("alert", rule_id, "Take an id from /alerts.")
+    messenger, problem = Messenger(services.settings), None
+    try:
+        await messenger.tell(rule.channel, rule.target, alerts.trial(rule, now_ns=now_ns), now_ns // 10**9)
+    except NotDelivered as error:
+        problem = str(error)
+    finally:
+        await messenger.aclose()
+    async with writing(services.engine) as db:
+        await record(db, actor, "alerts.test", rule_id, now_ns, after={"delivered": problem is None})
+    return AlertTrial(problem is None, problem)
+
+
 @get("/alerts/deliveries", name="alerts.deliveries")
 async def list_deliveries(
     services: Office, limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100
@@ -110,7 +138,7 @@ async def list_deliveries(
     ]  # fmt: skip
 
 
-alert_handlers: list[HTTPRouteHandler] = [list_rules, create_rule, remove_rule, list_deliveries]
+alert_handlers: list[HTTPRouteHandler] = [list_rules, create_rule, remove_rule, try_rule, list_deliveries]
 
 
 def _threshold(data: NewAlertRule) -> int:
