@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
+from gateway.config_parts import REMOTE
 from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
@@ -231,6 +232,9 @@ class Settings(Section, frozen=True):
     """Enable a provider whose key is found in the environment."""
     key_pepper: Secret | None = None
     """Keys are stored as a hash under this. None: made once and kept in `data_dir`."""
+    key_ring: Secret | None = None
+    """Keys that provider credentials in the database are sealed under: `id:base64 of 32 bytes`, one a line, the sealing
+    one first. The same for every gateway. None: made once and kept in `data_dir`."""
     engine_key: Secret | None = None
     """Bearer token of the local engine. None: made once and kept in `data_dir`."""
     bootstrap_key: Secret | None = None
@@ -350,7 +354,10 @@ def _read_yaml(text: str) -> Any:
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The process's environment for a child of ours, less every provider's secret, plus `extra`."""
-    hidden = provider_variables() | {"DATABASE_URL", "REDIS_URL", "FAREBOX_KEY_PEPPER", "FAREBOX_BOOTSTRAP_KEY"}
+    hidden = provider_variables() | {
+        "DATABASE_URL", "REDIS_URL", "FAREBOX_KEY_PEPPER", "FAREBOX_KEY_RING", "FAREBOX_BOOTSTRAP_KEY", "VAULT_TOKEN",
+        "VAULT_SECRET_ID",
+    }  # fmt: skip
     return {name: value for name, value in os.environ.items() if name not in hidden} | dict(extra)
 
 
@@ -378,13 +385,14 @@ def hide_password(url: str) -> str:
 
 def _encode(value: Any) -> str:
     if isinstance(value, Secret):
-        return value.reference if value.reference.startswith(("env:", "file:")) else "hidden"
+        return value.shown
     return str(value)
 
 
 def _schema(kind: type) -> dict[str, Any]:
     if kind is Secret:
-        return {"type": "string", "description": "a secret: env:VAR, file:/path, or the value itself"}
+        others = ", ".join(f"{scheme}:..." for scheme in REMOTE)
+        return {"type": "string", "description": f"a secret: env:VAR, file:/path, {others}, or the value itself"}
     return {"type": "string"}
 
 

@@ -99,11 +99,12 @@ def key_source(endpoint: Endpoint, clock: Callable[[], float]) -> KeySource:
     if fields.get("access_key_id") and fields.get("secret_access_key"):
         keys = Keys(fields["access_key_id"], fields["secret_access_key"], fields.get("session_token") or None)
         return StaticKeys(keys)
-    return ChainKeys(_Chain(endpoint.options.get("profile")), clock)
+    return ChainKeys(Chain(endpoint.options.get("profile")), clock)
 
 
-class _Chain:
-    """Blocking. botocore is imported here alone, and only where no keys were configured."""
+class Chain:
+    """botocore's chain, asked: blocks, and raises AuthFailed. botocore is imported here alone, and only where no keys
+    were configured."""
 
     def __init__(self, profile: str | None) -> None:
         self._profile = profile

@@ -40,6 +40,10 @@ class RefreshedToken:
         self._renewal: asyncio.Task[Token] | None = None
         self._not_before_s = 0.0
 
+    def fetch(self) -> Token:
+        """A fresh one, for a thread of the caller's own. Blocks. Raises: as `get`."""
+        return self._fetch()
+
     async def get(self) -> str:
         """Raises: AuthFailed or Unreachable when there is no valid token and none can be had."""
         token, now_s = self._token, self._clock()
