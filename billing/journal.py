@@ -59,6 +59,7 @@ class Journal:
         self._open: dict[str, bytes] = {}
         # Held until synced: after a failed write or fsync the file counts for nothing, and these are written anew.
         self._unsynced: dict[str, bytes] = {}
+        self._unwritten: list[bytes] = []  # Of these, the frames that leave with the next flush, in one write.
         self._waiting: list[asyncio.Future[None]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "journal-fsync")
@@ -121,7 +122,8 @@ class Journal:
     def settle(self, record: UsageRecord) -> asyncio.Future[None]:
         """Write down what a request used. Awaiting the future waits until that is on stable storage.
 
-        Called is done, whether anybody waits or not. The future raises JournalUnavailable; the record is then kept and
+        Called is done, whether anybody waits or not: it leaves with all others of this turn of the loop, in one write
+        and one fsync. The future raises JournalUnavailable; the record is then kept and
         written when the disk takes it. If the process ends before, its intent becomes an estimated record."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
@@ -130,11 +132,7 @@ class Journal:
         data = frame(record)
         self._open.pop(record.id, None)
         self._unsynced[record.id] = data
-        if self._broken is None:
-            try:
-                self._append(data)
-            except OSError as error:
-                self._broken = str(error)
+        self._unwritten.append(data)
         self._waiting.append(done)
         self._wake()
         return done
@@ -196,10 +194,14 @@ class Journal:
         if self._broken is not None:
             given_up = self._file
             self._next_segment(self._unsynced.values())
+            self._unwritten.clear()
             os.close(given_up)  # Not synced again: after an error fsync may claim a success it did not have.
             self._broken = None
         elif self._size >= self._segment_bytes:
             self._rotate()
+        if self._unwritten:
+            frames, self._unwritten = self._unwritten, []
+            self._append(b"".join(frames))
         records = list(self._unsynced)
         files, self._retired = [*self._retired, self._file], []
         directories = [self.run] if self._named else []

@@ -96,7 +96,7 @@ class Worker:
                     log.error("usage not shipped, will try again: %s", error, exc_info=error)
             if stopping:
                 return
-            if not shipped:
+            if shipped < BATCH:
                 pause_s = min(self._idle_s * 2**self.failures_in_a_row, self._retry_s)
                 try:
                     await asyncio.wait_for(stop.wait(), pause_s)
