@@ -54,7 +54,18 @@ TAG_CHARS_MAX = 64
 
 # What the owner of a dialect wants to see unchanged (Claude Code's gateway contract and its like). Nothing else of a
 # client's headers goes on: its credential least of all.
-_FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "x-goog-api-client")
+_FORWARDED = (
+    "anthropic-version",
+    "anthropic-beta",
+    "openai-beta",
+    "x-goog-api-client",
+    # What AWS's users ask for beside the body: an adapter of another host refuses them by name (`providers/base.py`).
+    "x-amzn-bedrock-guardrailidentifier",
+    "x-amzn-bedrock-guardrailversion",
+    "x-amzn-bedrock-trace",
+    "x-amzn-bedrock-performanceconfig-latency",
+    "x-amzn-bedrock-request-metadata",
+)
 
 
 def forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

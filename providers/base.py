@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from providers.dialects import openai_media
 from providers.dialects.base import Dialect
-from providers.dialects.hints import without_hints
+from providers.dialects.hints import ASKING_HEADERS, HINT_HEADERS, without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest, EmbeddingRequest, EmbeddingResponse, Usage
 from providers.neutral.rerank import RerankRequest, RerankResponse
@@ -264,6 +264,8 @@ class DialectProvider(ABC):
     out. Another value is refused by name, or dropped and listed when the call is lenient."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Top-level body fields that go by another name there. The host's own name wins when a client sends both."""
+    heeds: ClassVar[str] = ""
+    """Prefix of the client's headers that ask this host, and no other, for something."""
 
     def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:
         """Raises: ValueError when the endpoint cannot be used: no base URL, a malformed one."""
@@ -285,6 +287,10 @@ class DialectProvider(ABC):
     @abstractmethod
     def path(self, call: Call, model: str) -> str:
         """Path (and query) below `base_url`, percent-encoded, with a leading slash."""
+
+    def known_as(self, model: str) -> str:
+        """The name that tells a model's family, where its own (an ARN) does not."""
+        return model
 
     def dialect_for(self, call: Call, model: str) -> Dialect:
         """Raises: Unsupported when the host has no such operation."""
@@ -322,15 +328,15 @@ class DialectProvider(ABC):
 
     async def send(self, call: Call, model: str) -> UpstreamAnswer:
         dialect = self.dialect_for(call, model)
-        dropped: tuple[str, ...] = ()
+        call, dropped = self._heeded(call)
         if self.fetcher is not None and (inlined := await self.fetcher.inline(call.request)) is not call.request:
             call = replace(call, request=inlined, body=b"")
         if dialect.name == call.dialect and call.body:
             body = self.forward(call, model)
         else:
             request, hints = without_hints(call.request, dialect.name)
-            encoded = dialect.encode_request(request, model=model, strict=call.strict)
-            body, dropped = encoded.body, (*hints, *encoded.dropped)
+            encoded = dialect.encode_request(request, model=self.known_as(model), strict=call.strict)
+            body, dropped = encoded.body, (*dropped, *hints, *encoded.dropped)
         dropped += self._fit(body, call.strict)
         body = self.adjust(body, call, model)
         dropped += self.losses(call)
@@ -373,6 +379,21 @@ class DialectProvider(ABC):
 
     async def aclose(self) -> None:  # noqa: B027 - a default, not a hook that was forgotten
         """The transport is shared and closed by whoever made it."""
+
+    def _heeded(self, call: Call) -> tuple[Call, tuple[str, ...]]:
+        """The call without the headers that ask another host for something, and their names. Raises: Unsupported."""
+        lost = tuple(
+            name for name, _ in call.forward_headers if name.startswith(ASKING_HEADERS) and not self._is_heeded(name)
+        )
+        if not lost:
+            return call, ()
+        if call.strict and (binding := tuple(name for name in lost if name not in HINT_HEADERS)):
+            raise Unsupported(binding, self.name)
+        kept = tuple(header for header in call.forward_headers if header[0] not in lost)
+        return replace(call, forward_headers=kept), lost
+
+    def _is_heeded(self, header: str) -> bool:
+        return bool(self.heeds) and header.startswith(self.heeds)
 
     def _fit(self, body: dict[str, Any], strict: bool) -> tuple[str, ...]:
         """Rename and leave out what this host wants so. Returns: what a lenient call lost."""

@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 BEDROCK_VERSION = "bedrock-2023-05-31"
 _METRICS = "amazon-bedrock-invocationMetrics"
+_TIERS = ("priority", "flex", "reserved")
+_MAX_PAGES = 50
 _MAX_LIST_BYTES = 8 * 1024 * 1024
 
 
@@ -76,7 +78,8 @@ class Bedrock(DialectProvider):
     nothing: then botocore's own chain finds keys.
 
     options: `auth` "minted" signs a short-term API key in place of each request; `profile` for botocore's chain;
-    `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint."""
+    `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint; `profiles`
+    says which model an inference profile (or provisioned throughput) of one's own stands for: its ARN does not."""
 
     name = "bedrock"
     capabilities = Capabilities(
@@ -84,6 +87,7 @@ class Bedrock(DialectProvider):
     )
     dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": bedrock_converse.DIALECT}
     model_in_body = False
+    heeds = "x-amzn-bedrock-"
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Bedrock(DialectProvider):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(endpoint, transport, timeouts)
+        self._profiles: Mapping[str, str] = endpoint.options.get("profiles") or {}
         self._clock = clock
         self.region = region_of(endpoint)
         self._bearer = bearer(endpoint.credential)
@@ -103,6 +108,9 @@ class Bedrock(DialectProvider):
 
     def base_url_of(self, endpoint: Endpoint) -> str | None:
         return endpoint.base_url or _host("bedrock-runtime", region_of(endpoint))
+
+    def known_as(self, model: str) -> str:
+        return self._profiles.get(model, model)
 
     def dialect_for(self, call: Call, model: str) -> base.Dialect:
         if self._is_native(call, model):
@@ -134,6 +142,8 @@ class Bedrock(DialectProvider):
         if call.output_limit is not None:
             config = dict(jsonio.plain(body.get("inferenceConfig")) or {})
             body["inferenceConfig"] = config | {"maxTokens": call.output_limit}
+        for name, value in _in_converse(dict(call.forward_headers)).items():
+            body.setdefault(name, value)
         options = self.endpoint.options
         if guardrail := options.get("guardrail"):
             # The operator's, so it wins over what a client may have sent.
@@ -144,6 +154,25 @@ class Bedrock(DialectProvider):
         if latency := options.get("latency"):
             body.setdefault("performanceConfig", {"latency": latency})
         return body
+
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        call: Call | None,
+        dialect: base.Dialect | None,
+        content_type: str = "application/json",
+    ) -> HttpResponse:
+        """InvokeModel takes as headers what Converse takes in its body; the operator's come in `authorize`."""
+        if call is not None:
+            ours = {name for name, _ in self._option_headers(path)}
+            told = list(call.forward_headers)
+            if (tier := call.request.service_tier) in _TIERS:
+                told.append(("x-amzn-bedrock-service-tier", str(tier)))
+            kept = tuple(header for header in told if "/invoke" in path and header[0] not in ours)
+            call = replace(call, forward_headers=kept)
+        return await super().exchange(method, path, body, call, dialect, content_type)
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
         # Content type and x-amz-* are signed, so all of ours go in before.
@@ -175,16 +204,17 @@ class Bedrock(DialectProvider):
         """See `providers.base.Reranker`. InvokeModel of cohere.rerank-* or amazon.rerank-*, on the host of the chats;
         AWS bills each hundred documents of a query, and its answer does not say so."""
         encoded = rerank.DIALECT.encode_request(call.request, model=model, flavour="bedrock", strict=call.strict)
-        body = {**encoded.body, "api_version": 2} if "cohere" in model else encoded.body
+        body = {**encoded.body, "api_version": 2} if "cohere" in self.known_as(model) else encoded.body
         response = await self._invoke(model, body)
         found = rerank.DIALECT.decode_response(await read_whole(response), call.request)
         return RerankAnswer(replace(found, search_units=-(-len(call.request.documents) // 100)), encoded.dropped)
 
     async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
         """See `providers.base.Embedder`. By InvokeModel: Titan one text at a time, Cohere up to 96."""
-        is_cohere = "cohere.embed" in model
-        if not is_cohere and "titan-embed-text" not in model:
-            raise Unsupported((f"embeddings of {model}",), self.name)
+        known = self.known_as(model)
+        is_cohere = "cohere.embed" in known
+        if not is_cohere and "titan-embed-text" not in known:
+            raise Unsupported((f"embeddings of {known}",), self.name)
         dialect: bedrock_embeddings.Titan = bedrock_embeddings.COHERE if is_cohere else bedrock_embeddings.TITAN
         texts, size = call.request.input, bedrock_embeddings.COHERE_TEXTS_MAX if is_cohere else 1
         parts = [replace(call.request, input=texts[at : at + size]) for at in range(0, len(texts), size)]
@@ -205,16 +235,21 @@ class Bedrock(DialectProvider):
     async def models(self) -> tuple[str, ...]:
         """Foundation models that answer in text and on demand, and the inference profiles."""
         found = await self._list("/foundation-models?byOutputModality=TEXT", _FoundationModels)
-        profiles = await self._list("/inference-profiles?maxResults=1000", _InferenceProfiles)
-        return tuple(model.modelId for model in found.modelSummaries) + tuple(
-            profile.inferenceProfileId for profile in profiles.inferenceProfileSummaries
-        )
+        profiles: list[str] = []
+        path = "/inference-profiles?maxResults=1000"
+        for _ in range(_MAX_PAGES):
+            page = await self._list(path, _InferenceProfiles)
+            profiles += (profile.called for profile in page.inferenceProfileSummaries)
+            if page.nextToken is None:
+                break
+            path = f"/inference-profiles?maxResults=1000&nextToken={quote(page.nextToken, safe='')}"
+        return (*(model.modelId for model in found.modelSummaries), *profiles)
 
     async def aclose(self) -> None:
         await self._keys.aclose()
 
     def _is_native(self, call: Call, model: str) -> bool:
-        return call.operation == "chat" and call.dialect == NATIVE.name and is_claude(model)
+        return call.operation == "chat" and call.dialect == NATIVE.name and is_claude(self.known_as(model))
 
     def _option_headers(self, url: str) -> tuple[tuple[str, str], ...]:
         """InvokeModel takes as headers what Converse takes in its body."""
@@ -276,6 +311,21 @@ def _native_body(body: dict[str, Any], call: Call) -> dict[str, Any]:
     return body
 
 
+def _in_converse(headers: Mapping[str, str]) -> dict[str, Any]:
+    """What a client of InvokeModel asked for in headers, where Converse says it. Raises: BadRequest."""
+    said: dict[str, Any] = {}
+    if ident := headers.get("x-amzn-bedrock-guardrailidentifier"):
+        version = headers.get("x-amzn-bedrock-guardrailversion", "DRAFT")
+        said["guardrailConfig"] = {"guardrailIdentifier": ident, "guardrailVersion": version}
+        if trace := headers.get("x-amzn-bedrock-trace"):
+            said["guardrailConfig"]["trace"] = trace.lower()
+    if latency := headers.get("x-amzn-bedrock-performanceconfig-latency"):
+        said["performanceConfig"] = {"latency": latency}
+    if metadata := headers.get("x-amzn-bedrock-request-metadata"):
+        said["requestMetadata"] = jsonio.split_object(metadata.encode())
+    return said
+
+
 class _Chunk(msgspec.Struct):
     bytes: str
 
@@ -323,7 +373,15 @@ class _FoundationModels(msgspec.Struct):
 
 class _InferenceProfile(msgspec.Struct):
     inferenceProfileId: str  # noqa: N815
+    inferenceProfileArn: str = ""  # noqa: N815
+    type: str = ""
+
+    @property
+    def called(self) -> str:
+        """One of the account's own is asked for by its ARN alone."""
+        return self.inferenceProfileArn if self.type == "APPLICATION" else self.inferenceProfileId
 
 
 class _InferenceProfiles(msgspec.Struct):
     inferenceProfileSummaries: list[_InferenceProfile]  # noqa: N815
+    nextToken: str | None = None  # noqa: N815

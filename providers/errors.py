@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["connect", "write", "first_byte", "between_bytes", "total"]
 
@@ -78,7 +78,9 @@ class ContextTooLong(Rejected):
 
 
 class ContentFiltered(Rejected):
-    """Rejected by the provider's safety filter before any output."""
+    """Rejected by the provider's safety filter before any output. inner: what of it, in the OpenAI family's words."""
+
+    inner: Mapping[str, Any] | None = None
 
 
 class Broken(ProviderError):

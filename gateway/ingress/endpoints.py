@@ -80,10 +80,11 @@ RERANK_V2 = Route("rerank", "rerank", version="2")
 MESSAGES = Route("anthropic_messages", "chat")
 MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
 
-# Groq's SDK, Azure's v1 surface and Bedrock's OpenAI surface all say /openai/v1; some users leave /v1 out.
+# Groq's SDK, Azure's v1 surface and Bedrock's OpenAI surface all say /openai/v1; some users leave /v1 out, and
+# AzureOpenAI says /openai alone for what belongs to no deployment.
 EXACT: dict[str, Route] = {
     prefix + path: route
-    for prefix in ("/v1", "/openai/v1", "")
+    for prefix in ("/v1", "/openai/v1", "/openai", "")
     for path, route in (
         ("/chat/completions", CHAT),
         ("/completions", COMPLETIONS),
@@ -119,7 +120,7 @@ _BEDROCK = re.compile(
 )
 _STORED = re.compile(r"(?:/openai)?(?:/v1)?/responses/(?P<id>(?!input_tokens$)[^/]+)(?P<of>/input_items|/cancel)?")
 # Files and batches, by method and which of the path's parts are there.
-_KEPT = re.compile(r"(?:/openai)?/v1/(?P<kind>files|batches)(?:/(?P<id>[^/]+)(?P<of>/content|/cancel)?)?")
+_KEPT = re.compile(r"(?:/openai|(?:/openai)?/v1)/(?P<kind>files|batches)(?:/(?P<id>[^/]+)(?P<of>/content|/cancel)?)?")
 _OF_KEPT: dict[tuple[str, str, bool, str | None], Operation] = {
     ("POST", "files", False, None): "file_create",
     ("GET", "files", False, None): "file_list",

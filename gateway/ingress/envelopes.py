@@ -1,6 +1,6 @@
-"""A known dialect in another one's wrapping: Claude's Messages as Bedrock's InvokeModel and Vertex's rawPredict carry
-them, and Gemini's stream as one JSON array. Unwrapped on the way in, wrapped on the way out; the rest of the house sees
-only the dialect.
+"""A known dialect in another one's wrapping: Claude's Messages as Vertex's rawPredict carries them, what InvokeModel
+carries (`invoked.py`), and Gemini's stream as one JSON array. Unwrapped on the way in, wrapped on the way out; the rest
+of the house sees only the dialect.
 
 Source: Bedrock user guide and botocore 1.44, anthropic-python 2.12 `lib/bedrock` and `lib/vertex`, Google API design
 guide, read 2026-11.
@@ -8,36 +8,17 @@ guide, read 2026-11.
 
 from __future__ import annotations
 
-import base64
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
 from msgspec.structs import replace
 
 from gateway.exchange import Inbound
-from gateway.ingress.endpoints import Envelope, Operation
-from providers.wire import eventstream, jsonio
+from gateway.ingress.endpoints import Route
+from gateway.ingress.invoked import Watch, invoked, wrapping_for
+from providers.wire import jsonio
 from providers.wire.sse import SseDecoder
 
 JSON_ARRAY_TYPE = "application/json; charset=UTF-8"
-EVENT_STREAM_TYPE = "application/vnd.amazon.eventstream"
-
-# What may end an InvokeModelWithResponseStream, by the type of Anthropic's own error event.
-_EXCEPTIONS = {
-    "invalid_request_error": "validationException",
-    "not_found_error": "validationException",
-    "rate_limit_error": "throttlingException",
-    "overloaded_error": "serviceUnavailableException",
-    "timeout_error": "modelTimeoutException",
-}
-
-
-# Members that only such a body has, the dialect and the operation.
-_INVOKED: tuple[tuple[frozenset[str], str, Operation], ...] = (
-    (frozenset({"inputText"}), "bedrock_titan_embed", "embeddings"),
-    (frozenset({"texts", "input_type"}), "bedrock_cohere_embed", "embeddings"),
-    (frozenset({"query", "documents"}), "rerank", "rerank"),
-)
 
 
 class Wrapping(Protocol):
@@ -50,28 +31,31 @@ class Wrapping(Protocol):
     def close(self) -> bytes: ...
 
 
-def wrapping_of(envelope: Envelope) -> Wrapping | None:
-    """None where the stream goes out as its dialect writes it."""
-    match envelope:
+def wrapping_of(route: Route, watch: Watch) -> Wrapping | None:
+    """None where the stream goes out as its dialect writes it. route: as unwrapped."""
+    match route.envelope:
         case "json_array":
             return JsonArray()
         case "invoke_model":
-            return ChunkFrames()
+            return wrapping_for(route.dialect, watch)
     return None
 
 
 def unwrapped(inbound: Inbound) -> Inbound:
     """The request as the dialect's own endpoint would have received it: model and streaming in the body, version and
     betas in the headers. Raises: BadRequest."""
-    route = inbound.route
-    if route.envelope not in ("invoke_model", "raw_predict"):
-        return inbound
-    members = jsonio.split_object(inbound.body)
-    if route.envelope == "invoke_model" and not route.stream:
-        # One path for every kind of model there; the body tells which it is.
-        for marks, dialect, operation in _INVOKED:
-            if marks <= members.keys():
-                return replace(inbound, route=replace(route, dialect=dialect, operation=operation, version="2"))
+    match inbound.route.envelope:
+        case "invoke_model":
+            inbound = invoked(inbound)
+            return _as_messages(inbound) if inbound.route.dialect == "anthropic_messages" else inbound
+        case "raw_predict":
+            return _as_messages(inbound)
+    return inbound
+
+
+def _as_messages(inbound: Inbound) -> Inbound:
+    """Claude's Messages as both clouds wrap them."""
+    route, members = inbound.route, jsonio.split_object(inbound.body)
     members.pop("anthropic_version", None)  # of the envelope, which ends here
     headers = dict(inbound.headers)
     betas = jsonio.plain(members.pop("anthropic_beta", None))
@@ -105,31 +89,3 @@ class JsonArray:
 
     def close(self) -> bytes:
         return b"]" if self._wrote else b"[]"
-
-
-class ChunkFrames:
-    """Each Messages event in a `chunk` frame; an error event as the exception frame that ends such a stream."""
-
-    media_type = EVENT_STREAM_TYPE
-
-    def __init__(self) -> None:
-        self._frames = SseDecoder()
-
-    def feed(self, data: bytes) -> bytes:
-        out = b""
-        for frame in self._frames.feed(data):
-            if frame.event == "error":
-                out += _exception(frame.data)
-            elif frame.data:
-                payload = {"bytes": base64.b64encode(frame.data).decode()}
-                out += eventstream.encode_event("chunk", msgspec.json.encode(payload))
-        return out
-
-    def close(self) -> bytes:
-        return b""
-
-
-def _exception(data: bytes) -> bytes:
-    error: dict[str, Any] = msgspec.json.decode(data)["error"]
-    name = _EXCEPTIONS.get(error["type"], "internalServerException")
-    return eventstream.encode_exception(name, msgspec.json.encode({"message": error["message"]}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
+from msgspec.structs import replace
+
 from billing.errors import JournalUnavailable, UnknownPrice
 from gateway import errors as ours
 from gateway.admission.headers import refusal_headers
@@ -76,7 +78,7 @@ def as_body(error: Exception, request_id: str) -> ErrorBody:
         inner = as_body(error.last, request_id)
         # The client's own mistakes come back as their own kind; every other failure is told with all attempts.
         message = error.message if inner.status >= 500 or inner.status == 429 else inner.message
-        return ErrorBody(inner.status, inner.kind, inner.code, message, inner.param, request_id, inner.retry_after_s)
+        return replace(inner, message=message)
     for kind in type(error).__mro__:
         if kind in _STATUS:
             status, word = _STATUS[kind]
@@ -87,7 +89,8 @@ def as_body(error: Exception, request_id: str) -> ErrorBody:
             if isinstance(error, theirs.Rejected) and error.code:
                 code = error.code
             message = getattr(error, "message", None) or _PLAINER.get(kind) or str(error)
-            return ErrorBody(status, word, code, message, getattr(error, "param", None), request_id, wait_s(error))
+            param, inner_error = getattr(error, "param", None), getattr(error, "inner", None)
+            return ErrorBody(status, word, code, message, param, request_id, wait_s(error), inner_error)
     message = "internal error; quote the request id to the operator"
     return ErrorBody(500, "internal", "internal_error", message, None, request_id)
 

@@ -15,6 +15,7 @@ from gateway.ingress.credentials import check_signature, presented_key
 from gateway.ingress.endpoints import Route, match
 from gateway.ingress.envelopes import Wrapping, unwrapped, wrapping_of
 from gateway.ingress.errors import as_body, headers_for
+from gateway.ingress.invoked import Watch, told_whole
 from gateway.ingress.models import list_models, wants_models
 from gateway.observe.metrics import METRICS
 from gateway.pipeline import Pipeline
@@ -113,7 +114,8 @@ class HotPath:
                 return await self._models(inbound, asked.path)
             if not route.envelope:
                 return await self._pipeline.serve(inbound)
-            return _wrapped(await self._pipeline.serve(unwrapped(inbound)), wrapping_of(route.envelope))
+            inner, watch = unwrapped(inbound), Watch(self._clock, now_ns)
+            return _wrapped(await self._pipeline.serve(inner), inner.route, watch)
         except Exception as error:
             return self._refusal(error, route, request_id)
 
@@ -153,8 +155,13 @@ def asks_for_stream(route: Route, body: bytes) -> bool:
     return bool(route.stream) or (route.stream is None and _ASKS_FOR_STREAM.search(body) is not None)
 
 
-def _wrapped(reply: Reply, wrapping: Wrapping | None) -> Reply:
-    if wrapping is None or isinstance(reply.body, bytes):
+def _wrapped(reply: Reply, route: Route, watch: Watch) -> Reply:
+    if isinstance(reply.body, bytes):
+        if route.envelope != "invoke_model" or reply.status != 200:
+            return reply
+        return replace(reply, headers=[*reply.headers, *told_whole(route.dialect, reply.body, watch)])
+    wrapping = wrapping_of(route, watch)
+    if wrapping is None:
         return reply
     headers = [(n, wrapping.media_type if n == "content-type" else v) for n, v in reply.headers]
     return replace(reply, headers=headers, body=_put_into(wrapping, reply.body))

@@ -17,7 +17,7 @@ from gateway.admission import Principal
 from gateway.errors import ModelNotFound
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, UNKNOWN_MAX_OUTPUT_TOKENS, Catalog, permits
 
-_PATH = re.compile(r"(?:/openai)?/v1(?:beta)?/models(?:/(?P<id>[^:]+))?|/models(?:/(?P<bare>[^:]+))?")
+_PATH = re.compile(r"(?:/openai|(?:/openai)?/v1(?:beta)?)/models(?:/(?P<id>[^:]+))?|/models(?:/(?P<bare>[^:]+))?")
 # When the list was made is no fact about a model, and SDKs only need some date: the day this format was settled.
 _CREATED = 1_763_856_000
 _CREATED_RFC3339 = "2025-11-23T00:00:00Z"

@@ -31,6 +31,8 @@ class ErrorBody(Struct, frozen=True):
     request_id: str = ""
     retry_after_s: float | None = None
     """For dialects whose clients look for it in the body; the headers carry it in any case."""
+    inner: Mapping[str, Any] | None = None
+    """Azure's `innererror`: which of its filters struck. Clients of the OpenAI dialects read it."""
 
 
 class Encoded(Struct, frozen=True):

@@ -48,6 +48,13 @@ _HARMLESS: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
     },
 }
 
+# Headers of a host's own that ask it for something, by prefix, and those among them that an answer does not hang on. A
+# guardrail is no hint: a client that asked for one must not get an answer that nobody looked at.
+ASKING_HEADERS: Final = ("x-amzn-bedrock-",)
+HINT_HEADERS: Final = frozenset(
+    {"x-amzn-bedrock-trace", "x-amzn-bedrock-performanceconfig-latency", "x-amzn-bedrock-request-metadata"}
+)
+
 
 def without_hints(request: ChatRequest, target: str) -> tuple[ChatRequest, tuple[str, ...]]:
     """The request as another dialect gets it, and the names of what was left out."""

@@ -34,6 +34,14 @@ from tests.emulators.server import Emulator, Out, Request, play_transport_fault
 EVENT_STREAM = "application/vnd.amazon.eventstream"
 ACCESS_KEY_ID, SECRET_ACCESS_KEY = "AKIDTEST", "secret-test-key"
 MODELS = ("anthropic.claude-sonnet-4-5-20250929-v1:0", "amazon.nova-pro-v1:0", "openai.gpt-oss-120b-1:0")
+PROFILE_ARN = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123def456"
+PROFILES = (
+    {"inferenceProfileId": f"us.{MODELS[0]}", "type": "SYSTEM_DEFINED", "status": "ACTIVE"},
+    {"inferenceProfileId": "abc123def456", "inferenceProfileArn": PROFILE_ARN, "type": "APPLICATION"},
+)
+# The one guardrail of the account, and the word that it forbids.
+GUARDRAIL, FORBIDDEN = "gr1", "forbidden"
+BLOCKED = "Sorry, the guardrail says no."
 STOP_REASON = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -177,8 +185,10 @@ class BedrockEmulator(Emulator):
             found = [{"modelId": name, "modelArn": f"arn:aws:bedrock:::{name}"} for name in MODELS]
             await out.json(200, {"modelSummaries": found})
         elif request.path == "/inference-profiles":
-            found = [{"inferenceProfileId": f"us.{MODELS[0]}", "type": "SYSTEM_DEFINED", "status": "ACTIVE"}]
-            await out.json(200, {"inferenceProfileSummaries": found})
+            # One a page, so that whoever reads only the first page shows.
+            at = int(request.query.get("nextToken", "0"))
+            more = {"nextToken": str(at + 1)} if at + 1 < len(PROFILES) else {}
+            await out.json(200, {"inferenceProfileSummaries": [PROFILES[at]], **more})
         else:
             await self._error(out, 404, "UnknownOperationException", "unknown path")
 
@@ -189,8 +199,19 @@ class BedrockEmulator(Emulator):
             return
         prompt = prompt_of(body, model)
         reply = self._answer(request, prompt)
-        frames = list(stream_frames(reply))
-        whole = json.dumps(whole_answer(reply), ensure_ascii=False).encode()
+        told: dict[str, Any] = {"serviceTier": body.get("serviceTier") or {"type": "default"}}
+        if "performanceConfig" in body:
+            told["performanceConfig"] = body["performanceConfig"]
+        if (guardrail := body.get("guardrailConfig")) is not None:
+            if guardrail["guardrailIdentifier"] != GUARDRAIL:
+                await self._error(out, 404, "ResourceNotFoundException", "the guardrail does not exist")
+                return
+            struck = FORBIDDEN in " ".join(prompt.texts)
+            reply = blocked(reply) if struck else reply
+            if guardrail.get("trace", "disabled") != "disabled":
+                told["trace"] = guardrail_trace(struck)
+        frames = list(stream_frames(reply, told))
+        whole = json.dumps({**whole_answer(reply), **told}, ensure_ascii=False).encode()
         await self._serve_reply(request, out, prompt, reply, whole, frames, stream)
 
     def _answer(self, request: Request, prompt: Prompt) -> Reply:
@@ -214,6 +235,11 @@ class BedrockEmulator(Emulator):
             return
         prompt = claude.prompt_of(body, model)
         reply = self._answer(request, prompt)
+        if (ident := request.headers.get("x-amzn-bedrock-guardrailidentifier")) is not None:
+            if ident != GUARDRAIL or "x-amzn-bedrock-guardrailversion" not in request.headers:
+                await self._error(out, 400, "ValidationException", "the guardrail identifier or version is invalid")
+                return
+            reply = blocked(reply) if FORBIDDEN in " ".join(prompt.texts) else reply
         fault = scripted.fault_of(prompt.model, request.headers, prompt)
         silent = fault is not None and fault.name == "no-usage"
         frames = []
@@ -224,6 +250,8 @@ class BedrockEmulator(Emulator):
             elif value["type"] == "message_stop":
                 value["amazon-bedrock-invocationMetrics"] = {
                     "inputTokenCount": reply.input_tokens,
+                    "outputTokenCount": reply.output_tokens,
+                    "invocationLatency": 12,
                     "firstByteLatency": 1,
                 }
             inner = base64.b64encode(json.dumps(value, ensure_ascii=False).encode()).decode()
@@ -469,11 +497,22 @@ def whole_answer(reply: Reply) -> dict[str, Any]:
         "stopReason": _stop_of(reply),
         "usage": usage_of(reply),
         "metrics": {"latencyMs": 12},
-        "serviceTier": {"type": "default"},
     }
 
 
-def stream_frames(reply: Reply) -> Iterator[Frame]:
+def blocked(reply: Reply) -> Reply:
+    """As a guardrail leaves it: its own words, and nothing of the model's."""
+    finish: Any = "guardrail_intervened"
+    tokens = scripted.count(BLOCKED)
+    return replace(reply, text=BLOCKED, reasoning="", tool_calls=(), finish=finish, output_tokens=tokens)
+
+
+def guardrail_trace(struck: bool) -> dict[str, Any]:
+    topics = [{"name": "secrets", "type": "DENY", "action": "BLOCKED"}] if struck else []
+    return {"guardrail": {"inputAssessment": {GUARDRAIL: {"topicPolicy": {"topics": topics}}}}}
+
+
+def stream_frames(reply: Reply, told: Mapping[str, Any]) -> Iterator[Frame]:
     yield Frame(event("messageStart", {"role": "assistant"}))
     for index, (start, deltas) in enumerate(_blocks(reply)):
         if start is not None:
@@ -482,8 +521,7 @@ def stream_frames(reply: Reply) -> Iterator[Frame]:
             yield Frame(event("contentBlockDelta", {"delta": delta, "contentBlockIndex": index}), tokens)
         yield Frame(event("contentBlockStop", {"contentBlockIndex": index}))
     yield Frame(event("messageStop", {"stopReason": _stop_of(reply)}))
-    metadata = {"usage": usage_of(reply), "metrics": {"latencyMs": 12}, "serviceTier": {"type": "default"}}
-    yield Frame(event("metadata", metadata))
+    yield Frame(event("metadata", {"usage": usage_of(reply), "metrics": {"latencyMs": 12}, **told}))
 
 
 Deltas = list[tuple[dict[str, Any], int]]

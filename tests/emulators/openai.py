@@ -351,7 +351,9 @@ class OpenAIEmulator(Emulator):
             "system_fingerprint": "fp_test",
         }
         if self.flavour == "azure":
-            answer["prompt_filter_results"] = [{"prompt_index": 0, "content_filter_results": {}}]
+            answer["prompt_filter_results"] = PROMPT_FILTERED
+            for choice in choices:
+                choice["content_filter_results"] = filter_result(reply.finish)
         return answer
 
     @property
@@ -363,7 +365,7 @@ class OpenAIEmulator(Emulator):
         asked = bool((body.get("stream_options") or {}).get("include_usage"))
         if self.flavour == "azure":
             first = {"id": "", "object": "", "created": 0, "model": "", "choices": []}
-            yield Frame(_sse({**first, "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]}))
+            yield Frame(_sse({**first, "prompt_filter_results": PROMPT_FILTERED}))
         extra: dict[str, Any] = {"x_groq": {"id": "req_1"}} if self.flavour == "groq" else {}
         if asked:
             extra["usage"] = None
@@ -377,6 +379,12 @@ class OpenAIEmulator(Emulator):
             last = {**_chunk(model, {}, number, finish=reply.finish), **extra}
             if number == count - 1 and self.flavour == "groq":
                 last["x_groq"] = {"id": "req_1", "usage": usage_of(reply, count)}
+            if self.flavour == "azure":
+                # The asynchronous filter: what it found comes behind the text, by offsets, with no delta.
+                found = {"content_filter_results": filter_result(reply.finish), "content_filter_offsets": OFFSETS}
+                choice = {"index": number, "finish_reason": None, **found}
+                yield Frame(_sse({**_chunk(model, {}), "id": "", "choices": [choice]}))
+                last["choices"][0]["content_filter_results"] = filter_result(reply.finish)
             if number == count - 1 and self.flavour == "cerebras":
                 last |= {"usage": usage_of(reply, count), "time_info": {"queue_time": 0.0, "total_time": 0.1}}
             yield Frame(_sse(last))
@@ -405,6 +413,25 @@ class OpenAIEmulator(Emulator):
                     inner = {"input" if kind == "custom" else "arguments": rest[turn]}
                     named = {"type": kind} if self.flavour == "cerebras" else {}
                     yield {"tool_calls": [{"index": position, **named, kind: inner}]}, None, 1
+
+
+_SAFE = {"filtered": False, "severity": "safe"}
+PROMPT_FILTERED = [
+    {
+        "prompt_index": 0,
+        "content_filter_results": {
+            **dict.fromkeys(("hate", "self_harm", "sexual", "violence"), _SAFE),
+            "jailbreak": {"detected": False, "filtered": False},
+        },
+    }
+]
+OFFSETS = {"check_offset": 0, "start_offset": 0, "end_offset": 20}
+
+
+def filter_result(finish: str) -> dict[str, Any]:
+    """What Azure's filter says of an answer. Source: content-filter page and recorded answers, read 2026-11."""
+    violence = {"filtered": True, "severity": "high"} if finish == "content_filter" else _SAFE
+    return {**dict.fromkeys(("hate", "self_harm", "sexual"), _SAFE), "violence": violence}
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:

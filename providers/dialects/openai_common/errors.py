@@ -81,7 +81,8 @@ def error_object(error: ErrorBody) -> dict[str, Any]:
     kind = _TYPE_OF_KIND.get(error.kind)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    found = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return found if error.inner is None else {**found, "innererror": error.inner}
 
 
 def decode_error(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -125,7 +126,10 @@ def from_object(
             kind = ContextTooLong
     if kind is not None:
         wait = retry_after_s(headers) if headers else None
-        return kind(text, status=status, code=code or kind_word, param=param, body=body, retry_after_s=wait)
+        error = kind(text, status=status, code=code or kind_word, param=param, body=body, retry_after_s=wait)
+        if isinstance(error, ContentFiltered) and isinstance(inner.get("innererror"), dict):
+            error.inner = inner["innererror"]
+        return error
     assert status is not None
     return for_status(status, text, headers=headers, code=code or kind_word, param=param, body=body)
 

@@ -45,7 +45,7 @@ from providers.neutral import (
 from providers.neutral.request import Reasoning
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
-from tests.emulators.bedrock import ACCESS_KEY_ID, SECRET_ACCESS_KEY, BedrockEmulator
+from tests.emulators.bedrock import ACCESS_KEY_ID, PROFILE_ARN, SECRET_ACCESS_KEY, BedrockEmulator
 
 CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
 NOVA = "amazon.nova-pro-v1:0"
@@ -467,6 +467,7 @@ async def test_models_and_a_missing_region(transport: Http1Transport) -> None:
             "amazon.nova-pro-v1:0",
             "openai.gpt-oss-120b-1:0",
             "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+            PROFILE_ARN,
         )
     with pytest.raises(ValueError, match="region"):
         Bedrock(Endpoint("bedrock", credential=Credential(KEYS)), transport)
