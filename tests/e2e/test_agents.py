@@ -80,7 +80,7 @@ async def run(command: list[str], home: Path, more: Mapping[str, str]) -> tuple[
 
 @dataclass
 class Books:
-    """What a backend served and what was charged, before and after."""
+    """What all backends served and what was charged, before and after. backend: the one that is asked to work."""
 
     yard: Yard
     backend: Emulator
@@ -91,21 +91,28 @@ class Books:
 
     @classmethod
     async def opened(cls, yard: Yard, backend: str) -> Books:
-        emulator = yard.backends[backend]
         rows, charged_pusd = len(await yard.gateway.rows()), await yard.gateway.charged_pusd()
-        return cls(yard, emulator, rows, emulator.stats.answers, due_pusd(emulator.stats), charged_pusd)
+        return cls(yard, yard.backends[backend], rows, _answers(yard), _due_pusd(yard), charged_pusd)
 
     async def closed(self) -> None:
         """One row for each request, with the tokens that the backend counted, and money that equals them."""
-        asked = self.backend.stats.answers - self.requests
+        asked = _answers(self.yard) - self.requests
         assert asked >= 2, "a tool loop takes two requests"
         rows = (await self.yard.gateway.rows(at_least=self.rows + asked))[self.rows :]
         assert len(rows) == asked
         charged_pusd = await self.yard.gateway.charged_pusd() - self.charged_pusd
-        assert charged_pusd == due_pusd(self.backend.stats) - self.due_pusd > 0
+        assert charged_pusd == _due_pusd(self.yard) - self.due_pusd > 0
 
 
-def due_pusd(stats: Stats) -> int:
+def _answers(yard: Yard) -> int:
+    return sum(backend.stats.answers for backend in yard.backends.values())
+
+
+def _due_pusd(yard: Yard) -> int:
+    return sum(_worth_pusd(backend.stats) for backend in yard.backends.values())
+
+
+def _worth_pusd(stats: Stats) -> int:
     """What all that a backend served costs at the yard's prices."""
     cached = stats.cache_read_tokens
     return (stats.input_tokens - cached) * 1_500_000 + cached * 150_000 + stats.output_tokens * 7_250_000
@@ -136,6 +143,52 @@ async def test_claude_code_writes_a_file(agents: Agents, yard: Yard, tmp_path: P
     assert said["num_turns"] == 2
     if backend == "anthropic":
         assert SEALS[backend].encode() in books.backend.last.body
+    await books.closed()
+
+
+@pytest.mark.parametrize("cloud", ["bedrock", "vertex"])
+@pytest.mark.parametrize("backend", ["anthropic", "openai_like", "bedrock", "vertex"])
+async def test_claude_code_in_a_clouds_clothes(
+    agents: Agents, yard: Yard, tmp_path: Path, backend: str, cloud: str
+) -> None:
+    """CLAUDE_CODE_USE_BEDROCK and _VERTEX: other paths, frames and signatures, the same work. In Bedrock's it first
+    tries with one token which Claudes of the list answer, and those tries are charged like any."""
+    books = await Books.opened(yard, backend)
+    target = tmp_path / "out.txt"
+    call = json.dumps({"file_path": str(target), "content": f"by {backend}\n"})
+    settings = ("--output-format", "json", "--allowedTools", "Write", "--model", f"via-{backend}")
+    key = yard.gateway.key
+    worn = {
+        "bedrock": {
+            "CLAUDE_CODE_USE_BEDROCK": "1",
+            "ANTHROPIC_BEDROCK_BASE_URL": yard.gateway.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": key,
+        },
+        "vertex": {
+            "CLAUDE_CODE_USE_VERTEX": "1",
+            "ANTHROPIC_VERTEX_BASE_URL": f"{yard.gateway.url}/v1",
+            "ANTHROPIC_VERTEX_PROJECT_ID": "demo",
+            "CLOUD_ML_REGION": "us-east5",
+            "CLAUDE_CODE_SKIP_VERTEX_AUTH": "1",
+            "ANTHROPIC_CUSTOM_HEADERS": f"Authorization: Bearer {key}",
+        },
+    }[cloud]
+    code, out, err = await run(
+        [agents.claude, "-p", f"Please write it.\n{SCRIPT}\nx-call: Write {call}", *settings],
+        tmp_path,
+        {
+            **worn,
+            "ANTHROPIC_SMALL_FAST_MODEL": f"via-{backend}",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        },
+    )
+    assert code == 0, out + err
+    said = json.loads(out)
+    assert not said["is_error"], said
+    assert target.read_text() == f"by {backend}\n"
+    assert "out.txt" in said["result"]
     await books.closed()
 
 
