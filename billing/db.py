@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, event, func
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from billing.money import PUSD_PER_USD
@@ -98,6 +99,38 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     return engine
 
 
+REHEARSAL: Final = "farebox_rehearsal"
+"""Execution option of an engine whose changes are taken back."""
+
+
+@asynccontextmanager
+async def rehearsing(url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine for trying something out: whatever is written through it is seen through it, and gone at the end.
+
+    It has one connection and one transaction, whose commits and rollbacks are left out; the connection's end rolls it
+    back. On SQLite it holds the write lock meanwhile."""
+    parsed = async_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    engine = create_async_engine(
+        parsed,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        poolclass=StaticPool,
+        execution_options={REHEARSAL: True},
+    )
+    dialect = engine.sync_engine.dialect
+    dialect.do_commit = dialect.do_rollback = _leave_out  # type: ignore[method-assign]
+    if sqlite:
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    try:
+        async with engine.connect() as connection:
+            # The one transaction begins here, as one that may write: a reader that came first would make it read-only.
+            await connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "SELECT 1")
+        yield engine
+    finally:
+        await engine.dispose()
+
+
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A snapshot that blocks nobody. On PostgreSQL a write in it fails, on SQLite it may: use `writing`."""
@@ -151,6 +184,10 @@ def add_up(above: Any, below: Any) -> int:
 def _sums(columns: tuple[ColumnElement[int], ColumnElement[int]]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     above, below = columns
     return func.coalesce(func.sum(above), 0), func.coalesce(func.sum(below), 0)
+
+
+def _leave_out(dbapi_connection: PoolProxiedConnection) -> None:
+    """A commit or a rollback that does not take place."""
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -47,6 +47,7 @@ from providers.transport.http1 import Http1Transport
 
 if TYPE_CHECKING:
     from gateway.admin.office import FrontOffice
+    from gateway.admin.services import CommandLine
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +60,10 @@ WEBHOOKS_PATH = "/webhooks/"
 class Gateway:
     """One gateway process as an ASGI application. Its lifespan builds and closes; a request only uses."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, commands: Callable[[], CommandLine] | None = None) -> None:
+        """commands: loads what runs command lines that are sent here."""
         self._settings = settings
+        self._commands = commands
         self.hot: HotPath | None = None
         """What `ingress.connection` asks for the data plane; None until everything is built."""
         self._engine: AsyncEngine | None = None
@@ -178,7 +181,8 @@ class Gateway:
             def open_office() -> FrontOffice:
                 from gateway.admin.office import FrontOffice
 
-                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer)
+                commands = None if self._commands is None else self._commands()
+                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer, commands)
 
             self._open_office = open_office
             stack.push_async_callback(self._close_office)
@@ -256,8 +260,8 @@ class Gateway:
         return faults
 
 
-def create_app(settings: Settings) -> Gateway:
-    return Gateway(settings)
+def create_app(settings: Settings, commands: Callable[[], CommandLine] | None = None) -> Gateway:
+    return Gateway(settings, commands)
 
 
 def owner() -> str:

@@ -366,6 +366,11 @@ def own_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def remote_installation() -> tuple[str | None, str | None]:
+    """Where commands are sent, and the API token to show there: FAREBOX_URL, FAREBOX_TOKEN."""
+    return os.environ.get("FAREBOX_URL") or None, os.environ.get("FAREBOX_TOKEN") or None
+
+
 def public(settings: Settings) -> dict[str, Any]:
     """Plain data to show: secrets as references or `hidden`, no password in a URL."""
     tree: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=_encode, str_keys=True)

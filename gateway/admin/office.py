@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
 from gateway.admin.routes import admin_routes
-from gateway.admin.services import Services
+from gateway.admin.services import CommandLine, Services
 from gateway.admission.key_admin import KeyAdmin
 from gateway.config import Settings
 from gateway.routing.offer import Offer
@@ -34,6 +34,7 @@ class FrontOffice:
         engine: AsyncEngine,
         redis: Redis,
         offer: Offer,
+        commands: CommandLine | None,
     ) -> None:
         self._closing = AsyncExitStack()
         reader = Reader(settings.database_url)
@@ -52,6 +53,7 @@ class FrontOffice:
             http,
             engine_key,
             time.time_ns,
+            commands,
         )
         self.app: Callable[..., Awaitable[None]] = Litestar(
             [*admin_routes(lambda: services), *webhook_routes(settings, lambda: services)],

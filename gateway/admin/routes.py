@@ -11,6 +11,7 @@ from litestar.types import ControllerRouterHandler
 
 from gateway.admin.api.alerts import alert_handlers
 from gateway.admin.api.catalog import catalog_handlers
+from gateway.admin.api.commands import command_handlers
 from gateway.admin.api.comparing import comparing_handlers
 from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.invoices import invoice_handlers
@@ -40,6 +41,7 @@ HANDLERS = [
     *invoice_handlers,
     *alert_handlers,
     *installation_handlers,
+    *command_handlers,
 ]
 
 

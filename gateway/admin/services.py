@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,12 +17,38 @@ from gateway.config import Settings
 from gateway.routing.catalog import Catalog
 
 
+class Understood(Protocol):
+    """A command line that was read. words: as `keys create`. travels: it may be sent from elsewhere; changes: it is one
+    for the audit log; said: its arguments."""
+
+    @property
+    def words(self) -> str: ...
+    @property
+    def travels(self) -> bool: ...
+    @property
+    def changes(self) -> bool: ...
+    def said(self) -> dict[str, Any]: ...
+
+
+class CommandLine(Protocol):
+    """The `farebox` command, from the room above: `gateway.cli.hosted`."""
+
+    def understand(self, argv: Sequence[str]) -> Any:
+        """Returns: an Understood. Raises: ValueError."""
+
+    def run(
+        self, call: Any, engine: AsyncEngine, keys: KeyAdmin, actor: str, files: Mapping[str, bytes], width: int,
+        color: bool,
+    ) -> AsyncIterator[bytes]: ...  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Services:
     """engine: for changes and sign-in. reader: for reports. clock: unix nanoseconds.
 
     reload_prices: makes this process charge by prices set a moment ago. engine_key: bearer token of the local engine.
-    http: for control calls to the local engine; belongs to whoever made it, as engine and reader do."""
+    http: for control calls to the local engine; belongs to whoever made it, as engine and reader do.
+    commands: None where no command line can be sent here."""
 
     settings: Settings
     engine: AsyncEngine
@@ -34,3 +61,4 @@ class Services:
     http: httpx.AsyncClient
     engine_key: str | None
     clock: Callable[[], int]
+    commands: CommandLine | None = None

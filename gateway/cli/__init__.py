@@ -1,7 +1,7 @@
 """The `farebox` command: one file per noun, each imported only when its command is asked for.
 
-Exit codes: 0 done; 1 the thing asked about is not well, or could not be done; 2 wrong usage or a bad setting;
-3 something that the command needs is away (database, Redis, a model source).
+Exit codes: 0 done; 1 the thing asked about is not well, or it was refused or could not be done; 2 wrong usage or a bad
+setting; 3 something that the command needs is away (database, Redis, a model source, the gateway of --url); 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ COMMANDS = {
     "providers": "Configured providers.",
     "route": "Where a request would go, and why.",
     "prices": "The price book.",
+    "completion": "What a shell needs to complete `farebox` with the Tab key.",
     "bench": "Measure a gateway from outside; `bench serve` is one to measure.",
 }
 
@@ -42,7 +43,8 @@ def build() -> App:
         help="Any SDK in, any provider out, every token paid for exactly once.",
         version=_version,
         help_epilogue="Settings: flags, FAREBOX_SECTION__KEY, farebox.toml or .yaml, in this order. "
-        "Every command takes --config, --data and --json.",
+        "Every command takes --config, --data and --json. Exit codes: 0 done, 1 refused or not well, 2 wrong usage, "
+        "3 something needed is away.",
     )
     for name, about in COMMANDS.items():
         app.command(f"gateway.cli.{name}:app", name=name, help=about)
@@ -54,12 +56,41 @@ def run(argv: Sequence[str]) -> int:
     from gateway.cli.common import report
 
     try:
-        result = build()(list(argv), result_action="return_value")
+        result = _run(build(), list(argv))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         return report(error, as_json="--json" in argv)
     return result if isinstance(result, int) else 0
+
+
+def _run(app: App, argv: list[str]) -> object:
+    """Here or elsewhere, once or again and again. Raises: whatever the command does."""
+    from gateway.cli.common import Changes, Common
+    from gateway.config import remote_installation
+
+    function, bound, _ = app.parse_args(argv)
+    common = bound.arguments.get("common")
+    if common is None and "common" in bound.signature.parameters:
+        common = bound.signature.parameters["common"].default
+    if not isinstance(common, Common):
+        return app(argv, result_action="return_value")
+    url, token = remote_installation()
+    url = common.url or url
+
+    def once() -> object:
+        if url is None:
+            return app(argv, result_action="return_value")
+        from gateway.cli import remote
+        from gateway.cli.hosted import call_of
+
+        return remote.run(argv, call_of(function, bound, app.parse_commands(argv)[0]), url, token)
+
+    if common.watch is None:
+        return once()
+    from gateway.cli.watching import again_and_again
+
+    return again_and_again(once, common.watch, changes=isinstance(common, Changes), as_json=common.json)
 
 
 def main() -> None:

@@ -9,7 +9,19 @@ from typing import Literal
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table
+from gateway.cli.common import (
+    CHANGES,
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    database,
+    emit,
+    make_table,
+)
 
 app = App(name="alerts")
 
@@ -24,7 +36,7 @@ async def add(
     *,
     scope: Literal["organisation", "project", "key"] | None = None,
     id: str = "",  # noqa: A002 - the flag is called --id.
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Tell somebody once for each crossing of a threshold.
 
@@ -57,7 +69,7 @@ async def add(
         alerts.check(rule)
     except ValueError as error:
         raise Problem(str(error), fix="see `farebox alerts add --help`", code=WRONG_USAGE) from error
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         await alerts.add_rule(db, rule)
     emit(common, plain(rule), lambda: f"{rule.id}: {kind} at {threshold} goes to {target}")
     return OK
@@ -77,12 +89,12 @@ async def list_(*, common: Common = DEFAULTS) -> int:
 
 
 @app.command
-async def remove(rule_id: str, /, *, common: Common = DEFAULTS) -> int:
+async def remove(rule_id: str, /, *, common: Changes = CHANGES) -> int:
     """Take a rule back. What it said stays in the list of what was sent."""
     from billing import alerts
     from billing.db import writing
 
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         if not await alerts.remove_rule(db, rule_id):
             raise Problem(f"no rule {rule_id!r}", fix="`farebox alerts list` shows them")
     emit(common, {"removed": rule_id}, lambda: f"{rule_id} is gone")

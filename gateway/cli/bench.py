@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, OK, Common, emit, make_table
+from gateway.cli.common import LOCAL, OK, Local, emit, make_table
 
 if TYPE_CHECKING:
     from gateway.cli.load import Outcome
@@ -31,7 +31,7 @@ def run(
     seconds: float = 10.0,
     stream: bool = False,
     max_tokens: int = 16,
-    common: Common = DEFAULTS,
+    common: Local = LOCAL,
 ) -> int:
     """Ask the same small question over and over, so many at once, and say what came of it.
 
@@ -64,7 +64,7 @@ def run(
 
 
 @app.command
-def serve(*, port: int, upstream: str, common: Common = DEFAULTS) -> int:
+def serve(*, port: int, upstream: str, common: Local = LOCAL) -> int:
     """Run one gateway worker with everything on: keys, limits, routing, exactly-once metering.
 
     Every model name goes upstream unchanged, at a price. Takes DATABASE_URL, REDIS_URL and FAREBOX_BOOTSTRAP_KEY;

@@ -15,7 +15,7 @@ from typing import Literal
 from cyclopts import App
 from msgspec import Struct
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, Common, emit
+from gateway.cli.common import LOCAL, NOT_WELL, OK, Local, emit
 from gateway.config import Settings, hide_password, own_environment
 from gateway.discovery import discover
 
@@ -36,7 +36,7 @@ class Finding(Struct, frozen=True):
 
 
 @app.default
-async def check(*, online: bool = False, common: Common = DEFAULTS) -> int:
+async def check(*, online: bool = False, common: Local = LOCAL) -> int:
     """Check everything that Farebox needs. Exit code 1 if something has to be mended.
 
     Parameters

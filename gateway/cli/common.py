@@ -1,11 +1,16 @@
-"""What the commands share: options, settings, the database, output for people and for programs, error reports."""
+"""What the commands share: options, settings, the database, output for people and for programs, error reports.
+
+`Local` are the options of a command that only makes sense on this machine, `Common` those of one that also works on a
+remote installation, `Changes` of one that moves money or keys.
+"""
 
 from __future__ import annotations
 
 import datetime
+import io
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,17 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
+from gateway.cli.site import HERE
 from gateway.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from gateway.cli.hosted import Commands
+
+PIPE_WIDTH = 1000
 OK, NOT_WELL, WRONG_USAGE, AWAY = 0, 1, 2, 3
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Common:
+class Local:
     """Options that every command takes."""
 
     config: Annotated[Path | None, Parameter(help="Settings file; default: farebox.toml, .yaml or .yml here.")] = None
@@ -31,12 +40,40 @@ class Common:
     json: Annotated[bool, Parameter(help="Print one JSON value for programs.", negative="")] = False
 
     def settings(self, **flags: object) -> Settings:
-        """flags: dotted names with `__` for the dot. Raises: ConfigError."""
+        """flags: dotted names with `__` for the dot. Raises: ConfigError; Problem for folders of another machine."""
+        if (site := HERE.get()) is not None:
+            if self.config or self.data:
+                fix = "leave --config and --data out, or unset FAREBOX_URL to work on this machine"
+                raise Problem("the settings are the gateway's own", fix=fix, code=WRONG_USAGE)
+            return site.settings
         said = {name.replace("__", "."): value for name, value in flags.items()}
         return load(self.config, flags={"data_dir": self.data, **said})
 
 
-DEFAULTS = Common()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common(Local):
+    """Options of commands that work on this machine or, with a token, on a remote installation."""
+
+    url: Annotated[
+        str | None, Parameter(help="Work on the gateway there, with the API token in FAREBOX_TOKEN. Or FAREBOX_URL.")
+    ] = None
+    watch: Annotated[
+        float | None, Parameter(help="Do it again every so many seconds, until Ctrl-C. Only for what changes nothing.")
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Changes(Common):
+    """Options of commands that change money, keys or prices."""
+
+    dry_run: Annotated[
+        bool, Parameter(help="Do all of it in one transaction, show what comes out, and take it back.", negative="")
+    ] = False
+
+
+LOCAL, DEFAULTS, CHANGES = Local(), Common(), Changes()
 
 
 class Problem(Exception):
@@ -49,14 +86,17 @@ class Problem(Exception):
 
 
 @asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    """The database of an installation that exists. Raises: Problem if there is none, or of another version."""
+async def database(settings: Settings, *, dry: bool = False) -> AsyncIterator[AsyncEngine]:
+    """The database of an installation that exists. dry: what is written into it is taken back at the end.
+
+    Raises: Problem if there is none, or of another version."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import DBAPIError
 
-    from billing.db import create_engine
+    from billing.db import create_engine, rehearsing
     from billing.migrate import is_current
 
+    site = HERE.get()
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         # Opening would make an empty one, in whatever folder this happens to be.
@@ -65,28 +105,102 @@ async def database(settings: Settings) -> AsyncIterator[AsyncEngine]:
             fix="run `farebox up` first, or name its folder with --data",
             code=AWAY,
         )
-    engine = create_engine(settings.database_url)
-    try:
-        if not await is_current(settings.database_url):
-            raise Problem("the database has another schema than this version", fix="run `farebox migrate`", code=AWAY)
-        yield engine
-    except (OSError, DBAPIError) as error:
-        if isinstance(error, DBAPIError) and not (error.connection_invalidated or "connect" in str(error.orig)):
-            raise
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise Problem(f"the database is away: {cause}", fix="check DATABASE_URL and the server", code=AWAY) from error
-    finally:
-        await engine.dispose()
+    async with AsyncExitStack() as stack:
+        try:
+            if site is None and not await is_current(settings.database_url):
+                raise Problem(
+                    "the database has another schema than this version", fix="run `farebox migrate`", code=AWAY
+                )
+            if dry:
+                engine = await stack.enter_async_context(rehearsing(settings.database_url))
+            elif site is not None:
+                engine = site.engine
+            else:
+                engine = create_engine(settings.database_url)
+                stack.push_async_callback(engine.dispose)
+            yield engine
+        except (OSError, DBAPIError) as error:
+            if isinstance(error, DBAPIError) and not (error.connection_invalidated or "connect" in str(error.orig)):
+                raise
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            fix = "check DATABASE_URL and the server"
+            raise Problem(f"the database is away: {cause}", fix=fix, code=AWAY) from error
 
 
-def emit(common: Common, value: Any, table: Callable[[], Any]) -> None:
+def emit(common: Local, value: Any, table: Callable[[], Any]) -> None:
     """Print `value` as JSON where programs read, else what `table` makes (text or something rich can print)."""
-    if common.json:
-        print(encode(value))
-        return
     from rich.console import Console
 
-    Console(soft_wrap=True).print(table(), highlight=False)
+    dry = isinstance(common, Changes) and common.dry_run
+    if common.json:
+        text = encode(value | {"dry_run": True} if dry else value) + "\n"
+        if (site := HERE.get()) is not None:
+            site.tell({"out": text})
+        else:
+            sys.stdout.write(text)
+        return
+    shown = [table(), *(["dry run: nothing of this was kept"] if dry else [])]
+    if (site := HERE.get()) is None:
+        Console(soft_wrap=True, width=terminal_width()).print(*shown, sep="\n", highlight=False)
+        return
+    page = io.StringIO()
+    console = Console(
+        file=page, soft_wrap=True, width=site.width, force_terminal=site.color,
+        color_system="256" if site.color else None,
+    )  # fmt: skip
+    console.print(*shown, sep="\n", highlight=False)
+    site.tell({"out": page.getvalue()})
+
+
+def terminal_width() -> int | None:
+    """None: as wide as the terminal is. What reads a pipe wants each row on one line."""
+    return None if sys.stdout.isatty() else PIPE_WIDTH
+
+
+@contextmanager
+def progress(common: Local, what: str, total: int) -> Generator[Callable[[int], None], None, None]:
+    """A bar on standard error, where a person looks on. Yields: what takes the number of things done since it was
+    called before."""
+    site = HERE.get()
+    if site is not None:
+        done = told = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            if done == total or (done - told) * 100 >= total:  # a percent at a time
+                told = done
+                site.tell({"progress": {"what": what, "done": done, "total": total}})
+
+        yield advance
+        return
+    with bar(common) as show:
+        seen = 0
+
+        def move(count: int) -> None:
+            nonlocal seen
+            seen += count
+            show(what, seen, total)
+
+        yield move
+
+
+@contextmanager
+def bar(common: Local) -> Generator[Callable[[str, int, int], None], None, None]:
+    """Yields: what takes a bar's name, how much is done, and of how much. One bar for each name."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    tasks: dict[str, Any] = {}
+    with Progress(console=console, transient=True, disable=common.json or not console.is_terminal) as shown:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 def encode(value: Any) -> str:
@@ -121,17 +235,49 @@ def usd(pusd: int | None) -> str | None:
     return None if pusd is None else format_usd(pusd)
 
 
+def commands_of(settings: Settings) -> Commands:
+    """What runs command lines that are sent to a gateway; loaded with its front office."""
+    from gateway.cli.hosted import Commands
+
+    return Commands(settings)
+
+
 def report(error: Exception, *, as_json: bool) -> int:
     """Say what went wrong on standard error. Returns: the exit code. Raises: the error, if it is a bug of ours."""
-    code, fix = _classify(error)
-    if code is None:
+    failure = failure_of(error)
+    if failure is None:
         raise error
     if as_json:
-        problem = {"kind": type(error).__name__, "message": str(error), "fix": fix or None}
+        problem = {"kind": failure.kind, "message": failure.message, "fix": failure.fix or None}
         print(encode({"error": problem}), file=sys.stderr)
     else:
-        print(f"farebox: {error}" + (f"\n  fix: {fix}" if fix else ""), file=sys.stderr)
-    return code
+        print(f"farebox: {failure.message}" + (f"\n  fix: {failure.fix}" if failure.fix else ""), file=sys.stderr)
+    return failure.code
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How a command failed, in words that go over the wire as well. code: the exit code."""
+
+    kind: str
+    message: str
+    fix: str
+    code: int
+
+
+class Elsewhere(Exception):
+    """A command failed where it was sent to."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """None: a bug of ours."""
+    if isinstance(error, Elsewhere):
+        return error.failure
+    code, fix = _classify(error)
+    return None if code is None else Failure(type(error).__name__, str(error), fix, code)
 
 
 def _classify(error: Exception) -> tuple[int | None, str]:

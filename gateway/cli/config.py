@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, Common, emit, encode
+from gateway.cli.common import LOCAL, NOT_WELL, OK, Local, emit, encode
 from gateway.config import public
 from gateway.config import schema as settings_schema
 
@@ -12,7 +12,7 @@ app = App(name="config")
 
 
 @app.command
-def show(*, common: Common = DEFAULTS) -> int:
+def show(*, common: Local = LOCAL) -> int:
     """Print the settings in force. Secrets are shown as references only."""
     tree = public(common.settings())
 
@@ -26,7 +26,7 @@ def show(*, common: Common = DEFAULTS) -> int:
 
 
 @app.command
-def check(*, common: Common = DEFAULTS) -> int:
+def check(*, common: Local = LOCAL) -> int:
     """Read the settings and every secret that they refer to; name the first bad value and what to do."""
     settings = common.settings()
     missing = [str(error) for error in settings.missing_secrets()]

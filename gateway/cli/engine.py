@@ -7,7 +7,7 @@ import sys
 
 from cyclopts import App
 
-from gateway.cli.common import AWAY, DEFAULTS, Common, Problem
+from gateway.cli.common import AWAY, LOCAL, Local, Problem
 from gateway.config import own_environment
 
 app = App(name="engine")
@@ -20,7 +20,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8001,
-    common: Common = DEFAULTS,
+    common: Local = LOCAL,
 ) -> int:
     """Serve one model over HTTP in OpenAI's dialect. FAREBOX_ENGINE_KEY, if set, is the bearer token to show.
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, day_ns, emit, make_table
+from gateway.cli.common import (
+    CHANGES,
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    database,
+    day_ns,
+    emit,
+    make_table,
+)
+from gateway.cli.site import Written, place
 
 app = App(name="export")
 
@@ -15,8 +28,8 @@ app = App(name="export")
 @app.command
 async def usage(
     *,
-    csv: Path | None = None,
-    parquet: Path | None = None,
+    csv: Written | None = None,
+    parquet: Written | None = None,
     since: str = "",
     until: str = "",
     common: Common = DEFAULTS,
@@ -45,12 +58,13 @@ async def usage(
     async with database(common.settings()) as engine, reading(engine) as db:
         try:
             if csv is not None:
-                rows = await archive.write(db, csv, since_ns, until_ns, "csv")
+                rows = await archive.write(db, place(csv), since_ns, until_ns, "csv")
                 value: dict[str, object] = {"rows": rows, "files": [str(csv)]}
                 files = [csv]
             else:
                 assert parquet is not None
-                files = await archive.write_days(db, parquet, since_ns, until_ns, "parquet")
+                made = await archive.write_days(db, place(parquet), since_ns, until_ns, "parquet")
+                files = [parquet / path.name for path in made]
                 value = {"files": [str(path) for path in files]}
         except archive.NoParquet as error:
             raise Problem(str(error), fix="or write --csv") from error
@@ -85,7 +99,7 @@ async def status(*, common: Common = DEFAULTS) -> int:
 
 
 @app.command
-async def again(export: str, /, *, since: str, until: str = "", common: Common = DEFAULTS) -> int:
+async def again(export: str, /, *, since: str, until: str = "", common: Changes = CHANGES) -> int:
     """Tell a metering service of requests from before it was connected, or once more under the same ids.
 
     Parameters
@@ -106,7 +120,7 @@ async def again(export: str, /, *, since: str, until: str = "", common: Common =
         fix = f"one of: {', '.join(sorted(settings.exports)) or 'none is set, see [exports.NAME] in the settings'}"
         raise Problem(f"no export is called {export!r}", fix=fix, code=WRONG_USAGE)
     until_ns = _day_ns("until", until) + NS_PER_DAY if until else time.time_ns()
-    async with database(settings) as engine, writing(engine) as db:
+    async with database(settings, dry=common.dry_run) as engine, writing(engine) as db:
         queued = await exports.enqueue_span(db, export, _day_ns("since", since), until_ns)
     emit(common, {"export": export, "queued": queued}, lambda: f"{queued} requests will be told to {export}")
     return OK

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cyclopts import App
 
 from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.site import Written, place
 
 app = App(name="invoice")
 
@@ -17,8 +16,8 @@ async def invoice(
     month: str,
     /,
     *,
-    csv: Path | None = None,
-    pdf: Path | None = None,
+    csv: Written | None = None,
+    pdf: Written | None = None,
     common: Common = DEFAULTS,
 ) -> int:
     """Show a month's usage, payments and balance. Exit code 1 if the ledger and the usage rows disagree.
@@ -40,9 +39,9 @@ async def invoice(
         async with database(common.settings()) as engine, reading(engine) as db:
             bill = await invoices.invoice(db, organisation_id, month)
         if csv is not None:
-            csv.write_text(invoices.as_csv(bill), encoding="utf-8", newline="")
+            place(csv).write_text(invoices.as_csv(bill), encoding="utf-8", newline="")
         if pdf is not None:
-            pdf.write_bytes(invoices.as_pdf(bill))
+            place(pdf).write_bytes(invoices.as_pdf(bill))
     except ValueError as error:
         raise Problem(str(error), fix="`farebox invoice ORGANISATION 2026-11`", code=WRONG_USAGE) from error
     items = [

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.common import (
+    CHANGES,
+    DEFAULTS,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    database,
+    emit,
+    make_table,
+    usd,
+)
+from gateway.cli.site import HERE, acting
 from gateway.config import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +53,7 @@ async def create(
     models: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     allow_ip: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     expires: str | None = None,
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Make a key. It is shown once, here, and stored nowhere.
 
@@ -81,16 +94,20 @@ async def create(
         expires_at_ns=span_ns(expires, now_ns, "--expires") if expires else None,
     )
     budgets = [(Window(budget_window), _amount(budget))] if budget else []
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         owner = await _project(engine, project)
         new = await keys.create_key(
-            project_id=owner.id, name=name, actor=ACTOR, now_ns=now_ns, terms=terms, budgets=budgets
+            project_id=owner.id, name=name, actor=acting(ACTOR), now_ns=now_ns, terms=terms, budgets=budgets
         )
         info = await keys.key(new.key_id)
     emit(
         common,
-        _plain(info, owner.name) | {"key": new.plain},
-        lambda: f"{new.plain}\n\nid {info.id}, project {owner.name}. Keep it: it cannot be shown again.",
+        _plain(info, owner.name) | {"key": None if common.dry_run else new.plain},
+        lambda: (
+            f"a key of project {owner.name} would be made"
+            if common.dry_run
+            else f"{new.plain}\n\nid {info.id}, project {owner.name}. Keep it: it cannot be shown again."
+        ),
     )
     return OK
 
@@ -144,7 +161,7 @@ async def show(key: str, /, *, common: Common = DEFAULTS) -> int:
 
 
 @app.command
-async def revoke(key: str, /, *, common: Common = DEFAULTS) -> int:
+async def revoke(key: str, /, *, common: Changes = CHANGES) -> int:
     """Revoke a key for good. Every running gateway refuses it within a second.
 
     Parameters
@@ -153,8 +170,8 @@ async def revoke(key: str, /, *, common: Common = DEFAULTS) -> int:
         Its id, or how it begins: fbx-...
     """
     settings = common.settings()
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
-        info = await keys.revoke_key(_id_of(key), actor=ACTOR, now_ns=time.time_ns())
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
+        info = await keys.revoke_key(_id_of(key), actor=acting(ACTOR), now_ns=time.time_ns())
         projects = await _project_names(engine)
     emit(common, _plain(info, projects.get(info.project_id, "")), lambda: f"{PREFIX}{info.public_id} is revoked")
     return OK
@@ -167,7 +184,7 @@ async def losses(
     mode: Literal["strict", "lenient", "default"],
     /,
     *,
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Say what becomes of a request that asks for something its provider has no word for.
 
@@ -180,10 +197,10 @@ async def losses(
         the settings, say. A request's own header x-farebox-losses wins.
     """
     settings = common.settings()
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         ident = _id_of(name) if scope == "key" else (await _project(engine, name)).id
         chosen = None if mode == "default" else mode
-        await keys.set_losses(scope, ident, chosen, actor=ACTOR, now_ns=time.time_ns())
+        await keys.set_losses(scope, ident, chosen, actor=acting(ACTOR), now_ns=time.time_ns())
     emit(common, {"scope": scope, "name": name, "losses": mode}, lambda: f"{scope} {name}: {mode}")
     return OK
 
@@ -193,10 +210,19 @@ async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Ke
     """Changes keys in SQL and tells running gateways: by the Redis of the settings, or the one that `up` embeds."""
     from redis.asyncio import Redis
 
+    from billing.db import REHEARSAL
     from gateway.admission.key_admin import KeyAdmin
     from gateway.embedded.instance import find_running
     from gateway.embedded.secrets import Secrets
 
+    site = HERE.get()
+    if engine.get_execution_options().get(REHEARSAL):
+        # Nobody is told of what is taken back.
+        yield KeyAdmin(engine, None, Secrets.load(settings).key_pepper.encode())
+        return
+    if site is not None:
+        yield site.keys
+        return
     url = settings.redis_url
     if url is None and (running := find_running(settings.data_dir)) is not None:
         url = running.redis_url

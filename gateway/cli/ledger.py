@@ -7,7 +7,20 @@ import time
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.common import (
+    CHANGES,
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    database,
+    emit,
+    make_table,
+    usd,
+)
 from gateway.cli.keys import key_admin
 
 app = App(name="ledger")
@@ -71,7 +84,7 @@ async def organisations(*, common: Common = DEFAULTS) -> int:
 @app.command(name="open")
 async def open_(
     name: str, /, *, limit: str = "0usd", currency: str = "USD", id: str = "",  # noqa: A002 - the flag is called --id.
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:  # fmt: skip
     """Open an organisation's account. Its projects are made in the dashboard or by the admin API.
 
@@ -96,7 +109,7 @@ async def open_(
     account = id or f"org_{secrets.token_hex(6)}"
     try:
         limit_pusd = None if limit == "none" else parse_usd(limit)
-        async with database(common.settings()) as engine, writing(engine) as db:
+        async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
             await accounts.create_organisation(db, account, name, at_ns=time.time_ns())
             await accounts.set_credit_limit(db, account, limit_pusd)
             await money.set_currency(db, account, currency)
@@ -110,7 +123,7 @@ async def open_(
 
 
 @app.command
-async def limit(organisation_id: str, amount: str, /, *, common: Common = DEFAULTS) -> int:
+async def limit(organisation_id: str, amount: str, /, *, common: Changes = CHANGES) -> int:
     """Say how an organisation pays: 0usd is ahead, more is what it may owe, none is afterwards without limit."""
     from billing import accounts
     from billing.db import writing
@@ -119,7 +132,7 @@ async def limit(organisation_id: str, amount: str, /, *, common: Common = DEFAUL
     settings = common.settings()
     try:
         limit_pusd = None if amount == "none" else parse_usd(amount)
-        async with database(settings) as engine:
+        async with database(settings, dry=common.dry_run) as engine:
             async with writing(engine) as db:
                 known = await accounts.set_credit_limit(db, organisation_id, limit_pusd)
             _check(known, organisation_id)
@@ -134,13 +147,13 @@ async def limit(organisation_id: str, amount: str, /, *, common: Common = DEFAUL
 
 
 @app.command
-async def currency(organisation_id: str, currency: str, /, *, common: Common = DEFAULTS) -> int:
+async def currency(organisation_id: str, currency: str, /, *, common: Changes = CHANGES) -> int:
     """Say what an organisation's invoices are shown in, as EUR. Its rate: `farebox prices rate`."""
     from billing import currency as money
     from billing.db import writing
 
     try:
-        async with database(common.settings()) as engine, writing(engine) as db:
+        async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
             _check(await money.set_currency(db, organisation_id, currency), organisation_id)
     except ValueError as error:
         raise Problem(str(error), fix="`farebox ledger currency ORGANISATION EUR`", code=WRONG_USAGE) from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from gateway.cli.common import AWAY, DEFAULTS, OK, Common, Problem, emit
+from gateway.cli.common import AWAY, LOCAL, OK, Local, Problem, emit
 from gateway.config import hide_password
 
 app = App(name="migrate")
 
 
 @app.default
-async def migrate(*, common: Common = DEFAULTS) -> int:
+async def migrate(*, common: Local = LOCAL) -> int:
     """Bring the database to the newest schema and the shipped prices. Safe to run again, and by several at once."""
     from billing.migrate import upgrade
     from gateway.embedded.prices import declare_prices

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from cyclopts import App, Parameter
 
 from gateway.cli.common import (
+    CHANGES,
     DEFAULTS,
     NOT_WELL,
     OK,
     WRONG_USAGE,
+    Changes,
     Common,
     Problem,
     database,
@@ -21,6 +23,7 @@ from gateway.cli.common import (
     emit,
     make_table,
 )
+from gateway.cli.site import Read, read_file
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,7 +91,7 @@ async def set_(
     cost_output: Usd = None,
     per: tuple[str, ...] = (),
     variant: str = "",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Set what clients are charged from now on, in US dollars per million tokens. Older usage keeps its prices.
 
@@ -130,7 +133,7 @@ async def set_(
     if cost_input is not None or cost_output is not None:
         dearer = PriceSettings(input=cost_input or input, output=cost_output or output, per=units)
         cost = pusd_per_token(dearer)
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         now_ns = time.time_ns()
         sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
         posted = await _post_waiting(db, now_ns)
@@ -167,7 +170,7 @@ def _told(given: Decimal | None, made: Decimal | None, per: tuple[str, ...]) -> 
 
 
 @app.command(name="diff")
-async def diff(file: Path, /, *, provider: str = "", common: Common = DEFAULTS) -> int:
+async def diff(file: Read, /, *, provider: str = "", common: Common = DEFAULTS) -> int:
     """Compare a price list in LiteLLM's format with the price book. Exit code 1 if they disagree.
 
     Parameters
@@ -184,17 +187,18 @@ async def diff(file: Path, /, *, provider: str = "", common: Common = DEFAULTS) 
     columns = ["provider", "model", "variant", "meter", "above_input_tokens", "ours", "theirs"]
 
     def table() -> object:
+        from rich.console import Group
+
         rows = [[_shown(d)[c] for c in columns] for d in differences if d.ours is not None]
-        return make_table(columns, rows, right=["ours", "theirs"])
+        said = f"{len(listed)} listed, {len(missing)} of them without a price of ours (USD per million units)"
+        return Group(make_table(columns, rows, right=["ours", "theirs"]), said)
 
     emit(common, value, table)
-    if not common.json:
-        print(f"{len(listed)} listed, {len(missing)} of them without a price of ours (USD per million units)")
     return NOT_WELL if differences else OK
 
 
 @app.command(name="import")
-async def import_(file: Path, /, *, provider: str = "", replace: bool = False, common: Common = DEFAULTS) -> int:
+async def import_(file: Read, /, *, provider: str = "", replace: bool = False, common: Changes = CHANGES) -> int:
     """Bring a price list in LiteLLM's format into the price book: what it has and the book has not.
 
     Parameters
@@ -213,7 +217,7 @@ async def import_(file: Path, /, *, provider: str = "", replace: bool = False, c
     listed = [entry for entry in _read(file) if provider in ("", entry.provider)]
     differences = await _differences(common, listed)
     chosen, kept = to_import(listed, differences, replace=replace)
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         now_ns = time.time_ns()
         count = await import_prices(db, chosen, file.name, at_ns=now_ns)
         posted = await _post_waiting(db, now_ns)
@@ -236,7 +240,7 @@ async def margin(
     percent: Decimal | None = None,
     /,
     *,
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Sell to an organisation, or to all on a plan, at so many percent of cost; without a number, at the list again.
 
@@ -251,7 +255,7 @@ async def margin(
     bps = None if percent is None else int(percent * 100)
     if percent is not None and (bps != percent * 100 or percent < 0 or percent > 10_000):
         raise Problem(f"{percent} is no margin", fix="0 to 10000, at most two decimals", code=WRONG_USAGE)
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         await set_margin(db, scope, scope_id, bps, at_ns=time.time_ns())
     value = {"scope": scope, "scope_id": scope_id, "margin_bps": bps}
     text = "pays the listed prices" if bps is None else f"pays {percent} % of cost"
@@ -260,12 +264,12 @@ async def margin(
 
 
 @app.command(name="plan")
-async def plan(organisation_id: str, plan: str | None = None, /, *, common: Common = DEFAULTS) -> int:
+async def plan(organisation_id: str, plan: str | None = None, /, *, common: Changes = CHANGES) -> int:
     """Put an organisation on a plan, whose margin it pays unless it has its own; without a name, on none."""
     from billing.db import writing
     from billing.pricelist import set_plan
 
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         await set_plan(db, organisation_id, plan)
     emit(
         common, {"organisation": organisation_id, "plan": plan}, lambda: f"{organisation_id} is on {plan or 'no plan'}"
@@ -281,7 +285,7 @@ async def rate(
     *,
     since: str = "",
     source: str = "",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Say what one US dollar is in another currency, for invoices of accounts that are shown in it.
 
@@ -303,7 +307,7 @@ async def rate(
     try:
         from_ns = day_ns(since) if since else now_ns
         nano = money.parse_rate(per_usd)
-        async with database(common.settings()) as engine, writing(engine) as db:
+        async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
             made = await money.set_rate(db, currency, nano, effective_from_ns=from_ns, source=source, at_ns=now_ns)
     except ValueError as error:
         raise Problem(
@@ -344,7 +348,7 @@ def _read(file: Path) -> list[Listed]:
     from billing.litellm import read_list
 
     try:
-        return read_list(file.read_bytes())
+        return read_list(read_file(file))
     except (OSError, ValueError) as error:
         raise Problem(str(error), fix="a file in the format of LiteLLM's price list", code=WRONG_USAGE) from error
 

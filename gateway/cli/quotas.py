@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.common import (
+    CHANGES,
+    DEFAULTS,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    database,
+    emit,
+    make_table,
+    usd,
+)
 from gateway.cli.keys import key_admin, span_ns
+from gateway.cli.site import acting
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -61,7 +74,7 @@ async def budget(
     kind: Literal["hard", "soft", "throttle"] = "hard",
     slow_rpm: int = 0,
     slow_from: int = 100,
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Set what a scope may spend, for example: quotas budget model org_1/gpt-* 25usd --window day.
 
@@ -88,13 +101,13 @@ async def budget(
 
     settings = common.settings()
     limit_pusd = None if amount == "none" else _amount(amount)
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         await keys.set_budget(
             Scope(scope),
             scope_id,
             Window(window),
             limit_pusd,
-            actor=ACTOR,
+            actor=acting(ACTOR),
             now_ns=time.time_ns(),
             kind=BudgetKind(kind),
             slow_rpm=slow_rpm,
@@ -114,7 +127,7 @@ async def raise_(
     *,
     window: WindowName = "total",
     lasts: str = "1d",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Add to a budget for a time; 0usd ends it now.
 
@@ -129,9 +142,9 @@ async def raise_(
 
     settings, now_ns = common.settings(), time.time_ns()
     until_ns = span_ns(lasts, now_ns, "--lasts")
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         await keys.raise_budget(
-            Scope(scope), scope_id, Window(window), _amount(amount), until_ns, actor=ACTOR, now_ns=now_ns
+            Scope(scope), scope_id, Window(window), _amount(amount), until_ns, actor=acting(ACTOR), now_ns=now_ns
         )
     emit(
         common,
@@ -150,7 +163,7 @@ async def limit(
     /,
     *,
     per: Literal["minute", "hour", "day"] = "minute",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Set how many requests or tokens a scope has in a time, or how many requests at once.
 
@@ -169,13 +182,13 @@ async def limit(
     if amount != "none" and not amount.isdecimal():
         raise Problem(f"{amount!r} is no number", fix="write digits, or none", code=WRONG_USAGE)
     number = None if amount == "none" else int(amount)
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         await keys.set_rate_limit(
             Scope(scope),
             scope_id,
             unit,
             number,
-            actor=ACTOR,
+            actor=acting(ACTOR),
             now_ns=time.time_ns(),
             window_ms=_WINDOWS_MS["minute" if unit == "parallel" else per],
         )
@@ -185,7 +198,7 @@ async def limit(
 
 
 @app.command
-async def team(name: str, /, *, organisation: str, projects: list[str] | None = None, common: Common = DEFAULTS) -> int:
+async def team(name: str, /, *, organisation: str, projects: list[str] | None = None, common: Changes = CHANGES) -> int:
     """Make a team, or have projects join one that is there.
 
     Parameters
@@ -199,7 +212,7 @@ async def team(name: str, /, *, organisation: str, projects: list[str] | None = 
     from billing.db import writing
 
     settings = common.settings()
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         async with writing(engine) as db:
             if organisation not in {each.id for each in await accounts.organisations(db)}:
                 raise Problem(f"no organisation {organisation!r}", fix="`farebox ledger balances` lists them")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from cyclopts import App
 
 from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.site import Read, read_file
 
 app = App(name="reconcile")
 
@@ -15,7 +15,7 @@ app = App(name="reconcile")
 @app.default
 async def reconcile(
     provider: str,
-    file: Path,
+    file: Read,
     /,
     *,
     by: Literal["model", "day"] = "model",
@@ -47,7 +47,7 @@ async def reconcile(
     if not all(pattern and ours for pattern, ours in names.items()):
         raise Problem("--name: a pattern and a name", fix='--name "*Sonnet*=claude-sonnet-5"', code=WRONG_USAGE)
     try:
-        bill = read_bill(file.read_bytes())
+        bill = read_bill(read_file(file))
     except (OSError, ValueError) as error:
         raise Problem(f"{file}: {error}", fix="see `farebox reconcile --help`", code=WRONG_USAGE) from error
     async with database(common.settings()) as engine, reading(engine) as db:

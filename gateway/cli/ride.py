@@ -17,7 +17,7 @@ import structlog
 from msgspec.structs import replace
 
 from gateway.cli import panel
-from gateway.cli.common import Common, encode
+from gateway.cli.common import Local, commands_of, encode
 from gateway.cli.listening import on_signal
 from gateway.config import Settings, own_environment
 from gateway.discovery import discover
@@ -38,7 +38,7 @@ class Ride:
     then Valkey."""
 
     def __init__(
-        self, settings: Settings, instance: Instance, bound: list[socket.socket], common: Common, started: float
+        self, settings: Settings, instance: Instance, bound: list[socket.socket], common: Local, started: float
     ) -> None:
         """started: monotonic seconds, from which the ready time is counted."""
         self._settings = settings
@@ -151,7 +151,7 @@ class Ride:
         from gateway.app import create_app
         from gateway.cli.serving import Server
 
-        server = Server(settings, create_app(settings))
+        server = Server(settings, create_app(settings, lambda: commands_of(settings)))
         serving = asyncio.create_task(server.serve(sockets=self._bound), name="serve")
         stack.push_async_callback(_drained, server, serving)
         up = asyncio.create_task(server.up.wait())

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem
+from gateway.cli.common import LOCAL, OK, WRONG_USAGE, Local, Problem, commands_of
 from gateway.config import Settings
 
 app = App(name="serve")
@@ -26,7 +26,7 @@ def serve(
     socket_fd: Hidden = None,
     admin_fd: Hidden = None,
     ready_fd: Hidden = None,
-    common: Common = DEFAULTS,
+    common: Local = LOCAL,
 ) -> int:
     """Run the gateway until SIGTERM, then drain and exit 0. Needs DATABASE_URL (migrated) and REDIS_URL.
 
@@ -75,7 +75,7 @@ async def _one(settings: Settings, bound: list[socket.socket], ready_fd: int | N
     from gateway.cli.serving import Server
 
     hands_over = ready_fd is not None or settings.server.reuse_port
-    server = Server(settings, create_app(settings), hands_over=hands_over)
+    server = Server(settings, create_app(settings, lambda: commands_of(settings)), hands_over=hands_over)
 
     async def tell() -> None:
         await server.up.wait()

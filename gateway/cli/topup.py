@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, usd
+from gateway.cli.common import CHANGES, OK, WRONG_USAGE, Changes, Common, Problem, database, emit, usd
 from gateway.cli.keys import key_admin
 from gateway.config import Settings
 
@@ -29,7 +29,7 @@ async def pay(
     *,
     id: str = "",  # noqa: A002 - the flag is called --id.
     note: str = "",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Book money that an organisation has paid in, for example 25usd.
 
@@ -43,7 +43,7 @@ async def pay(
 
     reference, amount_pusd = id or f"cli-{secrets.token_hex(8)}", _amount(amount)
     settings = common.settings()
-    async with database(settings) as engine:
+    async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
             await _known(db, organisation_id)
             new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
@@ -61,7 +61,7 @@ async def grant(
     expires: str = "",
     id: str = "",  # noqa: A002 - the flag is called --id.
     note: str = "",
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Give credit that nobody pays for.
 
@@ -81,7 +81,7 @@ async def grant(
     if until_ns is not None and until_ns <= now_ns:
         raise Problem(f"{expires} is over", fix="a day to come", code=WRONG_USAGE)
     settings = common.settings()
-    async with database(settings) as engine:
+    async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
             await _known(db, organisation_id)
             if until_ns is None:
@@ -103,7 +103,7 @@ async def refund(
     *,
     note: str,
     id: str = "",  # noqa: A002 - the flag is called --id.
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Take a sale back: the organisation has it to spend again."""
     from billing.ledger import refund as give_back
@@ -119,7 +119,7 @@ async def payout(
     *,
     note: str,
     id: str = "",  # noqa: A002 - the flag is called --id.
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Hand unused credit back as money, no more than is left."""
     from billing.ledger import pay_out
@@ -135,7 +135,7 @@ async def adjust(
     *,
     note: str,
     id: str = "",  # noqa: A002 - the flag is called --id.
-    common: Common = DEFAULTS,
+    common: Changes = CHANGES,
 ) -> int:
     """Correct a balance by hand: 5usd is in the organisation's favour, -5usd against it. The note says why.
 
@@ -152,12 +152,12 @@ async def adjust(
 
 
 async def _move(
-    common: Common, organisation_id: str, amount_pusd: int, reference: str, note: str, move: Any, done: str
+    common: Changes, organisation_id: str, amount_pusd: int, reference: str, note: str, move: Any, done: str
 ) -> int:
     from billing.db import writing
 
     reference, settings = reference or f"cli-{secrets.token_hex(8)}", common.settings()
-    async with database(settings) as engine:
+    async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
             await _known(db, organisation_id)
             new = await move(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note)
@@ -173,12 +173,12 @@ async def _announce(settings: Settings, engine: AsyncEngine) -> None:
 
 
 @app.command
-async def expire(*, common: Common = DEFAULTS) -> int:
+async def expire(*, common: Changes = CHANGES) -> int:
     """Take back what is left of grants that have expired. Workers do so each minute."""
     from billing.db import writing
     from billing.payments import expire_grants
 
-    async with database(common.settings()) as engine, writing(engine) as db:
+    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
         taken = await expire_grants(db, at_ns=time.time_ns())
     emit(common, {"taken_back_usd": usd(taken), "taken_back_pusd": taken}, lambda: f"{usd(taken)} USD taken back")
     return OK

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, OK, Common
+from gateway.cli.common import LOCAL, OK, Local
 from gateway.config import load
 
 app = App(name="up")
@@ -18,7 +18,7 @@ def up(
     port: int | None = None,
     host: str | None = None,
     local: Annotated[bool | None, Parameter(negative="--no-local")] = None,
-    common: Common = DEFAULTS,
+    common: Local = LOCAL,
 ) -> int:
     """Start everything on this machine, print how to use it, and run until Ctrl-C or SIGTERM.
 

@@ -9,13 +9,13 @@ import time
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, OK, Common, database, emit
+from gateway.cli.common import LOCAL, OK, Local, database, emit
 
 app = App(name="worker")
 
 
 @app.default
-def worker(*, once: bool = False, common: Common = DEFAULTS) -> int:
+def worker(*, once: bool = False, common: Local = LOCAL) -> int:
     """Ship the usage journals of this data folder into the database until SIGTERM, and do the chores: seal days, expire
     grants, alerts, exports, retention. Gateways do so themselves as well.
 
@@ -32,7 +32,7 @@ def worker(*, once: bool = False, common: Common = DEFAULTS) -> int:
     return OK
 
 
-async def _run(once: bool, common: Common) -> int:
+async def _run(once: bool, common: Local) -> int:
     from billing.chores import Chores
     from billing.db import reading
     from billing.pricelist import load_prices

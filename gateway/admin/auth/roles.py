@@ -78,12 +78,49 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "tokens.create": MAKERS,
     "tokens.revoke": MAKERS,
     "settings.read": ADMINS,
+    # Each command by itself: see below.
+    "commands.run": ANYONE,
 }
+
+COMMANDS: Final[dict[str, frozenset[Role]]] = {
+    # Those that show what providers bill are for tellers, as such columns are elsewhere.
+    "usage": TELLERS,
+    "usage rebuild": ADMINS,
+    "top": TELLERS,
+    "keys": ADMINS,
+    "keys list": ANYONE,
+    "quotas": TELLERS,
+    "quotas team": ADMINS,
+    "ledger": TELLERS,
+    "invoice": TELLERS,
+    "topup": TELLERS,
+    "alerts": TELLERS,
+    "export": TELLERS,
+    "reconcile": TELLERS,
+    "prices": TELLERS,
+    "prices list": ANYONE,
+    "models": ADMINS,
+    "models list": ANYONE,
+    "providers": ADMINS,
+    "providers list": ANYONE,
+    "route": ADMINS,
+    "route explain": ANYONE,
+    "import": ADMINS,
+    "demo": ADMINS,
+}
+"""Who may send which command to a gateway (`farebox --url`): it works on the whole installation, as on its own machine.
+The longest name counts."""
 
 OPEN: Final = frozenset({"session.by_link", "session.by_password", "session.read"})
 """What works before sign-in."""
 
 _RANK: Final = {Role.VIEWER: 0, Role.DEVELOPER: 1, Role.FINANCE: 1, Role.ADMIN: 2, Role.OWNER: 3}
+
+
+def may_run(role: Role, words: str) -> bool:
+    """words: a command, as `keys create`. One that is not in the table is for owners alone."""
+    names = [name for name in COMMANDS if words == name or words.startswith(f"{name} ")]
+    return role in (COMMANDS[max(names, key=len)] if names else {Role.OWNER})
 
 
 def may_hand_out(own: Role, other: Role) -> bool:

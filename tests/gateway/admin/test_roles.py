@@ -69,6 +69,7 @@ MATRIX = [
     ("POST", "/tokens", {"name": "", "role": "viewer"}, MAKERS),
     ("DELETE", "/tokens/none", None, MAKERS),
     ("GET", "/settings", None, ADMINS),
+    ("POST", "/commands", {"argv": ["up"]}, ALL),
 ]
 
 

@@ -188,3 +188,25 @@ def test_the_command_is_quick_and_imports_nothing_heavy() -> None:
         check=True,
     )
     assert said.stdout.strip() == "[]"
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    """The script is sourced by a real bash, which completes with it."""
+    import shutil
+    import subprocess
+
+    script = farebox("completion", "bash", cwd=tmp_path).stdout
+    (tmp_path / "farebox.bash").write_text(script)
+    ask = (
+        "source farebox.bash; COMP_WORDS=(farebox {0}); COMP_CWORD={1}; _farebox; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    bash = shutil.which("bash")
+    assert bash is not None
+    for words, at, wanted in (("le", 1, "ledger"), ("keys re", 2, "revoke"), ("keys create --bud", 3, "--budget")):
+        said = subprocess.run(
+            [bash, "-c", ask.format(words, at)], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert wanted in said.stdout.split(), said
+    assert "#compdef farebox" in farebox("completion", "zsh", cwd=tmp_path).stdout
+    assert "complete -c farebox" in farebox("completion", "fish", cwd=tmp_path).stdout
+    assert "tcsh" in farebox("completion", "tcsh", cwd=tmp_path, check=2).stderr
