@@ -17,6 +17,7 @@ from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.invoices import invoice_handlers
 from gateway.admin.api.keys import key_handlers
 from gateway.admin.api.ledger import ledger_handlers
+from gateway.admin.api.members import member_handlers
 from gateway.admin.api.projects import project_handlers
 from gateway.admin.api.requests import request_handlers
 from gateway.admin.api.usage import usage_handlers
@@ -35,6 +36,7 @@ HANDLERS = [
     *request_handlers,
     *key_handlers,
     *project_handlers,
+    *member_handlers,
     *catalog_handlers,
     *comparing_handlers,
     *ledger_handlers,
@@ -65,6 +67,7 @@ def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list
         dependencies={
             "services": Provide(office, sync_to_thread=False),
             "actor": Provide(guard.actor),
+            "sight": Provide(guard.sight),
         },
         exception_handlers={Exception: respond},
         # Nothing here may lie in a cache between us and the person who asked.

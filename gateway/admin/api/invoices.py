@@ -17,7 +17,7 @@ from gateway.admin import reports
 from gateway.admin.problems import invalid, not_found
 from gateway.admin.services import Services
 from gateway.admin.times import Period, Stamp, stamp
-from gateway.admin.wants import Office
+from gateway.admin.wants import Office, Within
 
 MONTHS_MAX = 36
 _MANY = 100_000
@@ -79,6 +79,7 @@ class InvoiceView(Struct, frozen=True):
 @get("/invoices", name="invoices.list")
 async def list_invoices(
     services: Office,
+    sight: Within,
     organisation_id: FromQuery[str | None] = None,
     months: Annotated[int, QueryParameter(ge=1, le=MONTHS_MAX)] = 12,
 ) -> list[InvoiceLine]:
@@ -86,7 +87,11 @@ async def list_invoices(
     now_ns = services.clock()
     lines: list[InvoiceLine] = []
     async with services.reader.reading() as db:
-        known = [each for each in await accounts.organisations(db) if organisation_id in (None, each.id)]
+        known = [
+            each
+            for each in await accounts.organisations(db)
+            if organisation_id in (None, each.id) and sight.shows("organisation", each.id)
+        ]
         filters = {} if organisation_id is None else {"organisation": [organisation_id]}
         for month in _months(now_ns, months):
             start_ns, end_ns = invoices.month_bounds_ns(month)

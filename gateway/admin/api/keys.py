@@ -12,16 +12,19 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.accounts import Scope, Window
+from billing.db import reading
 from billing.schema import usage_records
 from billing.statements import spent_by
 from gateway.admin import reports
 from gateway.admin.api.projects import amount_of
 from gateway.admin.api.usage import BudgetView, budget_view
 from gateway.admin.api.values import usd
-from gateway.admin.auth.roles import Actor
+from gateway.admin.auth.grants import bounded, check_bounds
+from gateway.admin.auth.places import place_of
+from gateway.admin.auth.roles import Actor, Place
 from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, HOUR_NS, Stamp, stamp, unstamp
-from gateway.admin.wants import Caller, Office
+from gateway.admin.wants import Caller, Office, Within
 from gateway.admission.key_admin import KeyChanges, KeyInfo, KeyTerms
 from gateway.admission.minting import PREFIX
 
@@ -97,9 +100,10 @@ class PlaygroundRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/keys", name="keys.list")
-async def list_keys(services: Office, project_id: FromQuery[str | None] = None) -> list[KeyView]:
+async def list_keys(services: Office, sight: Within, project_id: FromQuery[str | None] = None) -> list[KeyView]:
     """The newest first, revoked ones included."""
     found = await services.keys.list_keys(project_id=project_id)
+    found = [each for each in found if sight.shows("project", each.project_id)]
     async with services.reader.reading() as db:
         return await _views(db, list(reversed(found)), services.clock())
 
@@ -107,15 +111,20 @@ async def list_keys(services: Office, project_id: FromQuery[str | None] = None) 
 @post("/keys", name="keys.create")
 async def create_key(data: JSONBody[NewKeyRequest], actor: Caller, services: Office) -> ShownKey:
     """Make a key. Its secret is in this answer and cannot be had again."""
+    budgets = [(each.window, amount_of(each.limit_usd, "budgets")) for each in data.budgets]
+    async with reading(services.engine) as db:
+        place = await place_of(db, "project", data.project_id)
+        if place is not None:
+            limits = {"rpm": data.rpm, "tpm": data.tpm, "parallel": data.parallel}
+            await check_bounds(db, actor, place, limits=limits, budgets=budgets, now_ns=services.clock())
     terms = KeyTerms(
-        models=_tuple(data.models),
+        models=_models(actor, place, data.models),
         allow_ips=_tuple(data.allow_ips),
         rpm=data.rpm,
         tpm=data.tpm,
         parallel=data.parallel,
         expires_at_ns=None if data.expires_at is None else unstamp(data.expires_at),
     )
-    budgets = [(each.window, amount_of(each.limit_usd, "budgets")) for each in data.budgets]
     return await _make(services, actor, data.project_id, data.name, terms, budgets)
 
 
@@ -125,9 +134,14 @@ async def update_key(
 ) -> KeyView:
     """Change what a key may do. Budgets are set under /budgets."""
     now_ns = services.clock()
+    async with reading(services.engine) as db:
+        place = await place_of(db, "key", key_id)
+        if place is not None:
+            limits = {"rpm": data.rpm or None, "tpm": data.tpm or None, "parallel": data.parallel or None}
+            await check_bounds(db, actor, place, limits=limits, now_ns=now_ns)
     changes = KeyChanges(
         name=data.name,
-        models=data.models if isinstance(data.models, UnsetType) else _tuple(data.models),
+        models=data.models if isinstance(data.models, UnsetType) else _models(actor, place, data.models),
         allow_ips=data.allow_ips if isinstance(data.allow_ips, UnsetType) else _tuple(data.allow_ips),
         rpm=data.rpm,
         tpm=data.tpm,
@@ -151,7 +165,11 @@ async def revoke_key(key_id: FromPath[str], actor: Caller, services: Office) -> 
 @post("/playground/key", name="playground.key")
 async def playground_key(data: JSONBody[PlaygroundRequest], actor: Caller, services: Office) -> ShownKey:
     """A key for the playground: good for an hour, bounded by its project's budgets alone."""
-    terms = KeyTerms(rpm=60, parallel=4, expires_at_ns=services.clock() + PLAYGROUND_NS)
+    async with reading(services.engine) as db:
+        place = await place_of(db, "project", data.project_id)
+    terms = KeyTerms(
+        models=_models(actor, place, None), rpm=60, parallel=4, expires_at_ns=services.clock() + PLAYGROUND_NS
+    )
     return await _make(services, actor, data.project_id, f"Playground ({actor.name})", terms, [])
 
 
@@ -169,6 +187,11 @@ async def _make(
     info = await services.keys.key(made.key_id)
     async with services.reader.reading() as db:
         return ShownKey((await _views(db, [info], now_ns))[0], made.plain)
+
+
+def _models(actor: Actor, place: Place | None, wanted: list[str] | None) -> tuple[str, ...] | None:
+    """No more than the maker may grant. Where there is no such place, what follows says so."""
+    return _tuple(wanted) if place is None else bounded(actor, place, _tuple(wanted))
 
 
 def _tuple(patterns: list[str] | None) -> tuple[str, ...] | None:

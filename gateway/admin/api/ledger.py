@@ -22,7 +22,7 @@ from gateway.admin.api.values import Page, at_cursor, cursor, usd
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import invalid, not_found
 from gateway.admin.times import period_of, stamp
-from gateway.admin.wants import Caller, Office
+from gateway.admin.wants import Caller, Office, Within
 
 
 class AccountView(Struct, frozen=True):
@@ -83,11 +83,12 @@ class ToppedUp(Struct, frozen=True):
 
 
 @get("/ledger/balances", name="ledger.balances")
-async def balances(services: Office) -> Balances:
+async def balances(services: Office, sight: Within) -> Balances:
+    """Of every account; whoever belongs to an organisation alone sees that one's."""
     async with services.reader.reading() as db:
-        organisations = await accounts.organisations(db)
+        organisations = [each for each in await accounts.organisations(db) if sight.shows("organisation", each.id)]
         names = {accounts.customer(organisation.id): organisation.name for organisation in organisations}
-        found = await ledger.balances(db)
+        found = [each for each in await ledger.balances(db) if sight.organisations is None or each.account in names]
         kept = {entry.account: entry for entry in found}
         return Balances(
             [
@@ -114,6 +115,7 @@ async def balances(services: Office) -> Balances:
 @get("/ledger/transfers", name="ledger.transfers")
 async def list_transfers(
     services: Office,
+    sight: Within,
     account: FromQuery[str | None] = None,
     kind: FromQuery[str | None] = None,
     start: From = None,
@@ -126,6 +128,9 @@ async def list_transfers(
     query = select(transfers)
     if account is not None:
         query = query.where(or_(table.debit == account, table.credit == account))
+    if sight.organisations is not None:
+        own = [accounts.customer(each) for each in sight.organisations]
+        query = query.where(or_(table.debit.in_(own), table.credit.in_(own)))
     if kind is not None:
         query = query.where(table.kind == kind)
     if start is not None or end is not None:

@@ -18,12 +18,13 @@ from billing import schema as billing_schema
 from billing.accounts import BudgetKind, Scope, Window
 from billing.db import reading, writing
 from billing.money import parse_usd
-from gateway.admin.api.usage import BudgetView, budget_view
+from gateway.admin.api.usage import BudgetView, budget_view, budgets_within
+from gateway.admin.auth.roles import ADMINS, Actor
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import Problem, invalid, not_found
 from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp, unstamp
-from gateway.admin.wants import Caller, Office
+from gateway.admin.wants import Caller, Office, Within
 from gateway.schema import virtual_keys
 
 
@@ -63,7 +64,7 @@ class BudgetRaise(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/projects", name="projects.list")
-async def list_projects(services: Office) -> list[ProjectView]:
+async def list_projects(services: Office, sight: Within) -> list[ProjectView]:
     async with services.reader.reading() as db:
         names = {each.id: each.name for each in await accounts.organisations(db)}
         counted = (
@@ -82,6 +83,7 @@ async def list_projects(services: Office) -> list[ProjectView]:
                 keys.get(each.id, 0),
             )
             for each in await accounts.projects(db)
+            if sight.shows("project", each.id)
         ]
 
 
@@ -90,7 +92,7 @@ async def create_project(data: JSONBody[NewProject], actor: Caller, services: Of
     now_ns = services.clock()
     try:
         async with writing(services.engine) as db:
-            organisation = await _organisation(db, data.organisation_id)
+            organisation = await organisation_of(db, actor, data.organisation_id)
             project = await accounts.create_project(
                 db, f"proj_{secrets.token_hex(8)}", organisation.id, data.name, at_ns=now_ns
             )
@@ -101,11 +103,11 @@ async def create_project(data: JSONBody[NewProject], actor: Caller, services: Of
 
 
 @get("/budgets", name="budgets.list")
-async def list_budgets(services: Office, scope_id: FromQuery[str | None] = None) -> list[BudgetView]:
+async def list_budgets(services: Office, sight: Within, scope_id: FromQuery[str | None] = None) -> list[BudgetView]:
     """Every budget with what has been spent of it in its window."""
     now_ns = services.clock()
     async with services.reader.reading() as db:
-        found = await accounts.budgets(db, None if scope_id is None else [scope_id])
+        found = await budgets_within(db, sight, await accounts.budgets(db, None if scope_id is None else [scope_id]))
         return [await budget_view(db, budget, now_ns) for budget in found]
 
 
@@ -202,16 +204,20 @@ def amount_of(text: str, field: str) -> int:
     return amount
 
 
-async def _organisation(db: AsyncConnection, organisation_id: str | None) -> accounts.Organisation:
+async def organisation_of(db: AsyncConnection, actor: Actor, organisation_id: str | None) -> accounts.Organisation:
+    """The one that is named, or the only one that the caller belongs to. Raises: Problem."""
     found = await accounts.organisations(db)
+    homes = {each.scope_id for each in actor.held if each.scope == "organisation"}
+    if organisation_id is None and actor.role not in ADMINS:
+        found = [each for each in found if each.id in homes]
     if organisation_id is None and len(found) == 1:
         return found[0]
     for each in found:
         if each.id == organisation_id:
             return each
     if organisation_id is None:
-        raise invalid("organisation_id", "there are several organisations", "Name one; /ledger/balances lists them.")
-    raise not_found("organisation", organisation_id, "Take an id from /ledger/balances.")
+        raise invalid("organisation_id", "there are several organisations", "Name one; /organisations lists them.")
+    raise not_found("organisation", organisation_id, "Take an id from /organisations.")
 
 
 async def _existing(db: AsyncConnection, scope: Scope, scope_id: str) -> None:

@@ -23,7 +23,7 @@ from gateway.admin.api.values import Page, at_cursor, cursor, usd
 from gateway.admin.auth.roles import TELLERS
 from gateway.admin.problems import not_found
 from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
-from gateway.admin.wants import Caller, Office
+from gateway.admin.wants import Caller, Office, Within
 
 WAIT_TRIES: Final = 10
 WAIT_S: Final = 0.1
@@ -102,6 +102,7 @@ class RequestDetail(Struct, frozen=True):
 async def list_requests(
     request: Request[Any, Any, Any],
     services: Office,
+    sight: Within,
     start: From = None,
     end: To = None,
     cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
@@ -116,7 +117,7 @@ async def list_requests(
         at_ns, after = at_cursor(cursor_, tuple[int, str])
         query = query.where(or_(table.at_ns < at_ns, and_(table.at_ns == at_ns, table.id < after)))
     async with services.reader.reading() as db:
-        query = query.where(*reports.where(db, period, filters_of(request)))
+        query = query.where(*reports.where(db, period, sight.filters(filters_of(request))))
         rows = (await db.execute(query.order_by(table.at_ns.desc(), table.id.desc()).limit(limit + 1))).mappings().all()
         keys = await reports.labels(db, "key", list({row["key_id"] for row in rows}))
     shown = rows[:limit]
@@ -125,7 +126,7 @@ async def list_requests(
 
 
 @get("/requests/{request_id:str}", name="requests.read")
-async def read_request(request_id: FromPath[str], actor: Caller, services: Office) -> RequestDetail:
+async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, services: Office) -> RequestDetail:
     """One request with its price sheet line by line, and, for those who may see money, cost and postings.
 
     Who asks the moment an answer is whole waits until its record has come from the journal, a second at most."""
@@ -138,7 +139,7 @@ async def read_request(request_id: FromPath[str], actor: Caller, services: Offic
     async with services.reader.reading() as db:
         found = await db.execute(select(usage_records).where(usage_records.c.id == request_id))
         row = found.mappings().first()
-        if row is None:
+        if row is None or not sight.shows("project", row["project_id"]):
             raise not_found("request", request_id, "It shows within a second of its end; a refused one never does.")
         sheet, lines = await _priced(db, row, money)
         ids = [f"{request_id}:{kind}" for kind in _POSTING_KINDS] if money else []

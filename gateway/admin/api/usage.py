@@ -10,6 +10,7 @@ from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
@@ -17,12 +18,13 @@ from billing.accounts import Budget, BudgetKind, Scope, Window, window_start_ns
 from billing.statements import spent
 from gateway.admin import reports
 from gateway.admin.api.values import TotalsView, totals_view, usd
-from gateway.admin.auth.roles import TELLERS
+from gateway.admin.auth.roles import TELLERS, Sight
 from gateway.admin.problems import invalid
 from gateway.admin.reports import FILTERS, GROUPS, Group, Point, Quantiles
 from gateway.admin.services import Services
 from gateway.admin.times import Bucket, Period, Stamp, bucket_for, period_of, stamp
-from gateway.admin.wants import Caller, Office
+from gateway.admin.wants import Caller, Office, Within
+from gateway.schema import virtual_keys
 
 From = Annotated[Stamp | None, QueryParameter(name="from", description="RFC 3339; default: 24 hours before `to`")]
 To = Annotated[Stamp | None, QueryParameter(name="to", description="RFC 3339; default: now")]
@@ -30,6 +32,7 @@ To = Annotated[Stamp | None, QueryParameter(name="to", description="RFC 3339; de
 TOP = 8
 EXPORT_ROWS = 100_000
 BUDGETS_AT_RISK = 5
+_UNTOLD = Quantiles(None, None, None)
 _GROUPED = (Scope.ORGANISATION, Scope.PROJECT, Scope.KEY)
 """Scopes that the kept sums are grouped by."""
 
@@ -104,26 +107,29 @@ class Usage(Struct, frozen=True):
 
 
 @get("/overview", name="overview.read")
-async def overview(actor: Caller, services: Office, start: From = None, end: To = None) -> Overview:
-    """Spend, requests, tokens, errors and first-token time at a glance, against the period before."""
-    period = period_of(start, end, services.clock())
+async def overview(actor: Caller, sight: Within, services: Office, start: From = None, end: To = None) -> Overview:
+    """Spend, requests, tokens, errors and first-token time at a glance, against the period before. First-token time
+    is the installation's: whoever sees a part of it is told none."""
+    period, within = period_of(start, end, services.clock()), sight.filters({})
     bucket, money = bucket_for(period, None), actor.role in TELLERS
     async with services.reader.reading() as db:
-        models = await reports.explore(db, "alias", bucket, period, {}, limit=TOP, top=TOP)
-        keys = await reports.groups(db, "key", period, {}, limit=TOP)
-        outcomes = await reports.groups(db, "outcome", period, {}, limit=TOP)
-        ever = await reports.totals(db, Period(0, period.end_ns), {}) if not models.points else None
+        models = await reports.explore(db, "alias", bucket, period, within, limit=TOP, top=TOP)
+        keys = await reports.groups(db, "key", period, within, limit=TOP)
+        outcomes = await reports.groups(db, "outcome", period, within, limit=TOP)
+        ever = await reports.totals(db, Period(0, period.end_ns), within) if not models.points else None
+        waits = [_UNTOLD, _UNTOLD]
+        if not within:
+            waits = [await reports.first_token(db, period), await reports.first_token(db, period.before)]
         return Overview(
             _period(period, bucket),
             totals_view(models.total, money=money),
-            totals_view(await reports.totals(db, period.before, {}), money=money),
-            await reports.first_token(db, period),
-            await reports.first_token(db, period.before),
+            totals_view(await reports.totals(db, period.before, within), money=money),
+            *waits,
             _points(models.points),
             await _groups(db, "alias", models.groups, money),
             await _groups(db, "key", keys, money),
             await _groups(db, "outcome", outcomes, money),
-            await budgets_at_risk(db, services.clock()),
+            await budgets_at_risk(db, sight, services.clock()),
             ever is None or ever.requests > 0,
         )
 
@@ -132,6 +138,7 @@ async def overview(actor: Caller, services: Office, start: From = None, end: To 
 async def usage(
     request: Request[Any, Any, Any],
     actor: Caller,
+    sight: Within,
     services: Office,
     start: From = None,
     end: To = None,
@@ -142,7 +149,7 @@ async def usage(
     """Totals by one dimension, with a time series of the biggest.
 
     Any dimension filters too, repeated for several values: `?by=model&provider=groq&key=key_1&key=key_2`."""
-    period, filters, _ = _asked(request, services, start, end, by)
+    period, filters, _ = _asked(request, services, sight, start, end, by)
     step, money = bucket_for(period, bucket), actor.role in TELLERS
     async with services.reader.reading() as db:
         found = await reports.explore(db, by, step, period, filters, limit=limit, top=TOP)
@@ -159,6 +166,7 @@ async def usage(
 async def export(
     request: Request[Any, Any, Any],
     actor: Caller,
+    sight: Within,
     services: Office,
     start: From = None,
     end: To = None,
@@ -166,7 +174,7 @@ async def export(
     bucket: FromQuery[str | None] = None,
 ) -> Response[bytes]:
     """The same as a table: one line for each group, or for each step and group when `bucket` is given."""
-    period, filters, column = _asked(request, services, start, end, by)
+    period, filters, column = _asked(request, services, sight, start, end, by)
     lines: list[tuple[str, Group | Point]]
     money = actor.role in TELLERS
     async with services.reader.reading() as db:
@@ -196,9 +204,22 @@ async def export(
 usage_handlers: list[HTTPRouteHandler] = [overview, usage, export]
 
 
-async def budgets_at_risk(db: AsyncConnection, now_ns: int) -> list[BudgetView]:
+async def budgets_within(db: AsyncConnection, sight: Sight, found: list[Budget]) -> list[Budget]:
+    """Those that the caller may see: a key's goes by its project."""
+    if sight.projects is None:
+        return found
+    of_keys = select(virtual_keys.c.id).where(virtual_keys.c.project_id.in_(sight.projects))
+    keys = set((await db.execute(of_keys)).scalars())
+    return [
+        each
+        for each in found
+        if (each.scope_id in keys if each.scope is Scope.KEY else sight.shows(each.scope.value, each.scope_id))
+    ]
+
+
+async def budgets_at_risk(db: AsyncConnection, sight: Sight, now_ns: int) -> list[BudgetView]:
     """The budgets that are used up the most."""
-    found = await accounts.budgets(db)
+    found = await budgets_within(db, sight, await accounts.budgets(db))
     used: dict[tuple[Scope, Window], dict[str, int]] = {}
     for kind in {(budget.scope, budget.window) for budget in found}:
         if kind[0] not in _GROUPED:
@@ -247,11 +268,16 @@ def _share(budget: Budget, used: int) -> float:
 
 
 def _asked(
-    request: Request[Any, Any, Any], services: Services, start: Stamp | None, end: Stamp | None, by: str
+    request: Request[Any, Any, Any],
+    services: Services,
+    sight: Sight,
+    start: Stamp | None,
+    end: Stamp | None,
+    by: str,
 ) -> tuple[Period, dict[str, list[str]], str]:
     if by not in GROUPS:
         raise invalid("by", f"{by!r} is no dimension", f"Take one of: {', '.join(GROUPS)}.")
-    return period_of(start, end, services.clock()), filters_of(request), by
+    return period_of(start, end, services.clock()), sight.filters(filters_of(request)), by
 
 
 def filters_of(request: Request[Any, Any, Any]) -> dict[str, list[str]]:

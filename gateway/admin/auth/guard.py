@@ -1,4 +1,8 @@
-"""The gate of the admin API: who calls, is the call theirs, may their role make it. Every handler passes here first."""
+"""The gate of the admin API: who calls, is the call theirs, may their role make it on this very resource. Every handler
+passes here first.
+
+Whoever does not belong to what a resource is part of is told that there is none, as for one that does not exist.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,25 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
+from msgspec.structs import replace
 
 from billing.db import reading, writing
 from gateway.admin.auth import people
-from gateway.admin.auth.roles import OPEN, PERMITTED, Actor
-from gateway.admin.problems import Problem
+from gateway.admin.auth.places import place_of, sight_of
+from gateway.admin.auth.roles import CONCERNS, EVERYTHING, OPEN, PERMITTED, Actor, Of, Own, Role, Seen, Sight
+from gateway.admin.problems import Problem, invalid, not_found
 from gateway.admin.services import Services
 
 COOKIE: Final = "farebox_session"
 CSRF_HEADER: Final = "x-csrf-token"
+WHY_HEADER: Final = "x-farebox-why"
+WHY_CHARS: Final = 500
+"""Why a change is made, in a person's words: kept in the audit beside it."""
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -39,12 +49,84 @@ def gate(services: Callable[[], Services]) -> Guard:
             raise Problem(401, "signed-out", "nobody is signed in", "Sign in at /ui, or send an API token as Bearer.")
         if change and caller.via == "session":
             _genuine(connection)
-        if caller.role not in PERMITTED[name]:
-            able = ", ".join(sorted(PERMITTED[name]))
-            raise Problem(403, "role-not-permitted", f"the role {caller.role} may not do this", f"Ask one of: {able}.")
-        connection.scope["state"]["actor"] = caller
+        state = connection.scope["state"]
+        state["sight"] = await _within(connection, services(), name, caller)
+        state["actor"] = replace(caller, why=_why(connection)) if change else caller
 
     return admit
+
+
+async def _within(connection: Connection, services: Services, name: str, caller: Actor) -> Sight:
+    """What the caller may see of what the endpoint answers with. Raises: Problem (403, 404) if they may not call it,
+    or not on this resource."""
+    permitted = PERMITTED[name]
+    if caller.role in permitted:
+        return EVERYTHING
+    concern = CONCERNS.get(name)
+    if concern is None or not any(each.role in permitted for each in caller.held):
+        raise _refusal(name, caller.role)
+    match concern:
+        case Own():
+            return EVERYTHING
+        case Seen():
+            async with reading(services.engine) as db:
+                return await sight_of(db, caller.held, permitted)
+        case Of():
+            await _on_resource(connection, services, name, caller, concern)
+    return EVERYTHING
+
+
+async def _on_resource(connection: Connection, services: Services, name: str, caller: Actor, of: Of) -> None:
+    path = connection.scope["path_params"]
+    kind = str(path["level"]) if of.kind == "scope" else of.kind
+    ident = path[of.field] if of.where == "path" else await _in_body(connection, of)
+    async with reading(services.engine) as db:
+        if ident is None:
+            # Left out where there is one alone; among several the handler asks which.
+            homes = {each.scope_id for each in caller.held if each.scope == "organisation"}
+            ident = homes.pop() if len(homes) == 1 else ""
+        place = await place_of(db, kind, str(ident))
+    if place is None or not caller.roles_at(place):
+        raise not_found(kind, str(ident), "List what is there and take an id from the list.")
+    roles = caller.roles_at(place)
+    if name.startswith("budgets."):
+        # A budget bounds whoever leads what it is on: they set those below it alone.
+        roles = frozenset({caller.role, *(
+            each.role for each in caller.held
+            if each.covers(place) and (each.role is not Role.TEAM_LEAD or each.scope_id != ident)
+        )})  # fmt: skip
+    if not roles & PERMITTED[name]:
+        raise _refusal(name, *sorted(caller.roles_at(place)))
+
+
+async def _in_body(connection: Connection, of: Of) -> object:
+    assert isinstance(connection, Request)
+    try:
+        body = msgspec.json.decode(await connection.body(), type=dict[str, object])
+    except msgspec.DecodeError:
+        body = {}
+    found = body.get(of.field)
+    if not isinstance(found, str) and not (found is None and of.optional):
+        raise invalid(of.field, "is missing or no text", "Name the one that this is about.")
+    return found
+
+
+def _refusal(name: str, *roles: str) -> Problem:
+    able = ", ".join(sorted(PERMITTED[name]))
+    return Problem(403, "role-not-permitted", f"the role {' or '.join(roles)} may not do this", f"Ask one of: {able}.")
+
+
+def _why(connection: Connection) -> str | None:
+    said = connection.headers.get(WHY_HEADER, "").strip()
+    if len(said) > WHY_CHARS:
+        raise invalid(WHY_HEADER, f"more than {WHY_CHARS} characters", "Say it shorter.")
+    return said or None
+
+
+async def sight(request: Request[Any, Any, Any]) -> Sight:
+    """A dependency: what a list may show to this caller."""
+    found: Sight = request.scope["state"]["sight"]
+    return found
 
 
 async def actor(request: Request[Any, Any, Any]) -> Actor:

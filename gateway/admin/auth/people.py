@@ -11,11 +11,13 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import schema
-from gateway.admin.auth.roles import Actor, Role, may_hand_out
+from gateway.admin.auth import memberships
+from gateway.admin.auth.roles import Actor, Role, cut
 
 _HOUR_NS: Final = 3_600 * 10**9
 LINK_NS: Final = 24 * _HOUR_NS
@@ -77,6 +79,11 @@ async def users(db: AsyncConnection) -> list[User]:
 
 async def user(db: AsyncConnection, user_id: str) -> User | None:
     row = (await db.execute(select(schema.admin_users).where(schema.admin_users.c.id == user_id))).first()
+    return None if row is None else _user(row)
+
+
+async def named(db: AsyncConnection, name: str) -> User | None:
+    row = (await db.execute(select(schema.admin_users).where(schema.admin_users.c.name == name))).first()
     return None if row is None else _user(row)
 
 
@@ -213,7 +220,8 @@ async def session_actor(db: AsyncConnection, token: str, *, at_ns: int) -> tuple
     ).first()
     if row is None:
         return None
-    actor = Actor(row.id, row.name, Role(row.role), "session", row.password_hash is not None)
+    role, held = await memberships.held_by(db, row.id, Role(row.role))
+    actor = Actor(row.id, row.name, role, "session", row.password_hash is not None, held)
     return actor, row.last_seen_at_ns < at_ns - _SEEN_NS
 
 
@@ -263,9 +271,13 @@ async def token_actor(db: AsyncConnection, secret: str, *, at_ns: int) -> Actor 
     ).first()
     if row is None or (row.expires_at_ns is not None and row.expires_at_ns <= at_ns):
         return None
-    if not may_hand_out(Role(row.holder), Role(row.role)):  # The person has been demoted since.
+    most = Role(row.role)
+    role, held = await memberships.held_by(db, row.id, Role(row.holder))
+    whole = cut(role, most)
+    below = tuple(replace(each, role=left) for each in held if (left := cut(each.role, most)) is not None)
+    if whole is None and not below:  # The person has been demoted since.
         return None
-    return Actor(row.id, f"{row.name} ({row.token})", Role(row.role), "token")
+    return Actor(row.id, f"{row.name} ({row.token})", whole or Role.MEMBER, "token", held=below)
 
 
 async def tokens(db: AsyncConnection, user_id: str | None = None) -> list[Token]:

@@ -1,13 +1,14 @@
-"""Which role may call which endpoint: the one place where that is said, and the one where it is enforced.
+"""Which role may call which endpoint, on what: the one place where that is said. auth/guard.py enforces it.
 
-An endpoint goes by its handler's name. One that is not in the table fails the start: nothing is open by oversight.
+An endpoint goes by its handler's name. One that is not in PERMITTED fails the start; one that is not in CONCERNS is for
+roles over the whole installation alone: nothing is open by oversight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -16,20 +17,27 @@ class Role(StrEnum):
     OWNER = "owner"
     ADMIN = "admin"
     FINANCE = "finance"
+    TEAM_LEAD = "team_lead"
     DEVELOPER = "developer"
     VIEWER = "viewer"
+    MEMBER = "member"
+    """Over the whole installation nothing: what memberships of organisations, teams and projects say."""
 
 
-ANYONE: Final = frozenset(Role)
+ANYONE: Final = frozenset(Role) - {Role.MEMBER}
 ADMINS: Final = frozenset({Role.OWNER, Role.ADMIN})
-MAKERS: Final = ADMINS | {Role.DEVELOPER}
+LEADS: Final = ADMINS | {Role.TEAM_LEAD}
+"""Who says who belongs to a team and its projects."""
+MAKERS: Final = LEADS | {Role.DEVELOPER}
 """Who makes keys and tries models."""
 TELLERS: Final = ADMINS | {Role.FINANCE}
 """Who sees and moves money."""
+BOUNDERS: Final = TELLERS | {Role.TEAM_LEAD}
+"""Who sets budgets; a team lead only below what they lead."""
 
 PERMITTED: Final[dict[str, frozenset[Role]]] = {
-    "session.end": ANYONE,
-    "password.set": ANYONE,
+    "session.end": frozenset(Role),
+    "password.set": frozenset(Role),
     "overview.read": ANYONE,
     "usage.read": ANYONE,
     "usage.export": ANYONE,
@@ -42,10 +50,19 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "playground.key": MAKERS,
     "projects.list": ANYONE,
     "projects.create": ADMINS,
+    "projects.join": ADMINS,
+    "teams.list": ANYONE,
+    "teams.create": ADMINS,
+    "organisations.list": ANYONE,
+    "organisations.create": ADMINS,
+    "members.list": ANYONE,
+    "members.invite": LEADS,
+    "members.set": LEADS,
+    "members.remove": LEADS,
     "budgets.list": ANYONE,
-    "budgets.set": TELLERS,
-    "budgets.raise": TELLERS,
-    "budgets.remove": TELLERS,
+    "budgets.set": BOUNDERS,
+    "budgets.raise": BOUNDERS,
+    "budgets.remove": BOUNDERS,
     "models.list": ANYONE,
     "providers.list": ANYONE,
     "prices.list": ANYONE,
@@ -114,7 +131,82 @@ The longest name counts."""
 OPEN: Final = frozenset({"session.by_link", "session.by_password", "session.read"})
 """What works before sign-in."""
 
-_RANK: Final = {Role.VIEWER: 0, Role.DEVELOPER: 1, Role.FINANCE: 1, Role.ADMIN: 2, Role.OWNER: 3}
+
+class Own(Struct, frozen=True):
+    """About nobody but the caller, or the same for all: whoever holds a permitted role anywhere."""
+
+
+class Seen(Struct, frozen=True):
+    """A list. Its handler takes `sight` and answers with what lies within it; a test looks that it does."""
+
+
+Kind = Literal["organisation", "team", "project", "project's organisation", "key", "scope"]
+
+
+class Of(Struct, frozen=True):
+    """One resource. kind: what the id is of; `scope` goes by the path's own word. where: "path", or "body" for a field
+    of the JSON; field: its name; optional: a body may leave it out, where there is only one."""
+
+    kind: Kind
+    where: Literal["path", "body"]
+    field: str
+    optional: bool = False
+
+
+CONCERNS: Final[dict[str, Own | Seen | Of]] = {
+    "session.end": Own(),
+    "password.set": Own(),
+    "overview.read": Seen(),
+    "usage.read": Seen(),
+    "usage.export": Seen(),
+    "requests.list": Seen(),
+    "requests.read": Seen(),
+    "keys.list": Seen(),
+    "keys.create": Of("project", "body", "project_id"),
+    "keys.update": Of("key", "path", "key_id"),
+    "keys.revoke": Of("key", "path", "key_id"),
+    "playground.key": Of("project", "body", "project_id"),
+    "projects.list": Seen(),
+    "projects.create": Of("organisation", "body", "organisation_id", optional=True),
+    # Out of one team and into another: whoever leads one of them alone may not.
+    "projects.join": Of("project's organisation", "path", "project_id"),
+    "teams.list": Seen(),
+    "teams.create": Of("organisation", "body", "organisation_id", optional=True),
+    "organisations.list": Seen(),
+    "members.list": Seen(),
+    "members.invite": Of("scope", "path", "scope_id"),
+    "members.set": Of("scope", "path", "scope_id"),
+    "members.remove": Of("scope", "path", "scope_id"),
+    "budgets.list": Seen(),
+    "budgets.set": Of("scope", "path", "scope_id"),
+    "budgets.raise": Of("scope", "path", "scope_id"),
+    "budgets.remove": Of("scope", "path", "scope_id"),
+    "models.list": Own(),
+    # Its own account. What is paid in is booked by the house: nobody may credit themselves.
+    "ledger.balances": Seen(),
+    "ledger.transfers": Seen(),
+    "invoices.list": Seen(),
+    "invoices.read": Of("organisation", "path", "organisation_id"),
+    "invoices.pdf": Of("organisation", "path", "organisation_id"),
+    "invoices.csv": Of("organisation", "path", "organisation_id"),
+    "tokens.list": Own(),
+    "tokens.create": Own(),
+    "tokens.revoke": Own(),
+}
+
+_RANK: Final = {
+    Role.MEMBER: -1,
+    Role.VIEWER: 0,
+    Role.DEVELOPER: 1,
+    Role.FINANCE: 1,
+    Role.TEAM_LEAD: 2,
+    Role.ADMIN: 3,
+    Role.OWNER: 4,
+}
+
+
+def powers(role: Role) -> frozenset[str]:
+    return frozenset(name for name, roles in PERMITTED.items() if role in roles)
 
 
 def may_run(role: Role, words: str) -> bool:
@@ -125,17 +217,92 @@ def may_run(role: Role, words: str) -> bool:
 
 def may_hand_out(own: Role, other: Role) -> bool:
     """Whether somebody with the role `own` may give `other` to a person or a token: no more than what they hold."""
-    return own is other or _RANK[own] > _RANK[other]
+    return own is other or (_RANK[own] > _RANK[other] and powers(own) >= powers(other))
+
+
+def higher(one: Role, other: Role) -> Role:
+    return other if _RANK[other] > _RANK[one] else one
+
+
+class Place(Struct, frozen=True):
+    """Where a resource is, from the top. None: it lies above."""
+
+    organisation_id: str
+    team_id: str | None = None
+    project_id: str | None = None
+
+
+class Membership(Struct, frozen=True):
+    """A role in one organisation, team or project, and in all that is below it. models: globs of what keys made by it
+    may ask for; None: all."""
+
+    scope: str
+    scope_id: str
+    role: Role
+    models: tuple[str, ...] | None = None
+
+    def covers(self, place: Place) -> bool:
+        own = {"organisation": place.organisation_id, "team": place.team_id, "project": place.project_id}
+        return own.get(self.scope) == self.scope_id
+
+
+class Sight(Struct, frozen=True):
+    """What a list may show: ids of what lies within the caller's memberships. None: everything."""
+
+    organisations: frozenset[str] | None = None
+    teams: frozenset[str] | None = None
+    projects: frozenset[str] | None = None
+
+    def filters(self, asked: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Filters of a report, narrowed."""
+        if self.projects is None:
+            return asked
+        wanted = asked.get("project") or sorted(self.projects)
+        # To a report an empty list is no filter; no project has the empty name.
+        return asked | {"project": [each for each in wanted if each in self.projects] or [""]}
+
+    def shows(self, scope: str, scope_id: str) -> bool:
+        """scope, scope_id: as a budget's. Of keys their project is to be asked."""
+        if self.projects is None or self.organisations is None or self.teams is None:
+            return True
+        ids = {"organisation": self.organisations, "team": self.teams, "project": self.projects}
+        return scope_id.partition("/")[0] in ids.get(scope, self.projects | self.organisations)
+
+
+EVERYTHING: Final = Sight()
 
 
 class Actor(Struct, frozen=True):
-    """Who calls. via: "session" or "token"; only a session's browser needs protection from forged requests."""
+    """Who calls. role: over the whole installation. held: memberships. A token's is cut to the token's role in both.
+
+    via: "session" or "token"; only a session's browser needs protection from forged requests. why: what the caller
+    gave as the reason of a change, for the audit."""
 
     user_id: str
     name: str
     role: Role
     via: str
     has_password: bool = True
+    held: tuple[Membership, ...] = ()
+    why: str | None = None
+
+    def roles_at(self, place: Place) -> frozenset[Role]:
+        return frozenset({self.role, *(each.role for each in self.held if each.covers(place))}) - {Role.MEMBER}
+
+    def may_hand_out(self, role: Role, place: Place | None = None) -> bool:
+        """place: of what the role is to be over; None: the whole installation."""
+        roles = {self.role} if place is None else self.roles_at(place)
+        return any(may_hand_out(own, role) for own in roles)
+
+    def powers(self) -> list[str]:
+        """Names of what this one may call on something, for pages to hide the rest."""
+        local = {name for each in self.held for name in powers(each.role) if name in CONCERNS}
+        return sorted(local | powers(self.role))
+
+
+def cut(role: Role, most: Role) -> Role | None:
+    """What is left of a role under a token that may do no more than `most`; None: nothing."""
+    return most if may_hand_out(role, most) else None
 
 
 def uncovered(handler_names: Iterable[str]) -> list[str]:

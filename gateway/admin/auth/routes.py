@@ -17,7 +17,7 @@ from gateway import audit
 from gateway.admin.auth import people
 from gateway.admin.auth.guard import COOKIE, identify
 from gateway.admin.auth.people import sign_in_url
-from gateway.admin.auth.roles import PERMITTED, Actor, Role, may_hand_out
+from gateway.admin.auth.roles import Actor, Role, may_hand_out
 from gateway.admin.problems import Problem, invalid, not_found
 from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp
@@ -43,8 +43,17 @@ class NewPassword(Struct, frozen=True, forbid_unknown_fields=True):
     current: Annotated[str, Meta(max_length=1024)] | None = None
 
 
+class HeldView(Struct, frozen=True):
+    """A role in an organisation, a team or a project."""
+
+    scope: str
+    scope_id: str
+    role: Role
+
+
 class SessionView(Struct, frozen=True):
-    """may: names of what this role may call, so that a page can hide what it cannot do. csrf: see X-CSRF-Token."""
+    """role: over the whole installation; `member` holds what `memberships` say. may: names of what this one may call
+    on something, so that a page can hide what it cannot do. csrf: see X-CSRF-Token."""
 
     user_id: str
     name: str
@@ -52,6 +61,7 @@ class SessionView(Struct, frozen=True):
     has_password: bool
     csrf: str
     may: list[str]
+    memberships: list[HeldView]
 
 
 class UserView(Struct, frozen=True):
@@ -240,7 +250,9 @@ async def list_tokens(actor: Caller, services: Office) -> list[TokenView]:
 async def create_token(data: JSONBody[NewToken], actor: Caller, services: Office) -> IssuedToken:
     """Make a token for automation. Its secret is shown this once."""
     now_ns = services.clock()
-    _may_hand_out(actor, data.role)
+    # Wherever its maker holds less, so does the token: it is cut there when it is used.
+    if not any(may_hand_out(own, data.role) for own in (actor.role, *(each.role for each in actor.held))):
+        raise invalid("role", f"nowhere do you hold {data.role} or more", "Take a lesser role.")
     expires = None if data.days is None else now_ns + data.days * 86_400 * 10**9
     async with writing(services.engine) as db:
         token, secret = await people.issue_token(
@@ -268,7 +280,8 @@ auth_handlers: list[HTTPRouteHandler] = [
 
 
 async def record(db: Any, actor: Actor, action: str, subject: str, at_ns: int, **what: Any) -> None:
-    """One audit row for a change that `actor` makes in this transaction."""
+    """One audit row for a change that `actor` makes in this transaction, with what they gave as its reason."""
+    what.setdefault("note", actor.why)
     await audit.append(db, actor=actor.name, action=action, subject=subject, at_ns=at_ns, **what)
 
 
@@ -300,12 +313,13 @@ async def _begin(services: Services, db: Any, user_id: str, how: str) -> Respons
 
 
 def _session(actor: Actor, token: str) -> SessionView:
-    may = sorted(name for name, roles in PERMITTED.items() if actor.role in roles)
-    return SessionView(actor.user_id, actor.name, actor.role, actor.has_password, people.csrf_token(token), may)
+    held = [HeldView(each.scope, each.scope_id, each.role) for each in actor.held]
+    csrf = people.csrf_token(token)
+    return SessionView(actor.user_id, actor.name, actor.role, actor.has_password, csrf, actor.powers(), held)
 
 
 def _may_hand_out(actor: Actor, role: Role) -> None:
-    if not may_hand_out(actor.role, role):
+    if not actor.may_hand_out(role):
         raise invalid("role", f"the role {actor.role} cannot hand out or change {role}", "Ask an owner.")
 
 

@@ -14,13 +14,15 @@ from gateway.errors import Unavailable
 from tests.gateway.admin.client import Browser
 from tests.gateway.admin.world import World
 
-ALL = "owner admin finance developer viewer"
-MAKERS, TELLERS, ADMINS = "owner admin developer", "owner admin finance", "owner admin"
+ALL = "owner admin finance team_lead developer viewer"
+SELF = f"{ALL} member"
+MAKERS, TELLERS, ADMINS = "owner admin team_lead developer", "owner admin finance", "owner admin"
+BOUNDERS, LEADS = "owner admin finance team_lead", "owner admin team_lead"
 
 # method, path, body, who may. Bodies are such that nothing changes: what is permitted ends in 404 or 422 at worst.
 MATRIX = [
-    ("DELETE", "/auth/session", None, ALL),
-    ("PUT", "/auth/password", {"password": "short"}, ALL),
+    ("DELETE", "/auth/session", None, SELF),
+    ("PUT", "/auth/password", {"password": "short"}, SELF),
     ("GET", "/overview", None, ALL),
     ("GET", "/usage", None, ALL),
     ("GET", "/usage.csv", None, ALL),
@@ -33,10 +35,19 @@ MATRIX = [
     ("POST", "/playground/key", {"project_id": "none"}, MAKERS),
     ("GET", "/projects", None, ALL),
     ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),
+    ("PUT", "/projects/none/team", {"team_id": None}, ADMINS),
+    ("GET", "/organisations", None, ALL),
+    ("POST", "/organisations", {"name": ""}, ADMINS),
+    ("GET", "/teams", None, ALL),
+    ("POST", "/teams", {"name": "T", "organisation_id": "none"}, ADMINS),
+    ("GET", "/members", None, ALL),
+    ("POST", "/members/project/none", {"name": "n", "role": "viewer"}, LEADS),
+    ("PUT", "/members/project/none/none", {"role": "viewer"}, LEADS),
+    ("DELETE", "/members/project/none/none", None, LEADS),
     ("GET", "/budgets", None, ALL),
-    ("PUT", "/budgets/key/none/total", {"limit_usd": "1"}, TELLERS),
-    ("POST", "/budgets/key/none/total/raise", {"raise_usd": "1", "until": "2027-01-01T00:00:00Z"}, TELLERS),
-    ("DELETE", "/budgets/key/none/total", None, TELLERS),
+    ("PUT", "/budgets/key/none/total", {"limit_usd": "1"}, BOUNDERS),
+    ("POST", "/budgets/key/none/total/raise", {"raise_usd": "1", "until": "2027-01-01T00:00:00Z"}, BOUNDERS),
+    ("DELETE", "/budgets/key/none/total", None, BOUNDERS),
     ("GET", "/models", None, ALL),
     ("GET", "/providers", None, ALL),
     ("GET", "/prices?provider=p&model=m", None, ALL),
@@ -128,6 +139,12 @@ def test_an_endpoint_without_a_line_in_the_table_stops_the_start() -> None:
         ("developer", "finance", False),
         ("developer", "viewer", True),
         ("viewer", "developer", False),
+        ("team_lead", "developer", True),
+        ("team_lead", "finance", False),
+        ("admin", "team_lead", True),
+        ("developer", "team_lead", False),
+        ("viewer", "member", True),
+        ("member", "viewer", False),
     ],
 )
 def test_nobody_hands_out_more_than_they_hold(own: str, other: str, may: bool) -> None:
