@@ -117,14 +117,15 @@ async def overview(actor: Caller, sight: Within, services: Office, start: From =
         keys = await reports.groups(db, "key", period, within, limit=TOP)
         outcomes = await reports.groups(db, "outcome", period, within, limit=TOP)
         ever = await reports.totals(db, Period(0, period.end_ns), within) if not models.points else None
-        waits = [_UNTOLD, _UNTOLD]
+        first_now, first_before = _UNTOLD, _UNTOLD
         if not within:
-            waits = [await reports.first_token(db, period), await reports.first_token(db, period.before)]
+            first_now, first_before = [await reports.first_token(db, each) for each in (period, period.before)]
         return Overview(
             _period(period, bucket),
             totals_view(models.total, money=money),
             totals_view(await reports.totals(db, period.before, within), money=money),
-            *waits,
+            first_now,
+            first_before,
             _points(models.points),
             await _groups(db, "alias", models.groups, money),
             await _groups(db, "key", keys, money),
