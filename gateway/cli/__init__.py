@@ -26,6 +26,7 @@ COMMANDS = {
     "invoice": "What an organisation owes for a month, as text, CSV or PDF.",
     "topup": "Money paid in, and credit granted.",
     "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
+    "top": "What happens now: requests, tokens, spending, waits; live.",
     "export": "Requests as files, and what metering services have not heard of.",
     "reconcile": "Compare with what a provider says it counted and charged.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
@@ -79,12 +80,14 @@ def _run(app: App, argv: list[str]) -> object:
     url = common.url or url
 
     def once() -> object:
-        if url is None:
-            return app(argv, result_action="return_value")
-        from gateway.cli import remote
-        from gateway.cli.hosted import call_of
+        if url is not None:
+            from gateway.cli import remote
+            from gateway.cli.hosted import call_of
 
-        return remote.run(argv, call_of(function, bound, app.parse_commands(argv)[0]), url, token)
+            call = call_of(function, bound, app.parse_commands(argv)[0])
+            if call.travels:
+                return remote.run(argv, call, url, token)
+        return app(argv, result_action="return_value")
 
     if common.watch is None:
         return once()

@@ -45,7 +45,8 @@ class Call(Struct, frozen=True):
 
     @property
     def travels(self) -> bool:
-        return self.common is not None
+        """A live view stays at its terminal, and sends for its figures."""
+        return self.common is not None and not (self.words == "top" and not self.bound.arguments.get("once"))
 
     @property
     def changes(self) -> bool:

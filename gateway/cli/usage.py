@@ -36,7 +36,7 @@ async def usage(*, by: By = "key", since: str | None = None, common: Common = DE
     since_ns = time.time_ns() - _span_ns(since) if since else 0
     async with database(common.settings()) as engine, reading(engine) as db:
         lines = await usage_by(db, Dimension(by), since_ns=since_ns)
-        names = await _names(db, by)
+        names = await names_of(db, by)
     rows: list[dict[str, Any]] = [
         {
             by: line.name,
@@ -76,7 +76,7 @@ async def rebuild(*, common: Common = DEFAULTS) -> int:
     return OK
 
 
-async def _names(db: object, by: By) -> dict[str, str]:
+async def names_of(db: object, by: str) -> dict[str, str]:
     """What people call the ids. Returns: id -> name."""
     from sqlalchemy import select
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -1,5 +1,6 @@
 """The `farebox` command, and `farebox up` as a process of its own for the tests of this folder."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -8,14 +9,17 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 from gateway import cli
+from tests.emulators.server import Emulator
 
 ROOT = Path(__file__).parents[3]
 READY_WITHIN_S = 90.0
@@ -104,6 +108,43 @@ class Up:
             return self.process.wait(30)
         finally:
             self.process.kill()
+
+
+@contextlib.contextmanager
+def emulated(*emulators: Emulator) -> Iterator[None]:
+    """Providers that answer while a test of this folder, which has no event loop, runs."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="emulators")
+    thread.start()
+
+    async def enter() -> contextlib.AsyncExitStack:
+        stack = contextlib.AsyncExitStack()
+        for each in emulators:
+            await stack.enter_async_context(each)
+        return stack
+
+    try:
+        stack = asyncio.run_coroutine_threadsafe(enter(), loop).result(30)
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+def token_of(up: "Up", *roles: str) -> dict[str, str]:
+    """An API token for each role, made by the owner who takes the link that `up` prints."""
+    link = up.ready["dashboard"].rpartition("=")[2]
+    with httpx.Client(base_url=f"{up.ready['base_url']}/admin/v1", timeout=30) as client:
+        csrf = client.post("/auth/link", json={"token": link}).json()["csrf"]
+        headers = {"X-CSRF-Token": csrf}
+        return {
+            role: client.post("/tokens", json={"name": role, "role": role}, headers=headers).json()["secret"]
+            for role in roles
+        }
 
 
 @pytest.fixture

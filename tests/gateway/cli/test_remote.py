@@ -19,7 +19,7 @@ from gateway.cli import COMMANDS, build
 from gateway.cli.common import Changes, Common
 from gateway.cli.hosted import understand
 from tests import services
-from tests.gateway.cli.conftest import Done, Up, environment, farebox, farebox_json
+from tests.gateway.cli.conftest import Done, Up, environment, farebox, farebox_json, token_of
 
 PRICES = {"gpt-x": {"litellm_provider": "openai", "input_cost_per_token": 3e-06, "output_cost_per_token": 1.5e-05}}
 
@@ -38,13 +38,7 @@ class There(NamedTuple):
 
 @pytest.fixture(scope="module")
 def there(running: Up, tmp_path_factory: pytest.TempPathFactory) -> There:
-    link = running.ready["dashboard"].rpartition("=")[2]
-    with httpx.Client(base_url=f"{running.ready['base_url']}/admin/v1", timeout=30) as client:
-        csrf = client.post("/auth/link", json={"token": link}).json()["csrf"]
-        tokens = {}
-        for role in ("owner", "finance", "viewer"):
-            made = client.post("/tokens", json={"name": role, "role": role}, headers={"X-CSRF-Token": csrf})
-            tokens[role] = made.json()["secret"]
+    tokens = token_of(running, "owner", "finance", "viewer")
     return There(running, tmp_path_factory.mktemp("elsewhere"), tokens)
 
 
