@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 from redis.asyncio import Redis
-from sqlalchemy import RowMapping, delete, insert, or_, select, update
+from sqlalchemy import RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
@@ -22,9 +22,15 @@ from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import GIVEN_CHARS_MIN, MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.errors import InvalidRequest, NotFound
+from gateway.identity import key_secrets
 from gateway.schema import loss_modes, rate_limits, virtual_keys
 
 NAME_CHARS_MAX: Final = 200
+_DAY_NS: Final = 86_400 * 10**9
+OVERLAP_NS_MAX: Final = 90 * _DAY_NS
+"""How long the secret before may go on after a rotation."""
+WARN_NS: Final = 14 * _DAY_NS
+"""How long before its end a key is pointed out."""
 _WINDOW_MS_MAX: Final = 86_400_000
 _LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
 
@@ -65,12 +71,30 @@ class KeyInfo(Struct, frozen=True, kw_only=True):
     revoked_at_ns: int | None
     created_at_ns: int
     created_by: str
+    old_until_ns: int | None = None
+    """Rotated: the secret before works until then."""
+
+    def warning(self, now_ns: int) -> str | None:
+        """What its owner should know before it comes true."""
+        if self.state(now_ns) != "active":
+            return None
+        ends_at_ns = self.terms.expires_at_ns
+        if ends_at_ns is not None and ends_at_ns - now_ns < WARN_NS:
+            return f"expires in {_left(ends_at_ns - now_ns)}"
+        if self.old_until_ns is not None and self.old_until_ns > now_ns:
+            return f"the old secret ends in {_left(self.old_until_ns - now_ns)}"
+        return None
 
     def state(self, now_ns: int) -> Literal["active", "expired", "revoked"]:
         if self.revoked_at_ns is not None:
             return "revoked"
         expires_at_ns = self.terms.expires_at_ns
         return "active" if expires_at_ns is None or expires_at_ns > now_ns else "expired"
+
+
+def _left(span_ns: int) -> str:
+    days, hours = span_ns // _DAY_NS, span_ns * 24 // _DAY_NS
+    return f"{days} days" if days > 1 else f"{hours} hours" if hours > 1 else "an hour or less"
 
 
 class NewKey(Struct, frozen=True):
@@ -99,6 +123,7 @@ class KeyAdmin:
         name: str,
         actor: str,
         now_ns: int,
+        why: str | None = None,
         terms: KeyTerms | None = None,
         budgets: Sequence[tuple[Window, int]] = (),
         plain: str | None = None,
@@ -139,11 +164,12 @@ class KeyAdmin:
             for window, limit_pusd in budgets:
                 await _set_budget(db, accounts.Budget(Scope.KEY, key_id, window, limit_pusd), now_ns)
             money = {window.value: limit_pusd for window, limit_pusd in budgets}
-            await note(db, now_ns, actor, "key.create", key_id, after=row | {"budgets_pusd": money})
+            after = row | {"budgets_pusd": money}
+            await note(db, now_ns, actor, "key.create", key_id, after=after, why=why)
         await self._announce(minted.public_id)
         return NewKey(key_id, minted.public_id, minted.plain)
 
-    async def revoke_key(self, key: str, *, actor: str, now_ns: int) -> KeyInfo:
+    async def revoke_key(self, key: str, *, actor: str, now_ns: int, why: str | None = None) -> KeyInfo:
         """For good; a second time changes nothing. key: id or public id. Raises: NotFound."""
         async with writing(self._engine) as db:
             row = await _find(db, key)
@@ -151,12 +177,14 @@ class KeyAdmin:
                 await db.execute(
                     update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(revoked_at_ns=now_ns)
                 )
-                after = {"revoked_at_ns": now_ns}
-                await note(db, now_ns, actor, "key.revoke", row["id"], before={"revoked_at_ns": None}, after=after)
-        await self._announce(row["public_id"])
+                before, after = {"revoked_at_ns": None}, {"revoked_at_ns": now_ns}
+                await note(db, now_ns, actor, "key.revoke", row["id"], before=before, after=after, why=why)
+        await self._announce_key(row)
         return await self.key(row["id"])
 
-    async def update_key(self, key: str, changes: KeyChanges, *, actor: str, now_ns: int) -> KeyInfo:
+    async def update_key(
+        self, key: str, changes: KeyChanges, *, actor: str, now_ns: int, why: str | None = None
+    ) -> KeyInfo:
         """key: id or public id. Raises: NotFound; InvalidRequest."""
         values = {name: value for name, value in asdict(changes).items() if value is not UNSET}
         _check(values, now_ns)
@@ -165,9 +193,36 @@ class KeyAdmin:
             if values:
                 await db.execute(update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(values))
                 before = {name: row[name] for name in values}
-                await note(db, now_ns, actor, "key.update", row["id"], before=before, after=values)
-        await self._announce(row["public_id"])
+                await note(db, now_ns, actor, "key.update", row["id"], before=before, after=values, why=why)
+        await self._announce_key(row)
         return await self.key(row["id"])
+
+    async def rotate_key(self, key: str, overlap_ns: int, *, actor: str, now_ns: int, why: str | None = None) -> NewKey:
+        """A new secret for the same key: its limits, budgets and usage go on. What it was until now works for
+        `overlap_ns` more; 0 ends it at once.
+
+        key: id or public id. Raises: NotFound; InvalidRequest for a key that works no more, or too long an overlap."""
+        if not 0 <= overlap_ns <= OVERLAP_NS_MAX:
+            days = OVERLAP_NS_MAX // _DAY_NS
+            raise InvalidRequest(f"the old secret may go on for {days} days at most", param="overlap")
+        minted = mint(self._pepper)
+        async with writing(self._engine) as db:
+            row = await _find(db, key)
+            expires_at_ns = row["expires_at_ns"]
+            if row["revoked_at_ns"] is not None or (expires_at_ns is not None and expires_at_ns <= now_ns):
+                raise InvalidRequest("a key that is revoked or has expired is not rotated; make a new one", param="key")
+            until_ns = now_ns + overlap_ns
+            old = {"public_id": row["public_id"], "secret_hash": row["secret_hash"], "key_id": row["id"]}
+            await db.execute(insert(key_secrets).values(old | {"until_ns": until_ns}))
+            # One before that one goes no longer than it was promised, and no longer than this.
+            earlier = (key_secrets.c.key_id == row["id"]) & (key_secrets.c.until_ns > until_ns)
+            await db.execute(update(key_secrets).where(earlier).values(until_ns=until_ns))
+            new = {"public_id": minted.public_id, "secret_hash": minted.hash}
+            await db.execute(update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(new))
+            before, after = {"public_id": row["public_id"]}, {"public_id": minted.public_id, "old_until_ns": until_ns}
+            await note(db, now_ns, actor, "key.rotate", row["id"], before=before, after=after, why=why)
+        await self._announce_key(row)
+        return NewKey(row["id"], minted.public_id, minted.plain)
 
     async def set_budget(
         self,
@@ -178,6 +233,7 @@ class KeyAdmin:
         *,
         actor: str,
         now_ns: int,
+        why: str | None = None,
         kind: BudgetKind = BudgetKind.HARD,
         slow_rpm: int = 0,
         slow_from_percent: int = 100,
@@ -193,11 +249,20 @@ class KeyAdmin:
                 if old is not None:
                     new = replace(new, raise_pusd=old.raise_pusd, raise_until_ns=old.raise_until_ns)
                 await _set_budget(db, new, now_ns)
-            await _note_budget(db, now_ns, actor, old, new)
+            await _note_budget(db, now_ns, actor, old, new, why)
         await self._announce(EVERYTHING)
 
     async def raise_budget(
-        self, scope: Scope, scope_id: str, window: Window, raise_pusd: int, until_ns: int, *, actor: str, now_ns: int
+        self,
+        scope: Scope,
+        scope_id: str,
+        window: Window,
+        raise_pusd: int,
+        until_ns: int,
+        *,
+        actor: str,
+        now_ns: int,
+        why: str | None = None,
     ) -> None:
         """So much beside the limit until then; 0 ends a raise now. Felt within 30 s of its end.
 
@@ -208,7 +273,7 @@ class KeyAdmin:
                 raise NotFound(f"no {scope.value} budget of {scope_id!r} for {window.value}", param="budget")
             new = replace(old, raise_pusd=raise_pusd, raise_until_ns=until_ns if raise_pusd else None)
             await _set_budget(db, new, now_ns)
-            await _note_budget(db, now_ns, actor, old, new)
+            await _note_budget(db, now_ns, actor, old, new, why)
         await self._announce(EVERYTHING)
 
     async def set_rate_limit(
@@ -301,9 +366,23 @@ class KeyAdmin:
         """The row of a given key that was given before. Raises: InvalidRequest for another key of its public id."""
         query = select(virtual_keys).where(virtual_keys.c.public_id == minted.public_id)
         row = (await db.execute(query)).mappings().one_or_none()
+        if row is None:
+            earlier = key_secrets.c
+            rotated = select(earlier.key_id.label("id"), earlier.secret_hash).where(
+                earlier.public_id == minted.public_id
+            )
+            row = (await db.execute(rotated)).mappings().one_or_none()
         if row is not None and row["secret_hash"] != minted.hash:
             raise InvalidRequest("another key has this public id, or the pepper has changed", param="key")
         return row
+
+    async def _announce_key(self, row: RowMapping) -> None:
+        """By each public id that processes may remember it under: a rotated key has had several."""
+        async with reading(self._engine) as db:
+            of = select(key_secrets.c.public_id).where(key_secrets.c.key_id == row["id"])
+            earlier = set((await db.execute(of)).scalars())
+        for public_id in sorted({row["public_id"], *earlier}):
+            await self._announce(public_id)
 
     async def _announce(self, public_id: str) -> None:
         if self._redis is not None:
@@ -319,13 +398,18 @@ async def note(
     *,
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
+    why: str | None = None,
 ) -> None:
-    """One line of the audit, in the transaction of what it tells. Neither side may hold a secret."""
-    await audit.append(db, at_ns=now_ns, actor=actor, action=action, subject=subject, before=before, after=after)
+    """One line of the audit, in the transaction of what it tells. Neither side may hold a secret. why: as the actor
+    said it."""
+    what = {"actor": actor, "action": action, "subject": subject, "at_ns": now_ns}
+    await audit.append(db, **what, before=before, after=after, note=why)
 
 
 async def _find(db: AsyncConnection, key: str) -> RowMapping:
-    query = select(virtual_keys).where(or_(virtual_keys.c.id == key, virtual_keys.c.public_id == key))
+    earlier = select(key_secrets.c.key_id).where(key_secrets.c.public_id == key)
+    ids = virtual_keys.c.id
+    query = select(virtual_keys).where(or_(ids == key, virtual_keys.c.public_id == key, ids.in_(earlier)))
     row = (await db.execute(query)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no key {key!r}", param="key")
@@ -337,6 +421,8 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
     for budget in await accounts.budgets(db):
         if budget.scope is Scope.KEY:
             money.setdefault(budget.scope_id, []).append(budget)
+    rotated = await db.execute(select(key_secrets.c.key_id, func.max(key_secrets.c.until_ns)).group_by("key_id"))
+    until: dict[str, int] = {row[0]: row[1] for row in rotated}
     return [
         KeyInfo(
             id=row["id"],
@@ -356,6 +442,7 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
             revoked_at_ns=row["revoked_at_ns"],
             created_at_ns=row["created_at_ns"],
             created_by=row["created_by"],
+            old_until_ns=until.get(row["id"]),
         )
         for row in rows
     ]
@@ -375,13 +462,20 @@ async def _set_budget(db: AsyncConnection, budget: accounts.Budget, now_ns: int)
 
 
 async def _note_budget(
-    db: AsyncConnection, now_ns: int, actor: str, old: accounts.Budget | None, new: accounts.Budget | None
+    db: AsyncConnection,
+    now_ns: int,
+    actor: str,
+    old: accounts.Budget | None,
+    new: accounts.Budget | None,
+    why: str | None,
 ) -> None:
     about = old or new
     if about is not None:
         sides = [None if budget is None else _told(budget) for budget in (old, new)]
         before, after = ({about.window.value: side} for side in sides)
-        await note(db, now_ns, actor, f"{about.scope.value}.budget", about.scope_id, before=before, after=after)
+        await note(
+            db, now_ns, actor, f"{about.scope.value}.budget", about.scope_id, before=before, after=after, why=why
+        )
 
 
 def _told(budget: accounts.Budget) -> int | dict[str, Any]:

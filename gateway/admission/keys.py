@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 import hiredis
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 from redis.asyncio import Redis
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +33,7 @@ from gateway.admission.link import Link
 from gateway.admission.minting import hash_of, public_id_of
 from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
+from gateway.identity import key_secrets
 from gateway.schema import loss_modes, rate_limits, virtual_keys
 
 log = structlog.get_logger(__name__)
@@ -207,6 +209,8 @@ class KeyStore:
                 drops = self._drops
                 async with reading(self._engine) as db:
                     entry = await _fetch(db, virtual_keys.c.public_id == public_id, digest, now_ms)
+                    if entry is None:
+                        entry = await _fetch_rotated(db, public_id, digest, now_ms)
                 if drops == self._drops:
                     break
                 # Something changed while we read: perhaps this, so what we have may be what it was before.
@@ -289,6 +293,22 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         row["revoked_at_ns"] is not None,
         now_ms,
     )
+
+
+async def _fetch_rotated(db: AsyncConnection, public_id: str, digest: bytes, now_ms: int) -> _Entry | None:
+    """The key that this was the secret of before: the same one in everything, until its time is over."""
+    earlier = key_secrets.c
+    query = select(earlier.key_id, earlier.secret_hash, earlier.until_ns).where(earlier.public_id == public_id)
+    row = (await db.execute(query)).one_or_none()
+    if row is None or not hmac.compare_digest(row.secret_hash, digest):
+        return None
+    entry = await _fetch(db, virtual_keys.c.id == row.key_id, None, now_ms)
+    if entry is None:
+        return None
+    until_ms = row.until_ns // 1_000_000
+    ends_ms = until_ms if entry.expires_ms is None else min(until_ms, entry.expires_ms)
+    # Under the public id it came with, which its place in the memory goes by.
+    return replace(entry, principal=replace(entry.principal, public_id=public_id), expires_ms=ends_ms)
 
 
 async def _strict(db: AsyncConnection, row: Any) -> bool | None:

@@ -19,7 +19,7 @@ COMMANDS = {
     "migrate": "Bring the database to the newest schema and the shipped prices.",
     "check": "Look at everything that Farebox needs and say what to mend.",
     "config": "Show, check and describe the settings.",
-    "keys": "Virtual keys: create, list, show, revoke.",
+    "keys": "Virtual keys: create, list, show, rotate, revoke.",
     "quotas": "Budgets and rate limits of every scope; teams.",
     "usage": "What was used and what it cost.",
     "ledger": "Balances, and the proof that they add up.",

@@ -126,7 +126,7 @@ async def list_(*, project: str | None = None, common: Common = DEFAULTS) -> int
         project_id = (await _project(engine, project)).id if project else None
         found = await keys.list_keys(project_id=project_id)
         projects = await _project_names(engine)
-    columns = ["key", "name", "project", "budget", "rpm", "tpm", "parallel", "state"]
+    columns = ["key", "name", "project", "budget", "rpm", "tpm", "parallel", "state", "warning"]
     rows = [_plain(info, projects.get(info.project_id, "")) for info in reversed(found)]
     emit(
         common,
@@ -174,6 +174,44 @@ async def revoke(key: str, /, *, common: Changes = CHANGES) -> int:
         info = await keys.revoke_key(_id_of(key), actor=acting(ACTOR), now_ns=time.time_ns())
         projects = await _project_names(engine)
     emit(common, _plain(info, projects.get(info.project_id, "")), lambda: f"{PREFIX}{info.public_id} is revoked")
+    return OK
+
+
+@app.command
+async def rotate(
+    key: str, /, *, overlap: str = "24h", why: str | None = None, dry_run: bool = False, common: Common = DEFAULTS
+) -> int:
+    """Give a key a new secret. It stays the same key: limits, budgets and usage go on.
+
+    Parameters
+    ----------
+    key:
+        Its id, or how it begins: fbx-...
+    overlap:
+        How long the old secret works on: 7d, 24h, 30m, or 0 to end it at once.
+    why:
+        The reason, for the audit.
+    dry_run:
+        Say what would happen and change nothing.
+    """
+    settings = common.settings()
+    now_ns = time.time_ns()
+    until_ns = now_ns if overlap == "0" else span_ns(overlap, now_ns, "--overlap")
+    async with database(settings) as engine, key_admin(settings, engine) as keys:
+        if dry_run:
+            info, plain = await keys.key(_id_of(key)), None
+        else:
+            new = await keys.rotate_key(_id_of(key), until_ns - now_ns, actor=ACTOR, now_ns=now_ns, why=why)
+            info, plain = await keys.key(new.key_id), new.plain
+        projects = await _project_names(engine)
+    until = _iso(until_ns)
+    value = _plain(info, projects.get(info.project_id, "")) | {"new_key": plain, "old_until": until}
+    told = f"{plain}\n\nid {info.id}. The old secret works until {until}. Keep this one: it cannot be shown again."
+    if dry_run:
+        told = (
+            f"{PREFIX}{info.public_id} would get a new secret; the old one would work until {until}. Nothing changed."
+        )
+    emit(common, value, lambda: told)
     return OK
 
 
@@ -301,6 +339,7 @@ def _plain(info: KeyInfo, project: str) -> dict[str, Any]:
         "expires": _iso(terms.expires_at_ns),
         "created": _iso(info.created_at_ns),
         "state": info.state(time.time_ns()),
+        "warning": info.warning(time.time_ns()),
     }
 
 

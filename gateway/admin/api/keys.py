@@ -19,7 +19,7 @@ from gateway.admin import reports
 from gateway.admin.api.projects import amount_of
 from gateway.admin.api.usage import BudgetView, budget_view
 from gateway.admin.api.values import usd
-from gateway.admin.auth.grants import bounded, check_bounds
+from gateway.admin.auth.grants import bounded, check_bounds, models_of
 from gateway.admin.auth.places import place_of
 from gateway.admin.auth.roles import Actor, Place
 from gateway.admin.services import Services
@@ -36,7 +36,8 @@ PLAYGROUND_NS = HOUR_NS
 
 
 class KeyView(Struct, frozen=True):
-    """shown: how the key begins; the rest was shown once. spent_usd: in all; last_used_at: in the last 30 days."""
+    """shown: how the key begins; the rest was shown once. spent_usd: in all; last_used_at: in the last 30 days.
+    old_until: after a rotation, the secret before works until then. warning: what is about to end."""
 
     id: str
     shown: str
@@ -54,6 +55,8 @@ class KeyView(Struct, frozen=True):
     created_by: str
     spent_usd: str
     last_used_at: Stamp | None
+    old_until: Stamp | None
+    warning: str | None
     budgets: list[BudgetView]
 
 
@@ -86,6 +89,12 @@ class KeyChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
     tpm: Bound | UnsetType | None = UNSET
     parallel: Bound | UnsetType | None = UNSET
     expires_at: Stamp | UnsetType | None = UNSET
+
+
+class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
+    """overlap_hours: how long the secret before works on; 0 ends it at once."""
+
+    overlap_hours: Annotated[int, Meta(ge=0, le=2160)] = 24
 
 
 class ShownKey(Struct, frozen=True):
@@ -148,7 +157,7 @@ async def update_key(
         parallel=data.parallel,
         expires_at_ns=unstamp(data.expires_at) if isinstance(data.expires_at, Stamp) else data.expires_at,
     )
-    info = await services.keys.update_key(key_id, changes, actor=actor.name, now_ns=now_ns)
+    info = await services.keys.update_key(key_id, changes, actor=actor.name, now_ns=now_ns, why=actor.why)
     async with services.reader.reading() as db:
         return (await _views(db, [info], now_ns))[0]
 
@@ -157,9 +166,30 @@ async def update_key(
 async def revoke_key(key_id: FromPath[str], actor: Caller, services: Office) -> KeyView:
     """Revoke for good. Every running gateway refuses the key within a second."""
     now_ns = services.clock()
-    info = await services.keys.revoke_key(key_id, actor=actor.name, now_ns=now_ns)
+    info = await services.keys.revoke_key(key_id, actor=actor.name, now_ns=now_ns, why=actor.why)
     async with services.reader.reading() as db:
         return (await _views(db, [info], now_ns))[0]
+
+
+@post("/keys/{key_id:str}/rotate", name="keys.rotate")
+async def rotate_key(key_id: FromPath[str], data: JSONBody[Rotation], actor: Caller, services: Office) -> ShownKey:
+    """A new secret for the same key, shown this once; limits, budgets and usage go on. The secret before works until
+    `old_until`, so that its users can change over one by one."""
+    now_ns = services.clock()
+    async with reading(services.engine) as db:
+        place = await place_of(db, "key", key_id)
+    if place is not None:
+        # A secret in one's hand is a grant: of no more than one could have made.
+        now = (await services.keys.key(key_id)).terms.models
+        if models_of(actor, place) is not None:
+            bounded(actor, place, now or ("*",))
+    new = await services.keys.rotate_key(
+        key_id, data.overlap_hours * HOUR_NS, actor=actor.name, now_ns=now_ns, why=actor.why
+    )
+    assert new.plain is not None
+    info = await services.keys.key(new.key_id)
+    async with services.reader.reading() as db:
+        return ShownKey((await _views(db, [info], now_ns))[0], new.plain)
 
 
 @post("/playground/key", name="playground.key")
@@ -173,7 +203,7 @@ async def playground_key(data: JSONBody[PlaygroundRequest], actor: Caller, servi
     return await _make(services, actor, data.project_id, f"Playground ({actor.name})", terms, [])
 
 
-key_handlers: list[HTTPRouteHandler] = [list_keys, create_key, update_key, revoke_key, playground_key]
+key_handlers: list[HTTPRouteHandler] = [list_keys, create_key, update_key, revoke_key, rotate_key, playground_key]
 
 
 async def _make(
@@ -181,7 +211,7 @@ async def _make(
 ) -> ShownKey:
     now_ns = services.clock()
     made = await services.keys.create_key(
-        project_id=project_id, name=name, actor=actor.name, now_ns=now_ns, terms=terms, budgets=budgets
+        project_id=project_id, name=name, actor=actor.name, now_ns=now_ns, why=actor.why, terms=terms, budgets=budgets
     )
     assert made.plain is not None  # Only a key that was brought along can be there already.
     info = await services.keys.key(made.key_id)
@@ -224,6 +254,8 @@ async def _views(db: AsyncConnection, infos: list[KeyInfo], now_ns: int) -> list
             created_by=info.created_by,
             spent_usd=usd(spent[info.id]) or "",
             last_used_at=stamp(last[info.id]) if info.id in last else None,
+            old_until=stamp(info.old_until_ns) if (info.old_until_ns or 0) > now_ns else None,
+            warning=info.warning(now_ns),
             budgets=[await budget_view(db, budget, now_ns) for budget in info.budgets],
         )
         for info in infos

@@ -135,6 +135,7 @@ async def set_budget(
         amount_of(data.limit_usd, "limit_usd"),
         actor=actor.name,
         now_ns=now_ns,
+        why=actor.why,
         kind=data.kind,
         slow_rpm=data.slow_rpm,
         slow_from_percent=data.slow_from_percent,
@@ -155,7 +156,7 @@ async def raise_budget(
     """Add to a limit for a time. 0 ends a raise now."""
     of, amount_pusd = _named(scope_id, name), amount_of(data.raise_usd, "raise_usd")
     await services.keys.raise_budget(
-        level, of, window, amount_pusd, unstamp(data.until), actor=actor.name, now_ns=services.clock()
+        level, of, window, amount_pusd, unstamp(data.until), actor=actor.name, now_ns=services.clock(), why=actor.why
     )
     return await _seen(services, level, of, window)
 
@@ -172,7 +173,7 @@ async def remove_budget(
     """Without a budget nothing but the organisation's credit bounds the spending."""
     of = _named(scope_id, name)
     await _seen(services, level, of, window)
-    await services.keys.set_budget(level, of, window, None, actor=actor.name, now_ns=services.clock())
+    await services.keys.set_budget(level, of, window, None, actor=actor.name, now_ns=services.clock(), why=actor.why)
 
 
 project_handlers: list[HTTPRouteHandler] = [

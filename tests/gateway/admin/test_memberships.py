@@ -298,3 +298,20 @@ async def test_a_person_who_belongs_nowhere_sees_nothing(tenants: World) -> None
         await nobody.sign_in(await tenants.link(Role.MEMBER))
         for path in ("/keys", "/usage", "/models", "/overview", "/members"):
             assert (await nobody.call("GET", path)).status_code == 403
+
+
+async def test_a_rotated_key_is_shown_once_and_only_to_who_could_have_made_it(tenants: World) -> None:
+    key = tenants.key_ids["web-production"]
+    async with await member(tenants, "project", "proj_shop", Role.DEVELOPER) as dev:
+        said = await dev.send("POST", f"/keys/{key}/rotate", {"overlap_hours": 2})
+        assert (said["key"]["id"], said["key"]["warning"]) == (key, "the old secret ends in 2 hours")
+        assert said["secret"].startswith(said["key"]["shown"])
+        assert said["secret"] not in (await dev.call("GET", "/keys")).text
+        assert (await dev.call("POST", f"/keys/{tenants.key_ids['ci']}/rotate", {})).status_code == 404
+        assert (await dev.call("POST", f"/keys/{key}/rotate", {"overlap_hours": 2161})).status_code == 422
+    async with await member(tenants, "project", "proj_shop", Role.DEVELOPER, models=("gpt-*",)) as narrow:
+        # The key may ask for every model; its secret would be more than this one may grant.
+        refused = await narrow.call("POST", f"/keys/{key}/rotate", {})
+        assert (refused.status_code, refused.json()["field"]) == (422, "models")
+        own = await narrow.send("POST", "/keys", {"project_id": "proj_shop", "name": "own"})
+        assert (await narrow.call("POST", f"/keys/{own['key']['id']}/rotate", {})).is_success

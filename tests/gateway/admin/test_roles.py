@@ -32,6 +32,7 @@ MATRIX = [
     ("POST", "/keys", {"project_id": "none", "name": "k"}, MAKERS),
     ("PATCH", "/keys/none", {"name": "k"}, MAKERS),
     ("DELETE", "/keys/none", None, MAKERS),
+    ("POST", "/keys/none/rotate", {}, MAKERS),
     ("POST", "/playground/key", {"project_id": "none"}, MAKERS),
     ("GET", "/projects", None, ALL),
     ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),
