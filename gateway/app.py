@@ -28,6 +28,7 @@ from gateway.admission.owners import Owner
 from gateway.answers import Answers
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
+from gateway.batches.messages import MessageBatches
 from gateway.batches.runner import Runner
 from gateway.config import Settings
 from gateway.embedded.secrets import Secrets
@@ -214,6 +215,7 @@ class Gateway:
                 settings.server,
                 Files(kept, settings.batches),
                 Batches(kept, work),
+                MessageBatches(kept, work),
                 Answers(redis, pepper),
             )
             if settings.batches.parallel:

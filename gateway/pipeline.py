@@ -6,12 +6,13 @@ share stands in `desk.py`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from billing.journal import Journal
 from gateway.admission import Gate, KeyStore, Principal
 from gateway.answers import Answers
-from gateway.batches.api import Batches, Files, Refused
+from gateway.batches.api import Batches, Files
+from gateway.batches.messages import MessageBatches
 from gateway.chat import Chat
 from gateway.counting import Counting
 from gateway.desk import Desk
@@ -27,6 +28,16 @@ from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.sections import ServerSettings
 from providers.dialects import openai_media
+
+_MESSAGE_BATCHES: Final[tuple[Operation, ...]] = (
+    "message_batch_create",
+    "message_batch_list",
+    "message_batch_get",
+    "message_batch_cancel",
+    "message_batch_results",
+    "message_batch_delete",
+)
+_HOLD_MANY: Final = ("file_create", "message_batch_create")
 
 
 class Way(Protocol):
@@ -51,6 +62,7 @@ class Pipeline:
         limits: ServerSettings,
         files: Files,
         batches: Batches,
+        message_batches: MessageBatches,
         answers: Answers,
     ) -> None:
         self._limits = limits
@@ -65,7 +77,7 @@ class Pipeline:
             **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses)),
             **dict.fromkeys(("file_create", "file_list", "file_get", "file_content", "file_delete"), files),
             **dict.fromkeys(("batch_create", "batch_list", "batch_get", "batch_cancel"), batches),
-            "message_batches": Refused(),
+            **dict.fromkeys(_MESSAGE_BATCHES, message_batches),
             "embeddings": Embedding(self._desk, providers, strict, as_body),
             "count_tokens": Counting(self._desk, providers, strict),
         }
@@ -77,7 +89,7 @@ class Pipeline:
 
     async def serve_as(self, inbound: Inbound, who: Principal) -> Reply:
         """For somebody who has been asked already: a line of a batch. Raises: as `Way.serve`."""
-        if inbound.route.operation != "file_create":  # Each of its requests is looked at when it is run.
+        if inbound.route.operation not in _HOLD_MANY:  # Each of their requests is looked at when it is run.
             check_shape(inbound.body, self._limits)
         return await self._ways[inbound.route.operation].serve(inbound, who)
 

@@ -52,7 +52,7 @@ class Files:
             raise _no_file(route.item)
         if route.operation == "file_content":
             headers = [("content-type", "application/octet-stream"), ("x-request-id", inbound.request_id)]
-            return Reply(200, headers, _armed(self._store.blobs.read(row.id)))
+            return Reply(200, headers, streamed(self._store.blobs.read(row.id)))
         return _json(inbound, _file(row))
 
     async def _upload(self, inbound: Inbound, who: Principal) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Batches:
                 found = await self._store.batches(who.project_id, after, limit)
                 return _json(inbound, _page([await self._told(row) for row in found], limit))
         row = await self._store.batch(who.project_id, route.item or "")
-        if row is None:
+        if row is None or row.endpoint not in ENDPOINTS:
             raise NotFound(f"no batch {(route.item or '')[:200]!r} in this project", param="batch_id")
         if route.operation == "batch_cancel":
             if row.status not in ("in_progress", "cancelling"):
@@ -175,17 +175,6 @@ class Batches:
         return told
 
 
-class Refused:
-    """Batches of another dialect: known, and not served."""
-
-    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
-        raise Unsupported(
-            "Message Batches are not served; upload JSONL to /v1/files and run it by /v1/batches (any model, OpenAI's "
-            "form), or send the messages one by one",
-            ("message batches",),
-        )
-
-
 class _Create(Struct):
     input_file_id: str
     endpoint: str
@@ -257,6 +246,6 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _armed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def streamed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         yield piece

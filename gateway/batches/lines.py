@@ -13,6 +13,8 @@ LINES_MAX: Final = 50_000
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024
 ERRORS_MAX: Final = 100
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+MESSAGES: Final = "/v1/messages"
+"""The endpoint of Anthropic's batches, whose lines come in another form."""
 _STANDARD_TIERS: Final = (None, "auto", "default", "batch")
 
 

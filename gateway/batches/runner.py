@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,10 @@ from billing.prices import BATCH
 from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.batches.api import file_row
-from gateway.batches.store import Store, Work
+from gateway.batches.forms import line_of, result_type, unrun_of
+from gateway.batches.lines import MESSAGES
+from gateway.batches.messages import kept_of
+from gateway.batches.store import RESULTS, Store, Work
 from gateway.errors import NoRouteLeft, RateLimited, Unavailable
 from gateway.exchange import Inbound, Reply, SayError
 from gateway.ingress.endpoints import match
@@ -102,7 +106,7 @@ class Runner:
             task.add_done_callback(self._ended)
         if taken:
             return len(taken) == room and self._settings.parallel > len(self._running)
-        await self._store.end_overdue(now_ns, _unrun)
+        await self._store.end_overdue(now_ns, unrun_of)
         if (row := await self._store.take_finished(self._owner, self._lease_ns, now_ns)) is not None:
             await self._close(row)
             return True
@@ -123,17 +127,18 @@ class Runner:
             wait_s = getattr(busy, "retry_after_s", None) or _BUSY_S
             await self._store.put_back(self._owner, work, self._clock() + int(wait_s * 10**9))
             return
-        response = {"status_code": status, "request_id": ident, "body": msgspec.Raw(body)}
-        line = {"id": ident, "custom_id": work.custom_id, "response": response, "error": None}
-        await self._store.finish_line(self._owner, work, msgspec.json.encode(line), good=status == 200)
+        line = line_of(work.endpoint, ident, work.custom_id, status, body)
+        await self._store.finish_line(self._owner, work, line, good=status == 200)
 
     async def _answer(self, work: Work, ident: str, now_ns: int) -> tuple[int, bytes]:
         """Raises: what only has to wait."""
         route = match("POST", work.endpoint)
         assert route is not None
+        betas = kept_of(work.metadata).betas if work.endpoint == MESSAGES else ""
+        headers = {"anthropic-beta": betas} if betas else {}
         try:
             who = await self._principal_of(work.key_id, now_ns // 1_000_000)
-            inbound = Inbound(route, {}, work.body, None, "", ident, now_ns, tier=BATCH)
+            inbound = Inbound(route, headers, work.body, None, "", ident, now_ns, tier=BATCH)
             reply = await self._serve(replace(inbound, route=replace(route, stream=False)), who)
             assert isinstance(reply.body, bytes)  # `lines.py` lets no stream in
         except (RateLimited, Unavailable, JournalUnavailable):
@@ -158,14 +163,15 @@ class Runner:
         """The lines become files. Done again by another after a crash it makes the same files."""
         now_ns = self._clock()
         values: dict[str, Any] = {"ended_at_ns": now_ns}
-        for good, column, suffix in ((True, "output_file_id", "output"), (False, "error_file_id", "error")):
-            ident = f"file-{row.id.removeprefix('batch_')}-{suffix}"
-            size = await self._store.blobs.put(ident, self._store.results(row.id, good))
-            if size:
-                keep_ns = self._settings.retention_days * 24 * 3600 * 10**9
-                file = file_row(ident, row.project_id, f"{row.id}_{suffix}.jsonl", "batch_output", now_ns, keep_ns)
-                await self._store.add_file(file | {"size_bytes": size})
-                values[column] = ident
+        if row.endpoint == MESSAGES:
+            counts: Counter[str] = Counter()
+            lines = _counted(self._store.results(row.id, None), counts)
+            values["output_file_id"] = await self._file(row, lines, "results", RESULTS, now_ns)
+            values["metadata"] = msgspec.json.encode(replace(kept_of(row.metadata), counts=dict(counts)))
+        else:
+            for good, column, suffix in ((True, "output_file_id", "output"), (False, "error_file_id", "error")):
+                lines = self._store.results(row.id, good)
+                values[column] = await self._file(row, lines, suffix, "batch_output", now_ns)
         values["completed"], values["failed"] = await self._store.counts(row.id)
         values["status"] = "completed"
         if row.status == "cancelling":
@@ -174,6 +180,19 @@ class Runner:
             values["status"] = "expired"
         await self._store.close_batch(row.id, self._owner, values)
         log.info("batch ended", batch=row.id, status=values["status"], failed=values["failed"])
+
+    async def _file(
+        self, row: Row[Any], lines: AsyncIterator[bytes], suffix: str, purpose: str, now_ns: int
+    ) -> str | None:
+        """Its id; None where there is no line."""
+        ident = f"file-{row.id.rpartition('_')[2]}-{suffix}"
+        size = await self._store.blobs.put(ident, lines)
+        if not size:
+            return None
+        keep_ns = self._settings.retention_days * 24 * 3600 * 10**9
+        file = file_row(ident, row.project_id, f"{row.id}_{suffix}.jsonl", purpose, now_ns, keep_ns)
+        await self._store.add_file(file | {"size_bytes": size})
+        return ident
 
     async def _renew(self) -> None:
         while True:
@@ -191,14 +210,10 @@ def request_id(work: Work, again: int = 0) -> str:
     return f"batch_req_{hashlib.sha256(named.encode()).hexdigest()[:24]}"
 
 
-def _unrun(code: str, batch_id: str, custom_id: str) -> bytes:
-    said = {
-        "batch_cancelled": "the batch was cancelled before this request was run",
-        "batch_expired": "this request could not be run within the completion window of its batch",
-    }[code]
-    ident = hashlib.sha256(f"{batch_id}:{custom_id}".encode()).hexdigest()[:24]
-    error = {"code": code, "message": said}
-    return msgspec.json.encode({"id": f"batch_req_{ident}", "custom_id": custom_id, "response": None, "error": error})
+async def _counted(lines: AsyncIterator[bytes], counts: Counter[str]) -> AsyncIterator[bytes]:
+    async for line in lines:
+        counts[result_type(line)] += 1
+        yield line
 
 
 async def _first(event: Awaitable[Any], seconds: float) -> None:

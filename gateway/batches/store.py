@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from billing.db import reading, writing
 from billing.schema import usage_records
 from gateway import schema
-from gateway.batches.lines import Fault, Line
+from gateway.batches.forms import Unrun
+from gateway.batches.lines import ENDPOINTS, Fault, Line
 
 PIECE_BYTES: Final = 1024 * 1024
 _ROWS_AT_ONCE: Final = 200
@@ -22,13 +23,15 @@ _files: Final = schema.files
 _pieces: Final = schema.file_pieces
 _batches: Final = schema.batches
 _lines: Final = schema.batch_lines
+RESULTS: Final = "message_batch_results"
+"""The purpose of a file that only its batch's own path shows."""
 # A line's life.
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 LIVE: Final = ("in_progress", "cancelling", "finalizing")
 
 
 class Work(Struct, frozen=True):
-    """A line to run. tries: how often somebody began it before."""
+    """A line to run. tries: how often somebody began it before. metadata: of its batch."""
 
     batch_id: str
     number: int
@@ -37,6 +40,7 @@ class Work(Struct, frozen=True):
     endpoint: str
     key_id: str
     tries: int
+    metadata: bytes | None = None
 
 
 class Blobs(Protocol):
@@ -108,6 +112,7 @@ class Store:
 
     async def files(self, project_id: str, now_ns: int, after: str | None, limit: int, purpose: str) -> list[Row[Any]]:
         wanted = select(_files).where(_files.c.project_id == project_id, _files.c.expires_at_ns > now_ns)
+        wanted = wanted.where(_files.c.purpose != RESULTS)
         if purpose:
             wanted = wanted.where(_files.c.purpose == purpose)
         return await self._page(wanted, _files, after, limit)
@@ -149,8 +154,23 @@ class Store:
     async def batch(self, project_id: str, ident: str) -> Row[Any] | None:
         return await self._one(select(_batches).where(_batches.c.project_id == project_id, _batches.c.id == ident))
 
-    async def batches(self, project_id: str, after: str | None, limit: int) -> list[Row[Any]]:
-        return await self._page(select(_batches).where(_batches.c.project_id == project_id), _batches, after, limit)
+    async def batches(
+        self, project_id: str, after: str | None, limit: int, endpoint: str | None = None, before: str | None = None
+    ) -> list[Row[Any]]:
+        """endpoint: of Anthropic's batches; None: OpenAI's."""
+        kind = _batches.c.endpoint.in_(ENDPOINTS) if endpoint is None else _batches.c.endpoint == endpoint
+        wanted = select(_batches).where(_batches.c.project_id == project_id, kind)
+        return await self._page(wanted, _batches, after, limit, before)
+
+    async def forget_batch(self, project_id: str, ident: str) -> None:
+        """One that has ended, and what came of it."""
+        row = await self.batch(project_id, ident)
+        if row is None:
+            return
+        if row.output_file_id is not None:
+            await self.forget_file(project_id, row.output_file_id)
+        async with writing(self._engine) as db:
+            await db.execute(delete(_batches).where(_batches.c.project_id == project_id, _batches.c.id == ident))
 
     async def counts(self, ident: str) -> tuple[int, int]:
         """Lines that went well and lines that did not, of a batch that still has its lines."""
@@ -180,7 +200,7 @@ class Store:
             and_(_lines.c.state == RUNNING, _lines.c.lease_until_ns <= now_ns),
         )
         wanted = (
-            select(_lines, _batches.c.endpoint, _batches.c.key_id)
+            select(_lines, _batches.c.endpoint, _batches.c.key_id, _batches.c.metadata)
             .join(_batches, _batches.c.id == _lines.c.batch_id)
             .where(_batches.c.status == "in_progress", _batches.c.expires_at_ns > now_ns, free)
             .order_by(_batches.c.created_at_ns, _lines.c.number)
@@ -193,7 +213,7 @@ class Store:
                 mine = {"state": RUNNING, "owner": owner, "lease_until_ns": now_ns + lease_ns, "tries": row.tries + 1}
                 await db.execute(_this(row.batch_id, row.number).values(mine))
         return [
-            Work(row.batch_id, row.number, row.custom_id, row.body, row.endpoint, row.key_id, row.tries)
+            Work(row.batch_id, row.number, row.custom_id, row.body, row.endpoint, row.key_id, row.tries, row.metadata)
             for row in found
         ]
 
@@ -215,13 +235,13 @@ class Store:
         async with writing(self._engine) as db:
             await db.execute(mine.values(state=WAITING, owner=None, not_before_ns=not_before_ns, tries=work.tries))
 
-    async def end_overdue(self, now_ns: int, say: Callable[[str, str, str], bytes]) -> None:
+    async def end_overdue(self, now_ns: int, say: Callable[[Unrun, str, str, str], bytes]) -> None:
         """What still waits in a batch that is cancelled is dropped; in one past its time it becomes an error line.
 
-        say: code, batch id and custom id -> the line."""
+        say: code, endpoint, batch id and custom id -> the line."""
         over = and_(_batches.c.status == "in_progress", _batches.c.expires_at_ns <= now_ns)
         wanted = (
-            select(_lines.c.batch_id, _lines.c.number, _lines.c.custom_id, _batches.c.status)
+            select(_lines.c.batch_id, _lines.c.number, _lines.c.custom_id, _batches.c.status, _batches.c.endpoint)
             .join(_batches, _batches.c.id == _lines.c.batch_id)
             .where(or_(over, _batches.c.status == "cancelling"))
             .where(or_(_lines.c.state == WAITING, and_(_lines.c.state == RUNNING, _lines.c.lease_until_ns <= now_ns)))
@@ -229,8 +249,8 @@ class Store:
         )
         async with writing(self._engine) as db:
             for row in (await db.execute(wanted)).all():
-                code = "batch_cancelled" if row.status == "cancelling" else "batch_expired"
-                line = say(code, row.batch_id, row.custom_id)
+                code: Unrun = "batch_cancelled" if row.status == "cancelling" else "batch_expired"
+                line = say(code, row.endpoint, row.batch_id, row.custom_id)
                 await db.execute(_this(row.batch_id, row.number).values(state=DONE, good=False, result=line, body=b""))
 
     async def take_finished(self, owner: str, lease_ns: int, now_ns: int) -> Row[Any] | None:
@@ -253,8 +273,8 @@ class Store:
             await db.execute(update(_batches).where(_batches.c.id == row.id).values(ending))
         return row
 
-    async def results(self, ident: str, good: bool) -> AsyncIterator[bytes]:
-        """The lines of an output file, in the order of the input."""
+    async def results(self, ident: str, good: bool | None) -> AsyncIterator[bytes]:
+        """The lines of an output file, in the order of the input. good: None for all of them."""
         last = 0
         while True:
             wanted = (
@@ -269,7 +289,7 @@ class Store:
                 return
             for row in found:
                 last = row.number
-                if row.good is good:
+                if good is None or row.good is good:
                     yield row.result + b"\n"
 
     async def close_batch(self, ident: str, owner: str, values: dict[str, Any]) -> None:
@@ -290,20 +310,28 @@ class Store:
             found: Row[Any] | None = (await db.execute(query)).one_or_none()
         return found
 
-    async def _page(self, query: Any, table: Any, after: str | None, limit: int) -> list[Row[Any]]:
-        """Newest first, one more than the limit if there are more."""
+    async def _page(
+        self, query: Any, table: Any, after: str | None, limit: int, before: str | None = None
+    ) -> list[Row[Any]]:
+        """Newest first, one more than the limit if there are more: those behind `after`, or just before `before`."""
+        order = (table.c.created_at_ns.desc(), table.c.id.desc())
+        if before is not None:
+            order = (table.c.created_at_ns, table.c.id)
         async with reading(self._engine) as db:
-            if after is not None:
-                query = await _behind(db, query, table, after)
-            newest = query.order_by(table.c.created_at_ns.desc(), table.c.id.desc()).limit(limit + 1)
-            return list((await db.execute(newest)).all())
+            if (cursor := before if before is not None else after) is not None:
+                query = await _beyond(db, query, table, cursor, newer=before is not None)
+            found = list((await db.execute(query.order_by(*order).limit(limit + 1))).all())
+        if before is None:
+            return found
+        return [*reversed(found[:limit]), *found[limit:]]
 
 
-async def _behind(db: AsyncConnection, query: Any, table: Any, after: str) -> Any:
-    at = (await db.execute(select(table.c.created_at_ns).where(table.c.id == after))).scalar_one_or_none()
-    when = 0 if at is None else at
-    older = or_(table.c.created_at_ns < when, and_(table.c.created_at_ns == when, table.c.id < after))
-    return query.where(older)
+async def _beyond(db: AsyncConnection, query: Any, table: Any, cursor: str, *, newer: bool) -> Any:
+    at = (await db.execute(select(table.c.created_at_ns).where(table.c.id == cursor))).scalar_one_or_none()
+    when, ident = (0 if at is None else at), table.c.id
+    if newer:
+        return query.where(or_(table.c.created_at_ns > when, and_(table.c.created_at_ns == when, ident > cursor)))
+    return query.where(or_(table.c.created_at_ns < when, and_(table.c.created_at_ns == when, ident < cursor)))
 
 
 def _this(batch_id: str, number: int) -> Any:

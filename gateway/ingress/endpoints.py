@@ -39,7 +39,12 @@ Operation = Literal[
     "batch_list",
     "batch_get",
     "batch_cancel",
-    "message_batches",
+    "message_batch_create",
+    "message_batch_list",
+    "message_batch_get",
+    "message_batch_cancel",
+    "message_batch_results",
+    "message_batch_delete",
     "warming",
 ]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
@@ -132,7 +137,15 @@ _OF_KEPT: dict[tuple[str, str, bool, str | None], Operation] = {
     ("GET", "batches", True, None): "batch_get",
     ("POST", "batches", True, "/cancel"): "batch_cancel",
 }
-_MESSAGE_BATCHES = re.compile(r"(?:/anthropic)?/v1/messages/batches(?:/.*)?")
+_MESSAGE_BATCHES = re.compile(r"(?:(?:/anthropic)?/v1)?/messages/batches(?:/(?P<id>[^/]+)(?P<of>/cancel|/results)?)?")
+_OF_MESSAGE_BATCHES: dict[tuple[str, bool, str | None], Operation] = {
+    ("POST", False, None): "message_batch_create",
+    ("GET", False, None): "message_batch_list",
+    ("GET", True, None): "message_batch_get",
+    ("POST", True, "/cancel"): "message_batch_cancel",
+    ("GET", True, "/results"): "message_batch_results",
+    ("DELETE", True, None): "message_batch_delete",
+}
 # What is done to a stored answer, by method and the rest of its path.
 _OF_STORED: dict[tuple[str, str | None], Operation] = {
     ("GET", None): "retrieve",
@@ -157,8 +170,13 @@ def match(method: str, path: str, query: str = "") -> Route | None:
         return (
             None if kept is None else Route("openai_chat", kept, item=found["id"] and unquote(found["id"]), query=query)
         )
-    if _MESSAGE_BATCHES.fullmatch(path):
-        return Route("anthropic_messages", "message_batches")
+    if found := _MESSAGE_BATCHES.fullmatch(path):
+        of = _OF_MESSAGE_BATCHES.get((method, found["id"] is not None, found["of"]))
+        return (
+            None
+            if of is None
+            else Route("anthropic_messages", of, item=found["id"] and unquote(found["id"]), query=query)
+        )
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:

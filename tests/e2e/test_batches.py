@@ -243,14 +243,6 @@ async def test_a_budget_stops_the_lines_that_it_does_not_cover(office: House) ->
     assert [each["response"]["body"]["error"]["code"] for each in found] == ["insufficient_quota"] * 2
 
 
-async def test_message_batches_are_refused_by_name(office: House) -> None:
-    import anthropic
-
-    sdk = anthropic.AsyncAnthropic(base_url=office.url, api_key=office.key, max_retries=0)
-    with pytest.raises(anthropic.BadRequestError, match="/v1/batches"):
-        await sdk.messages.batches.list()
-
-
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.timeout(120)
 async def test_kill_9_in_the_middle(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
