@@ -74,12 +74,15 @@ class PriceSheetView(Struct, frozen=True):
 
 
 class Posting(Struct, frozen=True):
+    """note: why, where a person moved it."""
+
     id: str
     kind: str
     debit: str
     credit: str
     amount_usd: str
     at: Stamp
+    note: str | None
 
 
 class RequestDetail(Struct, frozen=True):
@@ -142,7 +145,7 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
         if row is None or not sight.shows("project", row["project_id"]):
             raise not_found("request", request_id, "It shows within a second of its end; a refused one never does.")
         sheet, lines = await _priced(db, row, money)
-        ids = [f"{request_id}:{kind}" for kind in _POSTING_KINDS] if money else []
+        ids = [*(f"{request_id}:{kind}" for kind in _POSTING_KINDS), f"refund:{request_id}"] if money else []
         posted = await db.execute(select(transfers).where(transfers.c.id.in_(ids)))
         keys = await reports.labels(db, "key", [row["key_id"]])
         project = await reports.labels(db, "project", [row["project_id"]])
@@ -171,7 +174,8 @@ _MILLION = 1_000_000
 
 def posting(entry: RowMapping) -> Posting:
     amount = format_usd(entry["amount_pusd"])
-    return Posting(entry["id"], entry["kind"], entry["debit"], entry["credit"], amount, stamp(entry["at_ns"]))
+    at, note = stamp(entry["at_ns"]), entry["note"]
+    return Posting(entry["id"], entry["kind"], entry["debit"], entry["credit"], amount, at, note)
 
 
 async def _priced(db: AsyncConnection, row: RowMapping, money: bool) -> tuple[PriceSheetView | None, list[PriceLine]]:

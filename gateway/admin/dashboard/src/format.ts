@@ -16,6 +16,7 @@ export function usd(exact: string | number | null | undefined): string {
 }
 export const exactUsd = (exact: string | null | undefined): string => (exact ? `$${exact}` : "–");
 export const count = (value: number): string => plain.format(value);
+export const some = (value: number, one: string): string => `${plain.format(value)} ${one}${value === 1 ? "" : "s"}`;
 export const compact = (value: number): string => (Math.abs(value) < 10_000 ? plain.format(value) : short.format(value));
 export const percent = (share: number): string =>
   share === 0 ? "0%" : share < 0.001 ? "<0.1%" : `${(share * 100).toFixed(share < 0.1 ? 1 : 0)}%`;

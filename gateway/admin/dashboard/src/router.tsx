@@ -53,7 +53,7 @@ const models = createRoute({
 const money = createRoute({
   getParentRoute: () => shell,
   path: "/money",
-  validateSearch: (search): { account?: string; kind?: string } => strings(search),
+  validateSearch: (search): Record<string, string | undefined> => strings(search),
   component: lazyRouteComponent(() => import("./pages/money")),
 });
 const playground = createRoute({
@@ -69,6 +69,12 @@ const audit = createRoute({
   validateSearch: (search): { subject?: string; actor?: string; action?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/audit")),
 });
+const alerts = createRoute({
+  getParentRoute: () => shell,
+  path: "/alerts",
+  validateSearch: (search): { new?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/alerts")),
+});
 const reference = createRoute({ getParentRoute: () => shell, path: "/reference", component: lazyRouteComponent(() => import("./pages/reference")) });
 const settings = createRoute({
   getParentRoute: () => shell,
@@ -80,7 +86,7 @@ const settings = createRoute({
 export const router = createRouter({
   routeTree: root.addChildren([
     signIn,
-    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, audit, reference, settings]),
+    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, audit, reference, settings]),
   ]),
   basepath: "/ui",
   defaultPreload: "intent",

@@ -2,7 +2,7 @@ import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, NavLink, ScrollA
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
+import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
 import { remove } from "./api";
 import { Logo } from "./parts/logo";
@@ -34,7 +34,8 @@ export const PLACES: { title: string; places: Place[] }[] = [
   {
     title: "Run",
     places: [
-      { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, top-ups, every posting" },
+      { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, ledger, invoices, price lists, bills" },
+      { to: "/alerts", label: "Alerts", icon: Bell, needs: "alerts.list", about: "Who is told of budgets, balances, unusual days" },
       { to: "/engine", label: "Local engine", icon: Cpu, about: "Batch, cache and speed of our own engine" },
       { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
       { to: "/settings", label: "Settings", icon: Settings, about: "People, tokens, your password" },

@@ -1,6 +1,6 @@
-import { Alert, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
+import { Alert, Anchor, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
-import { getRouteApi } from "@tanstack/react-router";
+import { getRouteApi, Link } from "@tanstack/react-router";
 import { Activity, Info } from "../parts/icons";
 import { get, Problem, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
 import { ago, compact, count, dateTime, ms, words } from "../format";
@@ -8,6 +8,7 @@ import { CopyIcon, Facts, Money, State } from "../parts/bits";
 import { Page, PeriodPicker } from "../parts/page";
 import { Empty, Failure, Loaded, Loading } from "../parts/states";
 import { asPeriod, bounds } from "../period";
+import { useMay } from "../session";
 import type { UsageSearch } from "../router";
 import { DIMENSIONS } from "./usage";
 
@@ -86,6 +87,7 @@ function Detail({ id }: { id: string }) {
 
 function Whole({ data }: { data: RequestDetail }) {
   const { request, sheet } = data;
+  const may = useMay();
   return (
     <Stack gap="lg">
       <Group gap={4}><Text className="fb-mono fb-wrap">{request.id}</Text><CopyIcon text={request.id} label="Copy the id" /></Group>
@@ -94,6 +96,7 @@ function Whole({ data }: { data: RequestDetail }) {
         <div><Text size="xs" c="dimmed">First token</Text><Text fz={20} fw={600}>{ms(request.first_token_ms)}</Text></div>
         <div><Text size="xs" c="dimmed">Total time</Text><Text fz={20} fw={600}>{ms(request.duration_ms)}</Text></div>
         <State name={request.outcome} />
+        {may("ledger.refund") && Number(request.charge_usd ?? 0) > 0 && <Anchor component={Link} to="/money" search={{ do: "refund", request: request.id } as never} size="sm">Refund</Anchor>}
       </Group>
       {request.estimated && <Alert color="yellow" icon={<Info size={16} aria-hidden />} title="Counted by estimate">The provider did not say what was used, so the text that came through was counted.</Alert>}
       <Timeline first={request.first_token_ms} whole={request.duration_ms} />

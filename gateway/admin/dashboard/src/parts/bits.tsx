@@ -26,6 +26,7 @@ export function Section({ title, actions, children, about }: { title: string; ab
 const COLORS: Record<string, string> = {
   completed: "teal", active: "teal", healthy: "teal", up: "teal", client_gone: "gray", idle: "gray", off: "gray", revoked: "gray",
   upstream_failed: "red", timed_out: "red", killed: "red", failing: "red", away: "red", rejected: "yellow", expired: "yellow",
+  sent: "teal", waiting: "yellow", "given up": "red",
 };
 export function State({ name }: { name: string }) {
   return <Badge variant="light" color={COLORS[name] ?? "gray"} tt="none" radius="sm" styles={{ label: { color: "var(--mantine-color-text)" } }}>{words(name)}</Badge>;
