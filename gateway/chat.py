@@ -12,17 +12,20 @@ from msgspec.structs import replace
 from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.answers import WHOLE, Answers, Place, asked_again, served
+from gateway.continuing import Continuing, may_continue
 from gateway.desk import Ask, Booking, Desk
+from gateway.errors import GatewayError
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
 from gateway.marking import marked_call, wants_markers
 from gateway.metering import outcome_of, size_of
-from gateway.relay import Opened, open_stream, read_whole
+from gateway.observe.metrics import METRICS
+from gateway.relay import Opened, open_stream, read_whole, stream_of
 from gateway.routing.explaining import DRY_RUN
-from gateway.routing.fallback import Journey
+from gateway.routing.fallback import Arrival
 from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
 from gateway.routing.warmth import chain_of
-from gateway.settlement import Ending, Settlement
+from gateway.settlement import Ending
 from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
@@ -106,9 +109,12 @@ class Chat:
         return Reply(200, headers, body)
 
     async def _stream(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
+        continues = booking.plan.terms.continues and len(booking.plan.legs) > 1 and may_continue(call.request)
+
         async def attempt(leg: Leg) -> Opened:
             answer = await self._send(call, booking, leg)
-            return await open_stream(answer, call, now_s)
+            stream = Continuing(answer.dialect, call, now_s) if continues else stream_of(answer, call, now_s)
+            return await open_stream(answer, stream)
 
         arrival = await booking.dispatcher.first_arrival(
             booking.plan, attempt, streams=True, discard=lambda opened: opened.answer.aclose()
@@ -122,7 +128,7 @@ class Chat:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
         ]
-        pieces = self._relay(opened, call, settlement, arrival.journey)
+        pieces = self._relay(arrival, call, booking)
         if place is not None:
             media_type, leg = load(call.dialect).stream_media_type, arrival.leg
             pieces = self._answers.watched(
@@ -130,37 +136,45 @@ class Chat:
             )
         return Reply(200, headers, pieces)
 
-    async def _relay(
-        self, opened: Opened, call: Call, settlement: Settlement, journey: Journey
-    ) -> AsyncIterator[bytes]:
+    async def _relay(self, arrival: Arrival[Opened], call: Call, booking: Booking) -> AsyncIterator[bytes]:
         """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
+        settlement, opened = booking.settlement, arrival.got
         stream, held = opened.stream, opened.head
         several = call.request.candidates > 1  # then a finish may not be the last: the newest piece waits
         ending = Ending(Outcome.CLIENT_GONE)
+        broken: list[Leg] = []
         try:
-            if not opened.ended:
-                if stream.finish_reason is None and not several:
-                    yield held
-                    held = b""
-                async for data in opened.chunks:
-                    piece = stream.feed(data)
-                    if several:
-                        held, piece = piece, held
-                    if stream.finish_reason is not None and not several:
-                        held += piece
-                    elif piece:
-                        yield piece
-                held += stream.close()
-            ending = Ending(Outcome.COMPLETED)
-        except ProviderError as error:
-            cut = isinstance(error, Interrupted)
-            log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
-            journey.failed(error)
-            ending = Ending(outcome_of(error))
-            held += opened.fail(self._say(error, settlement.id), call)
+            while True:
+                try:
+                    if not opened.ended:
+                        if stream.finish_reason is None and not several:
+                            yield held
+                            held = b""
+                        async for data in opened.chunks:
+                            piece = stream.feed(data)
+                            if several:
+                                held, piece = piece, held
+                            if stream.finish_reason is not None and not several:
+                                held += piece
+                            elif piece:
+                                yield piece
+                        held += stream.close()
+                    ending = Ending(Outcome.COMPLETED)
+                    break
+                except ProviderError as error:
+                    cut = isinstance(error, Interrupted)
+                    log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
+                    arrival.journey.failed(error)
+                    broken.append(arrival.leg)
+                    further = await self._carried_on(opened, booking, broken) if cut or error.retryable else None
+                    if further is None:
+                        ending = Ending(outcome_of(error))
+                        held += opened.fail(self._say(error, settlement.id), call)
+                        break
+                    arrival, opened, held = further, further.got, further.got.head
         finally:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
-            journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
+            arrival.journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
             await opened.answer.aclose()
             amount_pusd = await settlement.finish(
                 replace(
@@ -169,9 +183,36 @@ class Chat:
                     finish_reason=stream.finish_reason,
                     status=200,
                     output_bytes=stream.output_bytes,
+                    estimated=bool(broken),
                 )
             )
         yield with_cost(held, amount_pusd) if call.dialect in _TELLS_COST else held
+
+    async def _carried_on(self, opened: Opened, booking: Booking, broken: list[Leg]) -> Arrival[Opened] | None:
+        """The same answer from a deployment that has not broken it yet. None: the client has to be told."""
+        stream = opened.stream
+        rest = tuple(leg for leg in booking.plan.legs if leg not in broken)
+        if not isinstance(stream, Continuing) or not stream.can_resume or not rest:
+            return None
+        closing = stream.cut()
+        call = stream.continued()
+
+        async def attempt(leg: Leg) -> Opened:
+            answer = await self._send(call, booking, leg)
+            stream.resume(answer.dialect)
+            return await open_stream(answer, stream)
+
+        await opened.answer.aclose()
+        try:
+            plan = replace(booking.plan, legs=rest, promise=None)
+            arrival = await booking.dispatcher.first_arrival(plan, attempt, streams=True)
+        except (ProviderError, GatewayError) as error:
+            log.warning("nobody carries the stream on", request_id=booking.settlement.id, problem=str(error))
+            return None
+        arrival.got.head = closing + arrival.got.head
+        booking.settlement.answered(arrival.leg, booking.settlement.attempts + arrival.attempts)
+        METRICS.continued()
+        return arrival
 
 
 def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = None, tags: tuple[str, ...] = ()) -> Ask:

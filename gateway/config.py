@@ -123,6 +123,8 @@ class ModelSettings(Section, frozen=True):
     cache_prompts: bool = False
     """Mark what a provider's own prompt cache may keep, in requests that mark nothing, for models that need to be told
     (Claude). Written prefixes cost more, read ones a tenth: for conversations and long system prompts."""
+    continue_broken: bool = False
+    """A stream of plain text that breaks is carried on by the next deployment, shown what has been said so far."""
     keep_answers_s: Seconds | None = None
     """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
     never. A request says `x-farebox-cache: no-store` to have its own."""

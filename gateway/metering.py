@@ -102,7 +102,7 @@ def _put(counts: dict[Meter, int], meter: Meter, count: int, room: int) -> int:
 def estimated_usage(known: Usage, estimated_input: int, output_bytes: int, max_output: int) -> Usage:
     """What a stream that died without usage is taken to have used: reported counts where there are any, else the
     input estimate and the text that came, never above the most the model may write."""
-    output = min(max_output, -(-output_bytes // _BYTES_PER_TOKEN))
+    output = min(max_output, tokens_of(output_bytes))
     return Usage(
         input_tokens=known.input_tokens if known.input_tokens is not None else estimated_input,
         output_tokens=max(known.output_tokens or 0, output),
@@ -111,6 +111,11 @@ def estimated_usage(known: Usage, estimated_input: int, output_bytes: int, max_o
         cache_write_1h_tokens=known.cache_write_1h_tokens,
         reasoning_tokens=known.reasoning_tokens,
     )
+
+
+def tokens_of(output_bytes: int) -> int:
+    """About how many tokens so much text is."""
+    return -(-output_bytes // _BYTES_PER_TOKEN)
 
 
 def outcome_of(error: BaseException) -> Outcome:

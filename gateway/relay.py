@@ -133,16 +133,18 @@ class Opened:
         return load(call.dialect).event_encoder(call.request).fail(error)
 
 
-async def open_stream(answer: Answer, call: Call, now_s: int) -> Opened:
+def stream_of(answer: Answer, call: Call, now_s: int) -> Stream:
+    """Bytes through where the client speaks the provider's dialect, else events."""
+    if answer.dialect.name == call.dialect:
+        return answer.dialect.tap(call.request.include_usage)
+    return Translation(answer.dialect, call, now_s)
+
+
+async def open_stream(answer: Answer, stream: Stream) -> Opened:
     """Read up to the first event, so that a failure before it can still go to another deployment.
 
     Raises: a ProviderError; then the answer is closed and no byte is owed to the client.
     """
-    stream: Stream
-    if answer.dialect.name == call.dialect:
-        stream = answer.dialect.tap(call.request.include_usage)
-    else:
-        stream = Translation(answer.dialect, call, now_s)
     chunks = answer.chunks()
     head = b""
     try:

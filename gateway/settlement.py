@@ -39,6 +39,8 @@ class Ending(Struct, frozen=True):
     """Of what is not sold by its text: as the provider told it."""
     likely: Counts = BY_TOKENS
     """Charged, and marked as estimated, where it told nothing. Without one: what was held for."""
+    estimated: bool = False
+    """Though counts were told, they are not all of it."""
 
 
 class Settlement:
@@ -158,7 +160,7 @@ class Settlement:
 
     def _record(self, ending: Ending, sheet: PriceSheet, variant: str) -> UsageRecord:
         intent, deployment, now_ns = self._intent, self.leg.deployment, self._clock()
-        usage, estimated = ending.usage, False
+        usage, estimated = ending.usage, ending.estimated
         if not self._counts and ending.produced and (usage.output_tokens is None or ending.finish_reason is None):
             estimated = True
             usage = estimated_usage(

@@ -61,6 +61,7 @@ class Metrics:
         self._hedged = Tally(
             "farebox_hedged_requests", "Streams asked of two deployments at once, by which answered.", ("won",)
         )
+        self._continued = Tally("farebox_continued_streams", "Streams that broke and were carried on elsewhere.")
         self._attempts = Tally(
             "farebox_upstream_attempts", "Calls to providers, by error kind or ok.", ("provider", "result")
         )
@@ -89,6 +90,7 @@ class Metrics:
             self._charged,
             self._attempts,
             self._hedged,
+            self._continued,
             self._journal_errors,
             self._failed_open,
             self._orphans,
@@ -128,6 +130,9 @@ class Metrics:
     def hedged(self, won: str) -> None:
         """won: "first" or "second": which of two deployments asked at once answered."""
         self._hedged.add((won,))
+
+    def continued(self) -> None:
+        self._continued.add()
 
     def journal_failed(self) -> None:
         self._journal_errors.add()

@@ -77,7 +77,8 @@ class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
     second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
     a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
-    keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache."""
+    keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache.
+    continues: a stream that breaks is carried on by the next deployment."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
@@ -86,6 +87,7 @@ class Terms(Struct, frozen=True):
     past_filters: bool = False
     keep_s: float | None = None
     cache_prompts: bool = False
+    continues: bool = False
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -157,6 +159,7 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
             "content_filter" in entry.fallback_on,
             entry.keep_answers_s,
             entry.cache_prompts,
+            entry.continue_broken,
         )
         for entry in settings.models
     }
