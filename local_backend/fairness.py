@@ -21,6 +21,7 @@ class Fairness:
     def __init__(self) -> None:
         self._service: OrderedDict[str, int] = OrderedDict()
         self._open: Counter[str] = Counter()
+        self._last_level = 0  # of the tenant whose request ended last
 
     @property
     def active(self) -> int:
@@ -34,7 +35,8 @@ class Fairness:
     def arrive(self, tenant: str) -> None:
         """One more request of the tenant is open."""
         if tenant not in self._open:
-            level = min((self._service[other] for other in self._open), default=0)
+            # Who had the engine for itself took nothing from anybody, and owes nothing to whoever comes after it.
+            level = min((self._service[other] for other in self._open), default=self._last_level)
             self._service[tenant] = max(self._service.get(tenant, 0), level)
             self._service.move_to_end(tenant)
             while len(self._service) > REMEMBERED + len(self._open):
@@ -44,6 +46,7 @@ class Fairness:
 
     def leave(self, tenant: str) -> None:
         """One request of the tenant has ended."""
+        self._last_level = self._service[tenant]
         self._open[tenant] -= 1
         if not self._open[tenant]:
             del self._open[tenant]

@@ -111,10 +111,10 @@ class ModelRunner:
             logits, sampling = self._forward(step)
             return logits[sorted(range(len(sampling)), key=sampling.__getitem__)]
 
-    def all_logits(self, chunk: Chunk) -> torch.Tensor:
-        """Logits (tokens, vocab) after each token of one chunk; for perplexity."""
+    def all_logits(self, step: Step) -> torch.Tensor:
+        """Logits (tokens, vocab) after each token of a step whose chunks are equally long; for perplexity."""
         with torch.inference_mode():
-            logits, _ = self._forward(Step(chunk.count, [chunk]), every=True)
+            logits, _ = self._forward(step, every=True)
             return logits
 
     def _forward(self, step: Step, *, every: bool = False) -> tuple[torch.Tensor, list[int]]:

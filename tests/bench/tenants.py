@@ -1,7 +1,11 @@
 """A quiet tenant's first-token time alone, beside a flood of another tenant, and in the same queue as the flood.
 
 `python -m tests.bench.tenants [--json] [--svg FILE]` starts the engine with SmolLM2, asks one long question after the
-other, and prints one line of figures. The third case is what the second would be without fairness.
+other, with the flood and without it in turn, and prints one line of figures. The third case is what the second would be
+without fairness.
+
+Quiet means: asks for less than its share. Between questions the tenant thinks twice as long as an answer takes alone;
+one that asks without a pause wants the whole engine, and of two such tenants each gets half.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,13 @@ import httpx
 from local_backend.catalogue import pull
 from tests.local_backend.support import SMOLLM2, EngineProcess, cache_dir, running_engine
 
-ASKED = 6
+ALONE, BESIDE, AMONG = "alone", "beside a flood", "in the flood's queue"
+ROUNDS = 6
+THINKS = 2.0  # times as long as a first token takes alone
 WORDS = 500
 FLOOD = 48
 RUNNING = 16
+GAUGE = "vllm:num_requests_running"
 
 
 def question(n: int) -> dict[str, Any]:
@@ -44,29 +51,47 @@ async def first_token_s(http: httpx.AsyncClient, tenant: str, n: int) -> float:
     raise AssertionError(f"no token came: {reply.status_code}")
 
 
-async def flood(http: httpx.AsyncClient) -> None:
-    """One of the flood's clients: asks again as soon as it has its answer."""
-    body = {"model": SMOLLM2, "prompt": "Once upon a time", "max_tokens": 64, "ignore_eos": True}
-    while True:
-        await http.post("/v1/completions", json=body, headers={"x-farebox-tenant": "loud"})
+@asynccontextmanager
+async def flood(http: httpx.AsyncClient) -> AsyncIterator[None]:
+    """Clients that ask again as soon as they have their answer, from when they hold every place."""
+
+    async def client() -> None:
+        body = {"model": SMOLLM2, "prompt": "Once upon a time", "max_tokens": 64, "ignore_eos": True}
+        while True:
+            await http.post("/v1/completions", json=body, headers={"x-farebox-tenant": "loud"})
+
+    loud = [asyncio.create_task(client()) for _ in range(FLOOD)]
+    try:
+        while running((await http.get("/metrics")).text) < RUNNING:
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        for task in loud:
+            task.cancel()
+        await asyncio.gather(*loud, return_exceptions=True)
+        while running((await http.get("/metrics")).text):
+            await asyncio.sleep(0.05)
+
+
+def running(metrics: str) -> float:
+    """Sequences in the engine's steps, from its metrics."""
+    return next(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(GAUGE))
 
 
 async def measure(engine: EngineProcess) -> dict[str, list[float]]:
     """Seconds to the first token, by case."""
+    times: dict[str, list[float]] = {ALONE: [], BESIDE: [], AMONG: []}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=engine.url, timeout=300, limits=limits) as http:
         await first_token_s(http, "quiet", -1)
-        alone = [await first_token_s(http, "quiet", n) for n in range(ASKED)]
-        loud = [asyncio.create_task(flood(http)) for _ in range(FLOOD)]
-        await asyncio.sleep(3.0)  # the flood fills the engine
-        beside = [await first_token_s(http, "quiet", n) for n in range(ASKED)]
-        among = [await first_token_s(http, "loud", n) for n in range(ASKED)]
-        for task in loud:
-            task.cancel()
-        for task in loud:
-            with suppress(asyncio.CancelledError):
-                await task
-    return {"alone": alone, "beside a flood": beside, "in the flood's queue": among}
+        for n in range(ROUNDS):  # in turn: other programs on the machine then cost both alike
+            times[ALONE].append(await first_token_s(http, "quiet", n))
+            async with flood(http):
+                await asyncio.sleep(THINKS * statistics.median(times[ALONE]))
+                times[BESIDE].append(await first_token_s(http, "quiet", n))
+                if n % 3 == 0:
+                    times[AMONG].append(await first_token_s(http, "loud", n))
+    return times
 
 
 def svg(cases: dict[str, Sequence[float]]) -> str:
@@ -94,7 +119,7 @@ def main(argv: list[str]) -> int:
     with running_engine(model, "--served-name", SMOLLM2, "--max-running", str(RUNNING)) as engine:
         cases = asyncio.run(measure(engine))
     medians = {name: statistics.median(times) for name, times in cases.items()}
-    ratios = {name: round(median / medians["alone"], 2) for name, median in medians.items()}
+    ratios = {name: round(median / medians[ALONE], 2) for name, median in medians.items()}
     if given.svg is not None:
         given.svg.write_text(svg(cases))
     if given.json:

@@ -166,6 +166,16 @@ def test_who_was_away_comes_back_at_the_level_of_those_who_stayed() -> None:
     assert len(fairness._service) <= REMEMBERED + 3, "strangers do not fill the memory"
 
 
+def test_what_a_tenant_took_while_nobody_else_wanted_it_is_not_held_against_it() -> None:
+    fairness = Fairness()
+    fairness.arrive("a")
+    fairness.charge("a", 5000)
+    fairness.leave("a")
+    fairness.arrive("flood")
+    fairness.arrive("a")
+    assert fairness.of("a") == fairness.of("flood")
+
+
 def test_a_deadline_ends_who_waits_and_who_runs() -> None:
     engine = make(blocks=40, block_size=2, budget=64, running=1)
     now = 0.0

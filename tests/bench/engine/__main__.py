@@ -47,6 +47,8 @@ def main() -> int:
 
         return run(dry=args.dry_run)
     if args.accuracy:
+        # Before torch is there: threads that spin while they wait take ten times as long on a machine that others use.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from tests.bench.engine.accuracy import table
 
         print(json.dumps(table(args.accuracy)) if args.json else as_table(table(args.accuracy)))
