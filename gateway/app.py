@@ -30,7 +30,7 @@ from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
 from gateway.batches.runner import Runner
-from gateway.config import Settings
+from gateway.config import Settings, Source
 from gateway.embedded.secrets import Secrets
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
@@ -40,7 +40,7 @@ from gateway.pipeline import Pipeline
 from gateway.responses import Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
-from gateway.routing.provider_set import ProviderSet, endpoints_from
+from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
 from providers.transport.base import Timeouts
@@ -61,10 +61,14 @@ WEBHOOKS_PATH = "/webhooks/"
 class Gateway:
     """One gateway process as an ASGI application. Its lifespan builds and closes; a request only uses."""
 
-    def __init__(self, settings: Settings, commands: Callable[[], CommandLine] | None = None) -> None:
-        """commands: loads what runs command lines that are sent here."""
+    def __init__(
+        self, settings: Settings, commands: Callable[[], CommandLine] | None = None, source: Source | None = None
+    ) -> None:
+        """commands: loads what runs command lines that are sent here. source: the settings' file, followed for what it
+        offers."""
         self._settings = settings
         self._commands = commands
+        self._source = source
         self.hot: HotPath | None = None
         """What `ingress.connection` asks for the data plane; None until everything is built."""
         self._engine: AsyncEngine | None = None
@@ -134,7 +138,22 @@ class Gateway:
             stack.push_async_callback(engine.dispose)
             redis = self._redis = Redis.from_url(settings.redis_url or "", protocol=3)
             stack.push_async_callback(redis.aclose)
-            offer = Offer(engine, settings)
+            ca_file = settings.network.ca_file
+            # As many as there may be clients: who may have how many requests at once is admission's to say.
+            transport = Http1Transport(
+                max_connections=settings.server.max_connections,
+                ca_file=None if ca_file is None else str(ca_file),
+            )
+            stack.push_async_callback(transport.aclose)
+            timeouts = Timeouts(
+                settings.timeouts.connect_s,
+                settings.timeouts.first_byte_s,
+                settings.timeouts.between_bytes_s,
+                settings.timeouts.total_s,
+            )
+            providers = ProviderSet({}, transport, timeouts)
+            stack.push_async_callback(providers.aclose)
+            offer = Offer(engine, settings, self._source, providers, own.engine_key)
             await offer.load()
             journal = self._journal = Journal.open(settings.data_dir / "journal", owner())
             stack.push_async_callback(journal.close)
@@ -163,21 +182,6 @@ class Gateway:
                     owner=Owner.of(journal),
                 )
             )
-            ca_file = settings.network.ca_file
-            # As many as there may be clients: who may have how many requests at once is admission's to say.
-            transport = Http1Transport(
-                max_connections=settings.server.max_connections,
-                ca_file=None if ca_file is None else str(ca_file),
-            )
-            stack.push_async_callback(transport.aclose)
-            timeouts = Timeouts(
-                settings.timeouts.connect_s,
-                settings.timeouts.first_byte_s,
-                settings.timeouts.between_bytes_s,
-                settings.timeouts.total_s,
-            )
-            providers = ProviderSet(endpoints_from(settings, own.engine_key), transport, timeouts)
-            stack.push_async_callback(providers.aclose)
 
             def open_office() -> FrontOffice:
                 from gateway.admin.office import FrontOffice
@@ -262,8 +266,10 @@ class Gateway:
         return faults
 
 
-def create_app(settings: Settings, commands: Callable[[], CommandLine] | None = None) -> Gateway:
-    return Gateway(settings, commands)
+def create_app(
+    settings: Settings, commands: Callable[[], CommandLine] | None = None, source: Source | None = None
+) -> Gateway:
+    return Gateway(settings, commands, source)
 
 
 def owner() -> str:

@@ -84,7 +84,7 @@ class Chat:
     async def _send(self, call: Call, booking: Booking, leg: Leg) -> Answer:
         if booking.plan.terms.cache_prompts and wants_markers(leg.deployment):
             call = marked_call(call)
-        answer = await self._providers.get(leg.deployment.provider).send(call, leg.deployment.model)
+        answer = await self._providers.get(leg.deployment.adapter).send(call, leg.deployment.model)
         booking.heard(leg, answer.headers)
         return answer
 

@@ -20,6 +20,12 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
+from gateway.catalogue.sections import DeploymentSettings as DeploymentSettings
+from gateway.catalogue.sections import ModelSettings as ModelSettings
+from gateway.catalogue.sections import Name
+from gateway.catalogue.sections import PriceSettings as PriceSettings
+from gateway.catalogue.sections import ProviderSettings as ProviderSettings
+from gateway.catalogue.sections import Strategy as Strategy
 from gateway.config_parts import REMOTE
 from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
@@ -43,95 +49,6 @@ PUSD_DIGITS = 6
 """A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
 UNIT_DIGITS = 12
 """As much for a price in USD of one second, image or the like."""
-
-
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=200)]
-Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
-PricedUnit = Literal["seconds", "characters", "images", "search_units", "searches", "pages", "requests"]
-UnitUsd = Annotated[Decimal, Meta(description="USD for one unit, as a decimal string with at most twelve decimals")]
-
-
-class PriceSettings(Section, frozen=True):
-    """What a deployment's tokens cost. A kind that is left out is sold as the one it is a part of: cache reads and
-    writes as input, reasoning as output. A model that is not sold by the token has `per` alone."""
-
-    input: Usd | None = None
-    output: Usd | None = None
-    cache_read: Usd | None = None
-    cache_write: Usd | None = None
-    reasoning: Usd | None = None
-    per: dict[PricedUnit, UnitUsd] = field(default_factory=dict)
-
-
-class ProviderSettings(Section, frozen=True):
-    kind: Name = ""
-    """Which adapter speaks to it. Empty: the one named like the section."""
-    enabled: bool = True
-    base_url: str | None = None
-    region: str | None = None
-    credential: dict[str, Secret] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def reveal(self) -> dict[str, str]:
-        """The credential's values, for the adapter alone. Raises: ConfigError for the first that cannot be had."""
-        return {name: secret.reveal() for name, secret in self.credential.items()}
-
-
-class DeploymentSettings(Section, frozen=True):
-    provider: Name
-    model: str
-    """The provider's own name for it."""
-    weight: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
-    priority: Annotated[int, Meta(ge=0, le=1000)] = 0
-    """Lower is tried first; equals share by weight."""
-    region: str | None = None
-    context_window: Annotated[int, Meta(ge=1)] | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_parallel: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    """Requests that one gateway process asks of it at once; more wait, fairly among keys. None: no end."""
-    zdr: bool = False
-    """You have it in writing that nothing sent there is kept. Requests may ask for such deployments alone."""
-    cache_tokens: Annotated[int, Meta(ge=0)] | None = None
-    """How many tokens of prompts its prefix cache holds, for `prefix` and `auto`. None: as its kind usually does."""
-    cache_s: Seconds | None = None
-    """Until an unused prefix is gone. None: as its kind usually does."""
-    price: PriceSettings | None = None
-    """What clients are charged. None: the price book's. Neither: the deployment is refused as unpriced."""
-    cost: PriceSettings | None = None
-    """What the provider charges us, with a `price` of your own. None: the same."""
-
-
-Strategy = Literal[
-    "weighted", "priority", "lowest_cost", "lowest_latency", "least_busy", "most_quota", "sticky", "prefix", "auto"
-]
-
-
-class ModelSettings(Section, frozen=True):
-    alias: Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*)$", max_length=200)]
-    """What clients ask for. `*` is every name that nothing else answers to; a deployment's model `*` is that name."""
-    deployments: Annotated[tuple[DeploymentSettings, ...], Meta(min_length=1)]
-    strategy: Strategy = "weighted"
-    """Among deployments of equal priority: by weight, as listed, cheapest, quickest, the one with least to do, the one
-    with most of its provider's quota left, always the same for a session, the one soonest done with this prompt (which
-    of them still holds its beginning counts), or `auto`: money and seconds weighed against each other."""
-    second_usd: Decimal = Decimal("0.001")
-    """What `auto` pays to save a client one second of waiting. A request may say its own."""
-    hedge_percentile: Annotated[int, Meta(ge=50, le=99)] | None = None
-    """A stream whose first token is later than so many percent of that deployment's usually are is asked of the next
-    one too; who answers first is kept. Your provider may charge you for both prompts; the client pays for one. None:
-    never."""
-    cache_prompts: bool = False
-    """Mark what a provider's own prompt cache may keep, in requests that mark nothing, for models that need to be told
-    (Claude). Written prefixes cost more, read ones a tenth: for conversations and long system prompts."""
-    continue_broken: bool = False
-    """A stream of plain text that breaks is carried on by the next deployment, shown what has been said so far."""
-    keep_answers_s: Seconds | None = None
-    """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
-    never. A request says `x-farebox-cache: no-store` to have its own."""
-    fallback_on: tuple[Literal["content_filter"], ...] = ()
-    """Beside outages, throttling and too long a prompt: refusals after which the next deployment is asked."""
-    max_request_usd: Decimal | None = None
-    """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 
 
 class LocalSettings(Section, frozen=True):
@@ -215,6 +132,8 @@ class Settings(Section, frozen=True):
     redis_url: str | None = None
     """None: `up` starts an embedded Valkey and puts its socket here."""
     providers: dict[str, ProviderSettings] = field(default_factory=dict)
+    deployments: tuple[DeploymentSettings, ...] = ()
+    """Models of providers with limits, tags or prices of their own, to be asked for as `provider/model`."""
     models: tuple[ModelSettings, ...] = ()
     local: LocalSettings = LocalSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -267,6 +186,8 @@ class Settings(Section, frozen=True):
             for name, provider in self.providers.items()
             for key, secret in (provider.credential.items() if provider.enabled else ())
         }
+        placed = [*self.deployments, *(d for model in self.models for d in model.deployments)]
+        named |= {f"{d.place}.credential.{key}": secret for d in placed for key, secret in d.credential.items()}
         named |= {f"exports.{name}.token": export.token for name, export in self.exports.items()}
         for path, given in (
             ("payments.stripe_webhook_secret", self.payments.stripe_webhook_secret),
@@ -312,6 +233,30 @@ def load(
             _put(tree, dotted, flag, sources, "--" + dotted.replace(".", "-").replace("_", "-"))
     settings = _convert(tree, sources, environ)
     return _check(_complete(settings), sources)
+
+
+class Source:
+    """Where settings were read from, to be read again once the file is another one."""
+
+    def __init__(self, path: Path | None = None, environ: Mapping[str, str] | None = None, **flags: object) -> None:
+        """As `load`; flags with `__` for the dot."""
+        self._environ = os.environ if environ is None else environ
+        found = find_file(path, self._environ)
+        # Absolute: nobody moves us elsewhere, but a file that is named by its folder's entry may come later.
+        self._path = None if found is None else found.absolute()
+        self._flags = {name.replace("__", "."): value for name, value in flags.items()}
+
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Another one whenever the file may have been written; None: there is none."""
+        try:
+            found = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None  # Between an editor's removal and its new file.
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+    def read(self) -> Settings:
+        """Raises: ConfigError."""
+        return load(self._path, self._environ, self._flags)
 
 
 def find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -517,6 +462,8 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
             raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")
     known = set(settings.providers) | {"local"}
+    for at, deployment in enumerate(settings.deployments):
+        _check_deployment(deployment, f"deployments[{at}]", known, refuse)
     aliases: set[str] = set()
     for at, model in enumerate(settings.models):
         if model.alias in aliases:
@@ -525,14 +472,19 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if (most := model.max_request_usd) is not None and not (most.is_finite() and most > 0):
             raise refuse(f"models[{at}].max_request_usd", f"{most} is no ceiling", "USD above zero, or leave it out")
         for nth, deployment in enumerate(model.deployments):
-            dotted = f"models[{at}].deployments[{nth}]"
-            if deployment.provider not in known:
-                fix = f"{_nearest(deployment.provider, known)}, or add [providers.{deployment.provider}]"
-                raise refuse(f"{dotted}.provider", f"no provider is called {deployment.provider!r}", fix)
-            _check_price(deployment.price, f"{dotted}.price", refuse)
-            _check_price(deployment.cost, f"{dotted}.cost", refuse)
+            _check_deployment(deployment, f"models[{at}].deployments[{nth}]", known, refuse)
     _check_price(settings.local.price, "local.price", refuse)
     return settings
+
+
+def _check_deployment(said: DeploymentSettings, dotted: str, known: set[str], refuse: Any) -> None:
+    if said.provider not in known:
+        fix = f"{_nearest(said.provider, known)}, or add [providers.{said.provider}]"
+        raise refuse(f"{dotted}.provider", f"no provider is called {said.provider!r}", fix)
+    if said.credential and not said.account:
+        raise refuse(f"{dotted}.account", "a credential of its own has no name", 'say whose it is: account = "second"')
+    _check_price(said.price, f"{dotted}.price", refuse)
+    _check_price(said.cost, f"{dotted}.cost", refuse)
 
 
 def _check_price(price: PriceSettings | None, dotted: str, refuse: Any) -> None:
@@ -583,6 +535,7 @@ def _fields_at(dotted: str) -> set[str]:
         "exports": ExportSettings,
         "retention": RetentionSettings,
         "models": ModelSettings,
+        "deployments": DeploymentSettings,
         "providers": ProviderSettings,
     }
     if not dotted:

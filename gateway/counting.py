@@ -34,7 +34,7 @@ class Counting:
         route = inbound.route
         request = _DECODE[route.dialect](inbound.body, route.model)
         leg = self._desk.plan(request.model, frozenset({"chat"}), who, inbound.now_ns).legs[0]
-        provider = self._providers.get(leg.deployment.provider)
+        provider = self._providers.get(leg.deployment.adapter)
         headers: Headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
         tokens = None
         if isinstance(provider, TokenCounter):

@@ -153,7 +153,7 @@ class Desk:
             alias,
             needs,
             deployments,
-            lambda d: self._providers.get(d.provider).capabilities,
+            lambda d: self._providers.get(d.adapter).capabilities,
             price_of,
             random.random,
             terms=terms,

@@ -38,7 +38,7 @@ class Embedding:
 
         async def attempt(leg: Leg) -> tuple[bytes, Usage]:
             nonlocal dropped
-            provider = self._providers.get(leg.deployment.provider)
+            provider = self._providers.get(leg.deployment.adapter)
             if not isinstance(provider, Embedder):
                 raise Unsupported(f"{leg.deployment.provider} makes no embeddings", ("embeddings",))
             answer = await provider.embed(call, leg.deployment.model)

@@ -12,8 +12,6 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct
 
 KEY_BYTES = 32
@@ -71,7 +69,7 @@ class KeyRing:
 
     def seal(self, plain: bytes, of: str) -> Sealed:
         """of: whose it is, for instance `provider_credentials/cred_1`; to be said again when it is opened."""
-        data_key = AESGCM.generate_key(KEY_BYTES * 8)
+        data_key = secrets.token_bytes(KEY_BYTES)
         return Sealed(
             self.current,
             _encrypt(self._keys[self.current], data_key, _of(self.current, of)),
@@ -80,10 +78,7 @@ class KeyRing:
 
     def open(self, sealed: Sealed, of: str) -> bytes:
         """Raises: CannotOpen."""
-        try:
-            return _decrypt(self._data_key(sealed, of), sealed.ciphertext, of.encode())
-        except InvalidTag:
-            raise CannotOpen(_DAMAGED.format(of)) from None
+        return _decrypt(self._data_key(sealed, of), sealed.ciphertext, of.encode(), of)
 
     def rewrapped(self, sealed: Sealed, of: str) -> Sealed:
         """The same under the ring's first key: the data key is wrapped anew, what it seals is not touched.
@@ -101,10 +96,7 @@ class KeyRing:
                 f"({', '.join(self._keys)}); every gateway needs the same ring: FAREBOX_KEY_RING, "
                 "or secrets/key_ring of the data folder"
             )
-        try:
-            return _decrypt(key, sealed.wrapped, _of(sealed.key_id, of))
-        except InvalidTag:
-            raise CannotOpen(_DAMAGED.format(of)) from None
+        return _decrypt(key, sealed.wrapped, _of(sealed.key_id, of), of)
 
 
 _DAMAGED = "{} does not open: it was altered, or moved from another row, or the ring's key of that id is another one"
@@ -119,14 +111,25 @@ def _of(key_id: str, of: str) -> bytes:
     return f"{key_id}\n{of}".encode()
 
 
+# cryptography is loaded by whoever has something to seal: most gateways' secrets are in their environment.
+
+
 def _encrypt(key: bytes, plain: bytes, associated: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     # A data key seals once; a key of the ring wraps by chance nonces, good for 2**32 of them.
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, associated)
 
 
-def _decrypt(key: bytes, sealed: bytes, associated: bytes) -> bytes:
-    """Raises: InvalidTag."""
-    if len(sealed) < NONCE_BYTES:
-        raise InvalidTag
-    return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
+def _decrypt(key: bytes, sealed: bytes, associated: bytes, of: str) -> bytes:
+    """Raises: CannotOpen."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        if len(sealed) < NONCE_BYTES:
+            raise InvalidTag
+        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
+    except InvalidTag:
+        raise CannotOpen(_DAMAGED.format(of)) from None

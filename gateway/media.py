@@ -72,7 +72,7 @@ class Media:
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 
         async def attempt(leg: Leg) -> HttpResponse:
-            provider = self._providers.get(leg.deployment.provider)
+            provider = self._providers.get(leg.deployment.adapter)
             if not isinstance(provider, Medium):
                 raise Unsupported(f"{leg.deployment.provider} has no {request.operation}", (request.operation,))
             return await provider.pass_on(call, leg.deployment.model)

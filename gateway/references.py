@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-import httpx
 import structlog
+
+if TYPE_CHECKING:
+    import httpx
 
 log = structlog.get_logger(__name__)
 
@@ -285,6 +287,8 @@ def _signed_in(sign_in: Callable[[], Any]) -> Any:
 
 def _asked(method: str, url: str, headers: list[tuple[str, str]], body: bytes, who: str, needs: str) -> dict[str, Any]:
     """Raises: NotHad, which quotes no body: managers are known to repeat what they were asked with."""
+    import httpx  # Here: most gateways keep no secret elsewhere.
+
     try:
         with httpx.Client(timeout=TIMEOUT_S, follow_redirects=False) as client:
             answer = client.request(method, url, headers=headers, content=body)

@@ -49,7 +49,7 @@ class Rerank:
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 
         async def attempt(leg: Leg) -> RerankAnswer:
-            provider = self._providers.get(leg.deployment.provider)
+            provider = self._providers.get(leg.deployment.adapter)
             if not isinstance(provider, Reranker):
                 raise Unsupported(f"{leg.deployment.provider} does not rerank", ("rerank",))
             return await provider.rerank(call, leg.deployment.model)

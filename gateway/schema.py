@@ -256,3 +256,32 @@ loss_modes: Final = Table(
     Column("scope_id", String(64), primary_key=True),
     Column("mode", String(8), nullable=False),  # strict, lenient
 )
+
+# What operators offer beside the settings (gateway.catalogue), every version whole: the newest one is in force. The
+# oldest ones go.
+catalogue_versions: Final = Table(
+    "catalogue_versions",
+    metadata,
+    # Counted by whoever writes: two who write at once cannot both have the next number.
+    Column("number", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("change", String(400), nullable=False),  # As `aliases.put fast`.
+    Column("document", LargeBinary, nullable=False),  # JSON, gateway.catalogue.document. Never a secret.
+)
+
+# Credentials of providers, sealed (gateway.envelope) under the row's id.
+provider_credentials: Final = Table(
+    "provider_credentials",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("kind", String(64), nullable=False),  # Of the provider it is for.
+    Column("key_id", String(32), nullable=False),  # Which key of the ring wraps the data key.
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("ciphertext", LargeBinary, nullable=False),  # JSON object: field -> value or reference.
+    Column("shown", _Json, nullable=False),  # What of it may be seen again: references, last characters, fingerprints.
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("changed_at_ns", BigInteger, nullable=False),
+    Column("changed_by", String(200), nullable=False),
+)

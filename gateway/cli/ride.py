@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from gateway.cli import panel
 from gateway.cli.common import Local, commands_of, encode
 from gateway.cli.listening import on_signal
-from gateway.config import Settings, own_environment
+from gateway.config import Settings, Source, own_environment
 from gateway.discovery import discover
 from gateway.embedded import valkey
 from gateway.embedded.engine import LocalEngine, can_run
@@ -151,7 +151,8 @@ class Ride:
         from gateway.app import create_app
         from gateway.cli.serving import Server
 
-        server = Server(settings, create_app(settings, lambda: commands_of(settings)))
+        source = Source(self._common.config, data_dir=self._common.data)
+        server = Server(settings, create_app(settings, lambda: commands_of(settings), source))
         serving = asyncio.create_task(server.serve(sockets=self._bound), name="serve")
         stack.push_async_callback(_drained, server, serving)
         up = asyncio.create_task(server.up.wait())
@@ -200,17 +201,17 @@ class Ride:
 
     async def _models(self) -> tuple[str, ...]:
         """Named aliases first, and of the price book's long lists what stands under a bare name."""
-        from billing.db import create_engine, reading
-        from billing.pricelist import load_prices
-        from gateway.routing.catalog import from_settings
+        from billing.db import create_engine
+        from gateway.routing.offer import Offer
 
         settings = self._settings
         engine = create_engine(settings.database_url)
         try:
-            async with reading(engine) as db:
-                catalog = from_settings(settings, await load_prices(db))
+            offer = Offer(engine, settings)
+            await offer.load()
         finally:
             await engine.dispose()
+        settings, catalog = offer.live.settings, offer.catalog
         named = [model.alias for model in settings.models]
         named += [settings.local.served_name] if settings.local.enabled else []
         return tuple(dict.fromkeys([*named, *sorted(catalog.aliases)]))

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from gateway.cli.common import LOCAL, OK, WRONG_USAGE, Local, Problem, commands_of
-from gateway.config import Settings
+from gateway.config import Settings, Source
 
 app = App(name="serve")
 
@@ -53,21 +53,22 @@ def serve(
         raise Problem("serve needs a Redis or Valkey of yours", fix=fix, code=WRONG_USAGE)
     for error in settings.missing_secrets():
         raise error
+    source = Source(common.config, data_dir=common.data)
     if socket_fd is not None:
         given = [socket.socket(fileno=fd) for fd in (socket_fd, admin_fd) if fd is not None]
-        uvloop.run(_one(settings, given, ready_fd))
+        uvloop.run(_one(settings, source, given, ready_fd))
         return OK
     flags = [f"--config={common.config}"] if common.config else []
     flags += [f"--data={settings.data_dir}"]
     with bind(settings) as bound:
         if settings.server.workers == 1:
-            uvloop.run(_one(settings, bound, None))
+            uvloop.run(_one(settings, source, bound, None))
         else:
             uvloop.run(_several(settings, bound, flags))
     return OK
 
 
-async def _one(settings: Settings, bound: list[socket.socket], ready_fd: int | None) -> None:
+async def _one(settings: Settings, source: Source, bound: list[socket.socket], ready_fd: int | None) -> None:
     import asyncio
 
     from gateway.app import create_app
@@ -75,7 +76,7 @@ async def _one(settings: Settings, bound: list[socket.socket], ready_fd: int | N
     from gateway.cli.serving import Server
 
     hands_over = ready_fd is not None or settings.server.reuse_port
-    server = Server(settings, create_app(settings, lambda: commands_of(settings)), hands_over=hands_over)
+    server = Server(settings, create_app(settings, lambda: commands_of(settings), source), hands_over=hands_over)
 
     async def tell() -> None:
         await server.up.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from decimal import Decimal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.db import create_engine, writing
 from billing.pricelist import set_price
 from billing.usage import Meter
+from gateway.catalogue.sections import DeploymentTerms
 from gateway.config import PriceSettings, Settings
 
 LOCAL = "local"
@@ -49,9 +51,14 @@ async def declare(db: AsyncConnection, settings: Settings, at_ns: int) -> None:
         rates = pusd_per_token(settings.local.price)
         # Our own machine sends no bill per token.
         await set_price(db, LOCAL, settings.local.served_name, rates, dict.fromkeys(rates, 0), at_ns=at_ns)
-    for model in settings.models:
-        for deployment in model.deployments:
-            if deployment.price is not None:
-                sale = pusd_per_token(deployment.price)
-                cost = pusd_per_token(deployment.cost) if deployment.cost else sale
-                await set_price(db, deployment.provider, deployment.model, sale, cost, at_ns=at_ns)
+    placed = [*settings.deployments, *(each for model in settings.models for each in model.deployments)]
+    await declare_deployments(db, placed, at_ns)
+
+
+async def declare_deployments(db: AsyncConnection, placed: Iterable[DeploymentTerms], at_ns: int) -> None:
+    """The prices that these name themselves."""
+    for deployment in placed:
+        if deployment.price is not None:
+            sale = pusd_per_token(deployment.price)
+            cost = pusd_per_token(deployment.cost) if deployment.cost else sale
+            await set_price(db, deployment.provider, deployment.model, sale, cost, at_ns=at_ns)

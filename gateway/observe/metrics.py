@@ -99,6 +99,13 @@ class Metrics:
             self._registry.register(family)
         in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
         in_flight.set_function(lambda: self._serving)
+        self._catalogue = Gauge(
+            "farebox_catalogue_version", "Version of the database's catalogue in force here.", registry=self._registry
+        )
+        self._catalogue_refused = Gauge(
+            "farebox_catalogue_refused", "1 while a newer catalogue or file has faults and the old one stands.",
+            registry=self._registry,
+        )  # fmt: skip
         self._open_intents = Gauge(
             "farebox_open_intents", "Requests admitted and not yet settled in the journal.", registry=self._registry
         )
@@ -118,6 +125,10 @@ class Metrics:
                 self._quantities.add((meter, provider, model), quantity)
         if amount_pusd > 0:
             self._charged.add(place, amount_pusd / 10**12)
+
+    def catalogue(self, version: int, *, refused: bool) -> None:
+        self._catalogue.set(version)
+        self._catalogue_refused.set(int(refused))
 
     def refused(self, dialect: str, code: str) -> None:
         """code: a GatewayError's own, never a text."""

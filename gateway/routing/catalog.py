@@ -47,6 +47,9 @@ class Deployment(Struct, frozen=True):
     unstated_output_tokens: what a request that names no limit is held for; None: the most the model may write.
     zdr: the operator vouches that nothing sent there is kept. cache: what it keeps of prompts to read them sooner.
     max_parallel: requests of one process at once; None: no end.
+    account: whose key it is asked with, where that is not the provider's own. features: what it does of what its
+    provider can; None: all. priced_as: provider and model at whose price it is sold; None: its own.
+    endpoint: which adapter asks it, by `ProviderSet`'s key; empty: the one called like the provider.
     """
 
     provider: str
@@ -61,10 +64,21 @@ class Deployment(Struct, frozen=True):
     zdr: bool = False
     cache: Cache = Cache()
     max_parallel: int | None = None
+    residency: str | None = None
+    account: str | None = None
+    features: frozenset[str] | None = None
+    priced_as: tuple[str, str] | None = None
+    endpoint: str = ""
 
     @property
     def id(self) -> str:
-        return f"{self.provider}/{self.model}"
+        place = f"{self.provider}/{self.model}"
+        return place if self.account is None else f"{place}@{self.account}"
+
+    @property
+    def adapter(self) -> str:
+        """What `Providers.get` takes: of the snapshot that this one is of, however the catalogue changes meanwhile."""
+        return self.endpoint or self.provider
 
     def most_output(self, stated: int | None) -> int:
         """The longest answer to expect of a request with this limit of its own."""
@@ -106,6 +120,8 @@ class Catalog(Struct, frozen=True, dict=True):
     open_providers: Mapping[str, str]
     others: tuple[Deployment, ...] = ()
     terms: Mapping[str, Terms] = {}
+    endpoints: Mapping[str, str] = {}
+    """Provider (or `provider@account`) -> key of its adapter."""
 
     @cached_property
     def caches(self) -> Mapping[str, Cache]:
@@ -123,7 +139,7 @@ class Catalog(Struct, frozen=True, dict=True):
             return found
         provider, slash, model = alias.partition("/")
         if slash and model and (kind := self.open_providers.get(provider)) is not None:
-            return (Deployment(provider, kind, model),)
+            return (Deployment(provider, kind, model, endpoint=self.endpoints.get(provider, "")),)
         if self.others:
             return tuple(replace(d, model=alias) if d.model == ANY else d for d in self.others)
         known = ", ".join(sorted(self.aliases)[:8]) or "none yet"
@@ -135,21 +151,30 @@ def permits(patterns: Iterable[str] | None, alias: str) -> bool:
     return patterns is None or any(fnmatchcase(alias, pattern) for pattern in patterns)
 
 
-def from_settings(settings: Settings, book: PriceBook) -> Catalog:
+def from_settings(settings: Settings, book: PriceBook, endpoints: Mapping[str, str] | None = None) -> Catalog:
     """The catalogue that the settings describe: what they name, the local model, and every priced model of each
-    provider under `provider/model`; the first provider in the file also answers to the model's bare name."""
+    provider under `provider/model`; the first provider in the file also answers to the model's bare name.
+
+    endpoints: keys of the adapters, where they are not the providers' names."""
+    keys = endpoints or {}
     enabled = {name: p.kind or name for name, p in settings.providers.items() if p.enabled}
     aliases: dict[str, tuple[Deployment, ...]] = {}
+    for said in settings.deployments:
+        if said.provider in enabled or said.provider == LOCAL:
+            deployment = _deployment(said, enabled, keys)
+            aliases[deployment.id] = (deployment,)
+            aliases.setdefault(said.model, (deployment,))
     for name, kind in enabled.items():
         for model in book.models(kind):
-            deployment = Deployment(name, kind, model)
-            aliases[deployment.id] = (deployment,)
+            deployment = Deployment(name, kind, model, endpoint=keys.get(name, ""))
+            aliases.setdefault(deployment.id, (deployment,))
             aliases.setdefault(model, (deployment,))
     if settings.local.enabled and settings.local.base_url:
-        local = _local(settings)
+        local = replace(_local(settings), endpoint=keys.get(LOCAL, ""))
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:
-        aliases[entry.alias] = tuple(_deployment(d, enabled) for d in entry.deployments)
+        aliases[entry.alias] = tuple(_deployment(d, enabled, keys) for d in entry.deployments)
+    _add_fallbacks(settings, aliases, enabled, keys)
     terms = {
         entry.alias: Terms(
             entry.strategy,
@@ -163,14 +188,37 @@ def from_settings(settings: Settings, book: PriceBook) -> Catalog:
         )
         for entry in settings.models
     }
-    return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms)
+    return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms, keys)
+
+
+def _add_fallbacks(
+    settings: Settings,
+    aliases: dict[str, tuple[Deployment, ...]],
+    enabled: Mapping[str, str],
+    keys: Mapping[str, str],
+) -> None:
+    """Each fallback's deployments come behind the alias' own, one priority further each. Fallbacks of fallbacks are
+    theirs alone, so no two aliases can send a request round in a circle."""
+    own = dict(aliases)
+    for entry in settings.models:
+        found = list(own[entry.alias])
+        for name in entry.fallbacks:
+            after = max((d.priority for d in found), default=0) + 1
+            places = {d.id for d in found}
+            provider, _, model = name.partition("/")
+            more = own.get(name)
+            if more is None and (kind := enabled.get(provider)) is not None:
+                more = (Deployment(provider, kind, model, endpoint=keys.get(provider, "")),)
+            found += [replace(d, priority=after + d.priority) for d in more or () if d.id not in places]
+        aliases[entry.alias] = tuple(found)
 
 
 def _pusd(usd: Decimal | None) -> int | None:
     return None if usd is None else int(usd * 10**12)
 
 
-def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deployment:
+def _deployment(said: DeploymentSettings, enabled: Mapping[str, str], keys: Mapping[str, str]) -> Deployment:
+    provider, _, model = (said.price_as or "").partition("/")
     kind = enabled.get(said.provider, said.provider)
     usual = CACHES.get(kind, Cache())
     return Deployment(
@@ -188,7 +236,17 @@ def _deployment(said: DeploymentSettings, enabled: Mapping[str, str]) -> Deploym
             usual.seconds if said.cache_s is None else said.cache_s,
         ),
         max_parallel=said.max_parallel,
+        residency=said.residency,
+        account=said.account,
+        features=said.capabilities,
+        priced_as=(provider, model) if model else None,
+        endpoint=keys.get(account_of(said.provider, said.account), ""),
     )
+
+
+def account_of(provider: str, account: str | None) -> str:
+    """What an endpoint is called: a provider, or one of several accounts there."""
+    return provider if account is None else f"{provider}@{account}"
 
 
 def _local(settings: Settings) -> Deployment:

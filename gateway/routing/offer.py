@@ -1,4 +1,4 @@
-"""What is on offer now: the price book and the catalogue made from it, read anew when somebody has set a price."""
+"""What is on offer now: the catalogue in force and the price book, followed while the gateway runs."""
 
 from __future__ import annotations
 
@@ -13,43 +13,82 @@ from billing.db import reading
 from billing.errors import UnknownPrice
 from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
-from gateway.config import Settings
+from gateway.catalogue.live import Live
+from gateway.config import Settings, Source
 from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
+from gateway.routing.provider_set import ProviderSet
 
 log = structlog.get_logger(__name__)
 
-# A price or a margin set by the CLI, or in another process, is charged by after so long at most.
-WATCH_S: Final = 5.0
+# A catalogue that was changed by the CLI, in another process, or in the file is in force by after so long; one small
+# query a second and process.
+FOLLOW_S: Final = 1.0
+# Rounds of it: prices and margins are looked at every fifth, secrets that somebody may have rotated every fifteenth.
+PRICES_EVERY: Final = 5
+SECRETS_EVERY: Final = 15
 
 
 class Offer:
     """Snapshots that are swapped whole: a request keeps the ones it began with."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        source: Source | None = None,
+        providers: ProviderSet | None = None,
+        engine_key: str | None = None,
+    ) -> None:
+        """source: the file to follow. providers: the adapters to keep in step with the catalogue; None: plans alone are
+        made with it."""
         self._engine = engine
-        self._settings = settings
+        self._providers = providers
+        self.live = Live(engine, settings, source, None if providers is None else providers.adopt, engine_key)
         self._version = ""
+        self._loading = asyncio.Lock()
         self.prices = PriceBook((), ())
         self.catalog = Catalog({}, {})
 
     async def load(self) -> None:
-        """Raises: SQLAlchemyError; then what stood before stands."""
-        async with reading(self._engine) as db:
-            version = await prices_version(db)
-            if version == self._version:
-                return
-            prices = await load_prices(db)
-        catalog = from_settings(self._settings, prices)
-        self._version, self.prices, self.catalog = version, prices, catalog
+        """Raises: SQLAlchemyError; then what stood before stands. At the first call also ConfigError."""
+        async with self._loading:
+            changed = await self.live.follow()
+            async with reading(self._engine) as db:
+                version = await prices_version(db)
+                prices = await load_prices(db) if version != self._version else self.prices
+            if changed or version != self._version:
+                self._swap(prices)
+                self._version = version
 
     async def watch(self) -> None:
         """Runs until cancelled."""
+        rounds = 0
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(FOLLOW_S)
+            rounds += 1
             try:
-                await self.load()
+                await self._look(rounds)
             except (SQLAlchemyError, OSError) as error:
-                log.warning("price list not read, the old one stands", reason=type(error).__name__)
+                log.warning("catalogue and prices not read, the old ones stand", reason=type(error).__name__)
+
+    async def _look(self, rounds: int) -> None:
+        if rounds % PRICES_EVERY == 0:
+            await self.load()
+        else:
+            async with self._loading:
+                changed = await self.live.follow()
+            if changed:
+                self._version = ""  # A new deployment may have brought its price.
+                await self.load()
+        if rounds % SECRETS_EVERY == 0:
+            async with self._loading:
+                if await self.live.refresh():
+                    self._swap(self.prices)
+            if self._providers is not None:
+                await self._providers.sweep()
+
+    def _swap(self, prices: PriceBook) -> None:
+        self.prices, self.catalog = prices, from_settings(self.live.settings, prices, self.live.keys)
 
     def price_of(
         self, deployment: Deployment, at_ns: int, *, variant: str = STANDARD, organisation_id: str | None = None
@@ -59,6 +98,8 @@ class Offer:
 
         Raises: UnknownPrice; a tier without a price is not sold at the standard one."""
         model, prices = deployment.model, self.prices
+        if deployment.priced_as is not None:
+            return prices.sheet(*deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id)
         for provider, name in ((deployment.provider, model), (deployment.kind, model)):
             try:
                 return prices.sheet(provider, name, at_ns, variant=variant, organisation_id=organisation_id)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from billing.errors import UnknownPrice
 from billing.money import format_usd
 from billing.prices import PriceSheet
-from gateway.config import Strategy
+from gateway.catalogue.sections import Feature, Strategy
 from gateway.errors import InvalidRequest, UnpricedModel, Unsupported
 from gateway.routing.catalog import AS_EVER, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
@@ -134,7 +134,10 @@ def _able(
     able: list[tuple[int, Deployment]] = []
     left_out: list[tuple[str, str]] = []
     for place, deployment in enumerate(deployments):
-        if lacks := lacking(needs, capabilities_of(deployment)):
+        lacks = lacking(needs, capabilities_of(deployment))
+        if deployment.features is not None:
+            lacks |= (needs & _FEATURES) - deployment.features
+        if lacks:
             missing.update(lacks)
             left_out.append((deployment.id, f"no {', '.join(sorted(lacks))}"))
         else:
@@ -250,4 +253,5 @@ def lacking(needs: frozenset[str], capabilities: Capabilities) -> frozenset[str]
 
 
 _OPERATIONS = frozenset(get_args(Operation))
+_FEATURES = frozenset(get_args(Feature))
 _LACKING: dict[tuple[frozenset[str], Capabilities], frozenset[str]] = {}

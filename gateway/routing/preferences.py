@@ -74,8 +74,8 @@ class Preferences(Struct, frozen=True, forbid_unknown_fields=True):
             return "among `ignore`"
         if (self.zdr or self.data_collection == "deny") and not deployment.zdr:
             return "not marked zdr"
-        if self.regions and deployment.region not in self.regions:
-            return f"in region {deployment.region or 'unknown'}"
+        if self.regions and deployment.region not in self.regions and deployment.residency not in self.regions:
+            return f"in region {deployment.region or deployment.residency or 'unknown'}"
         return None if self.max_price is None else _too_dear(sheet, self.max_price)
 
     def place(self, deployment: Deployment) -> int:
