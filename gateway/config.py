@@ -20,16 +20,17 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
-from gateway.catalogue.sections import DeploymentSettings as DeploymentSettings
-from gateway.catalogue.sections import ModelSettings as ModelSettings
-from gateway.catalogue.sections import Name
-from gateway.catalogue.sections import PriceSettings as PriceSettings
-from gateway.catalogue.sections import ProviderSettings as ProviderSettings
-from gateway.catalogue.sections import Strategy as Strategy
 from gateway.config_parts import REMOTE
 from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
+from gateway.offered import DeploymentSettings as DeploymentSettings
+from gateway.offered import ModelSettings as ModelSettings
+from gateway.offered import Name
+from gateway.offered import PricedUnit as PricedUnit
+from gateway.offered import PriceSettings as PriceSettings
+from gateway.offered import ProviderSettings as ProviderSettings
+from gateway.offered import Strategy as Strategy
 from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings
 from gateway.till import AlertSettings, ExportSettings, MailSettings, PaymentSettings, RetentionSettings
 

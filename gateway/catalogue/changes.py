@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.db import reading, writing
 from gateway import audit
 from gateway.catalogue import store
+from gateway.catalogue.declared import declare_deployments
 from gateway.catalogue.document import (
     Credentials,
     DeploymentEntry,
@@ -31,7 +32,6 @@ from gateway.catalogue.faults import Fault, address_fault, faults, secret_faults
 from gateway.catalogue.store import StoredCredential, Version
 from gateway.config import Settings
 from gateway.config_parts import Secret
-from gateway.embedded.prices import declare_deployments
 from gateway.envelope import KeyRing
 from gateway.errors import NotFound
 

@@ -13,7 +13,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import asdict, fields, replace
 
-from gateway.catalogue.sections import (
+from gateway.config import Settings
+from gateway.config_parts import Secret
+from gateway.offered import (
     Alias,
     AliasTerms,
     DeploymentSettings,
@@ -22,8 +24,6 @@ from gateway.catalogue.sections import (
     Name,
     ProviderSettings,
 )
-from gateway.config import Settings
-from gateway.config_parts import Secret
 from gateway.sections import Section
 
 ProviderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]

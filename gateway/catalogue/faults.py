@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from gateway.catalogue.document import AliasEntry, Credentials, DeploymentEntry, Document, ProviderEntry
-from gateway.catalogue.sections import PriceSettings
 from gateway.config import PUSD_DIGITS, UNIT_DIGITS, ConfigError, Settings, is_price
+from gateway.offered import PriceSettings
 from providers.base import Credential, Endpoint, checked_base_url
 from providers.registry import class_of, names
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts

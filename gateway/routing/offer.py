@@ -13,9 +13,9 @@ from billing.db import reading
 from billing.errors import UnknownPrice
 from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
-from gateway.catalogue.live import Live
 from gateway.config import Settings, Source
 from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
+from gateway.routing.live import Live
 from gateway.routing.provider_set import ProviderSet
 
 log = structlog.get_logger(__name__)

@@ -10,8 +10,8 @@ from msgspec import Struct
 from billing.errors import UnknownPrice
 from billing.money import format_usd
 from billing.prices import PriceSheet
-from gateway.catalogue.sections import Feature, Strategy
 from gateway.errors import InvalidRequest, UnpricedModel, Unsupported
+from gateway.offered import Feature, Strategy
 from gateway.routing.catalog import AS_EVER, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
 from gateway.routing.preferences import NONE, Preferences

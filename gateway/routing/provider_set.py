@@ -9,8 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-from gateway.catalogue.sections import DeploymentSettings
 from gateway.config import ConfigError, Settings
+from gateway.offered import DeploymentSettings
 from gateway.routing.catalog import LOCAL, account_of
 from providers.base import Credential, Endpoint, Provider
 from providers.registry import create

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import kept
 from gateway.config import ConfigError, load
-from gateway.embedded import secrets
 from gateway.envelope import CannotOpen, KeyRing, Sealed, new_key_line
 
 RING = KeyRing.parse(f"{new_key_line()}\n{new_key_line()}")
@@ -76,11 +76,11 @@ def test_a_ring_that_is_none_is_told_without_its_keys(text: str, problem: str) -
 
 def test_the_ring_is_made_once_kept_private_and_rotated(tmp_path: Path) -> None:
     settings = load(environ={}, flags={"data_dir": tmp_path})
-    first = secrets.key_ring(settings)
-    assert secrets.key_ring(settings).ids == first.ids
+    first = kept.key_ring(settings)
+    assert kept.key_ring(settings).ids == first.ids
     assert (tmp_path / "secrets" / "key_ring").stat().st_mode & 0o077 == 0
-    secrets.rotate_kept_ring(tmp_path)
-    second = secrets.key_ring(settings)
+    kept.rotate_kept_ring(tmp_path)
+    second = kept.key_ring(settings)
     assert second.ids[1:] == first.ids
     assert second.open(first.seal(b"x", "r"), "r") == b"x"
     assert (tmp_path / "secrets" / "key_ring").stat().st_mode & 0o077 == 0
@@ -89,9 +89,9 @@ def test_the_ring_is_made_once_kept_private_and_rotated(tmp_path: Path) -> None:
 def test_a_ring_from_the_environment_that_is_none_stops_with_what_to_do(tmp_path: Path) -> None:
     settings = load(environ={"FAREBOX_KEY_RING": "nonsense"}, flags={"data_dir": tmp_path})
     with pytest.raises(ConfigError, match="FAREBOX_KEY_RING"):
-        secrets.key_ring(settings)
+        kept.key_ring(settings)
     assert "nonsense" not in repr(settings)
     line = new_key_line()
-    assert secrets.key_ring(load(environ={"FAREBOX_KEY_RING": line}, flags={"data_dir": tmp_path})).ids == (
+    assert kept.key_ring(load(environ={"FAREBOX_KEY_RING": line}, flags={"data_dir": tmp_path})).ids == (
         line.partition(":")[0],
     )

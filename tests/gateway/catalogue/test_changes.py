@@ -20,9 +20,9 @@ from gateway.catalogue.changes import Changes, Outdated, Refused, Sealing
 from gateway.catalogue.document import AliasEntry, DeploymentEntry, Document, ProviderEntry, etag
 from gateway.catalogue.store import StoredField
 from gateway.config import Settings, load
-from gateway.embedded.secrets import key_ring, rotate_kept_ring
 from gateway.envelope import CannotOpen
 from gateway.errors import NotFound
+from gateway.kept import key_ring, rotate_kept_ring
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import endpoints_from
 from gateway.schema import audit as audit_table

@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading, writing
 from gateway.catalogue import store
+from gateway.catalogue.declared import declare
 from gateway.catalogue.document import EMPTY, Credentials, Document, merged
 from gateway.catalogue.faults import Fault, faults, without
 from gateway.config import ConfigError, Settings, Source, own_environment
 from gateway.config_parts import Secret
-from gateway.embedded.prices import declare
-from gateway.embedded.secrets import key_ring
 from gateway.envelope import CannotOpen
+from gateway.kept import key_ring
 from gateway.observe.metrics import METRICS
 from gateway.references import VALUES
 from gateway.routing.provider_set import endpoints_from
