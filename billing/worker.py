@@ -208,25 +208,9 @@ class Worker:
 
     async def _post(self, db: AsyncConnection, records: Sequence[UsageRecord]) -> int:
         """Rows and transfers of those records that are not there yet. Returns: how many those were."""
-        offered: dict[str, UsageRecord] = {}
-        for record in records:
-            offered.setdefault(record.id, record)
-        table = schema.usage_records
-        known = await db.execute(select(table.c.id).where(table.c.id.in_(list(offered))))
-        for (record_id,) in known:
-            del offered[record_id]
-        rows, transfers = [], []
-        for record in offered.values():
-            price = await self._price(db, record)
-            rows.append(_row(record, price))
-            if price is not None:
-                transfers += ledger.usage_transfers(record, price)
-        if rows:
-            await db.execute(insert(table), rows)
-            await rollups.add(db, rows)
-            await exports.enqueue(db, self._exports, rows)
-            await ledger.post_new(db, transfers)
-        return len(rows)
+        new = await _unknown(db, records)
+        await _write(db, [(record, await self._price(db, record)) for record in new], self._exports)
+        return len(new)
 
     async def _price(self, db: AsyncConnection, record: UsageRecord) -> Charge | None:
         """None: this can not be priced now. The row is written without a charge: it must neither be lost nor guessed,
@@ -250,6 +234,15 @@ class Worker:
             log.error("record %s would cost %d pUSD; taken for a wrong count", record.id, price.sale_pusd)
             return None
         return price
+
+
+async def book(db: AsyncConnection, charged: Sequence[tuple[UsageRecord, Charge]]) -> list[tuple[UsageRecord, Charge]]:
+    """Usage that was charged before it came here (another gateway's, samples): rows, roll-ups and transfers, of those
+    that are not there yet. Nobody else is told of it. Returns: those."""
+    unknown = {record.id for record in await _unknown(db, [record for record, _ in charged])}
+    new = [(record, charge) for record, charge in charged if record.id in unknown]
+    await _write(db, new, ())
+    return new
 
 
 async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -> int:
@@ -281,6 +274,32 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
         await ledger.post_new(db, ledger.usage_transfers(record, price))
         priced += 1
     return priced
+
+
+async def _unknown(db: AsyncConnection, records: Sequence[UsageRecord]) -> list[UsageRecord]:
+    """Each id once, and only those that have no row."""
+    offered: dict[str, UsageRecord] = {}
+    for record in records:
+        offered.setdefault(record.id, record)
+    table = schema.usage_records
+    known = await db.execute(select(table.c.id).where(table.c.id.in_(list(offered))))
+    for (record_id,) in known:
+        del offered[record_id]
+    return list(offered.values())
+
+
+async def _write(
+    db: AsyncConnection, charged: Sequence[tuple[UsageRecord, Charge | None]], targets: Sequence[str]
+) -> None:
+    """targets: exports that are to hear of it."""
+    if not charged:
+        return
+    rows = [_row(record, price) for record, price in charged]
+    transfers = [each for record, price in charged if price for each in ledger.usage_transfers(record, price)]
+    await db.execute(insert(schema.usage_records), rows)
+    await rollups.add(db, rows)
+    await exports.enqueue(db, targets, rows)
+    await ledger.post_new(db, transfers)
 
 
 class Lock(Enum):

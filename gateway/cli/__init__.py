@@ -28,6 +28,7 @@ COMMANDS = {
     "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
     "top": "What happens now: requests, tokens, spending, waits; live.",
     "export": "Requests as files, and what metering services have not heard of.",
+    "import": "What another gateway had: its configuration, keys, budgets and spending.",
     "reconcile": "Compare with what a provider says it counted and charged.",
     "models": "Models that can be asked for; local ones to fetch and remove.",
     "providers": "Configured providers.",
@@ -36,6 +37,10 @@ COMMANDS = {
     "completion": "What a shell needs to complete `farebox` with the Tab key.",
     "bench": "Measure a gateway from outside; `bench serve` is one to measure.",
 }
+
+
+_MODULES = {"import": "importing"}
+"""Nouns that cannot be the name of a module."""
 
 
 def build() -> App:
@@ -48,7 +53,7 @@ def build() -> App:
         "3 something needed is away.",
     )
     for name, about in COMMANDS.items():
-        app.command(f"gateway.cli.{name}:app", name=name, help=about)
+        app.command(f"gateway.cli.{_MODULES.get(name, name)}:app", name=name, help=about)
     return app
 
 

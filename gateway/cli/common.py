@@ -141,12 +141,13 @@ def emit(common: Local, value: Any, table: Callable[[], Any]) -> None:
         return
     shown = [table(), *(["dry run: nothing of this was kept"] if dry else [])]
     if (site := HERE.get()) is None:
-        Console(soft_wrap=True, width=terminal_width()).print(*shown, sep="\n", highlight=False)
+        # Names in [brackets] are names, not markup.
+        Console(soft_wrap=True, width=terminal_width(), markup=False).print(*shown, sep="\n", highlight=False)
         return
     page = io.StringIO()
     console = Console(
         file=page, soft_wrap=True, width=site.width, force_terminal=site.color,
-        color_system="256" if site.color else None,
+        color_system="256" if site.color else None, markup=False,
     )  # fmt: skip
     console.print(*shown, sep="\n", highlight=False)
     site.tell({"out": page.getvalue()})

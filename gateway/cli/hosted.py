@@ -60,7 +60,8 @@ class Call(Struct, frozen=True):
         """What its arguments marked READ or WRITTEN name."""
         hints = inspect.get_annotations(self.function, eval_str=True)
         marked = [name for name, hint in hints.items() if marker in _marks(hint)]
-        return [path for name in marked if isinstance(path := self.bound.arguments.get(name), Path)]
+        said = {name: each.default for name, each in self.bound.signature.parameters.items()} | self.bound.arguments
+        return [path for name in marked if isinstance(path := said[name], Path)]
 
 
 def understand(argv: Sequence[str]) -> Call:

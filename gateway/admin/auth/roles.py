@@ -123,7 +123,8 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
     "providers list": ANYONE,
     "route": ADMINS,
     "route explain": ANYONE,
-    "import": ADMINS,
+    # Reads a database that the caller names.
+    "import": frozenset({Role.OWNER}),
     "demo": ADMINS,
 }
 """Who may send which command to a gateway (`farebox --url`): it works on the whole installation, as on its own machine.
