@@ -69,6 +69,8 @@ class Answers:
         asked = replace(call.request, user=None, metadata=None)
         question: Any = (call.dialect, call.operation, asked, preferences, call.forward_headers, call.strict)
         named = hmac.new(self._secret, who.project_id.encode() + b"\0", "sha256")
+        if who.guard is not None:
+            question = (*question, who.guard.id)  # What passed other guardrails is no answer of these.
         named.update(msgspec.msgpack.encode(question, order="deterministic"))
         return Place(f"fbx:answer:{named.hexdigest()}", seconds)
 

@@ -32,10 +32,12 @@ from gateway.batches.messages import MessageBatches
 from gateway.batches.runner import Runner
 from gateway.config import Settings, Source
 from gateway.embedded.secrets import Secrets
+from gateway.guardrails.watch import Watch
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
 from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
+from gateway.observe.notebook import Notebook
 from gateway.pipeline import Pipeline
 from gateway.responses import Store
 from gateway.routing.fallback import Dispatcher
@@ -205,6 +207,11 @@ class Gateway:
             dispatcher.tell_warm = shared.tell
             stack.push_async_callback(_cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
             kept = batch_store.Store(engine)
+            notebook = Notebook(engine)
+            writing_down = asyncio.create_task(notebook.run(), name="write notes down")
+            stack.push_async_callback(notebook.aclose, writing_down)
+            watch = Watch(providers, settings.guardrails, notebook)
+            stack.push_async_callback(watch.aclose)
             work = asyncio.Event()
             pipeline = Pipeline(
                 keys,
@@ -221,6 +228,7 @@ class Gateway:
                 Batches(kept, work),
                 MessageBatches(kept, work),
                 Answers(redis, pepper),
+                watch,
             )
             if settings.batches.parallel:
                 runner = Runner(

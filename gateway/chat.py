@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -16,6 +17,8 @@ from gateway.continuing import Continuing, may_continue
 from gateway.desk import Ask, Booking, Desk
 from gateway.errors import GatewayError
 from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
+from gateway.guardrails.passing import asked_call, guarded_answer, visited, with_slack
+from gateway.guardrails.watch import Watch
 from gateway.marking import marked_call, wants_markers
 from gateway.metering import outcome_of, size_of
 from gateway.observe.metrics import METRICS
@@ -30,6 +33,9 @@ from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
 
+if TYPE_CHECKING:
+    from gateway.guardrails.visit import Visit
+
 log = structlog.get_logger(__name__)
 
 # OpenRouter's users know the place; in the other dialects strict clients would stumble, or the frames have checksums.
@@ -37,8 +43,11 @@ _TELLS_COST = frozenset({"openai_chat", "openai_completions", "openai_responses"
 
 
 class Chat:
-    def __init__(self, desk: Desk, providers: Providers, answers: Answers, strict: bool, say: SayError) -> None:
+    def __init__(
+        self, desk: Desk, providers: Providers, answers: Answers, watch: Watch, strict: bool, say: SayError
+    ) -> None:
         self._desk = desk
+        self._watch = watch
         self._answers = answers
         self._providers = providers
         self._strict = strict
@@ -47,6 +56,12 @@ class Chat:
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
         call = self._decode(inbound, is_strict(inbound, who, self._strict))
+        if who.guard is None:
+            return await self._serve(inbound, who, call, None)
+        with self._watch.visit(who.guard, who, inbound, call.request.model) as visit:
+            return await self._serve(inbound, who, visited(call, visit), visit)
+
+    async def _serve(self, inbound: Inbound, who: Principal, call: Call, visit: Visit | None) -> Reply:
         call, preferences = preferred(call, inbound.headers)
         ask = ask_of(call, preferences, session_of(call.request, inbound.headers), tags_of(inbound.headers))
         if DRY_RUN in inbound.headers:
@@ -55,6 +70,8 @@ class Chat:
             return Reply(200, headers, msgspec.json.encode(told))
         if inbound.tier is not None:
             ask = replace(ask, service_tier=inbound.tier)
+        if visit is not None and visit.asks_about_input:
+            ask = replace(ask, size=with_slack(ask.size))
         keeps = self._desk.keeps_answers(ask.alias)
         place = self._answers.place(call, preferences, who, inbound.headers, keeps) if keeps is not None else None
         if place is not None and (kept := await self._answers.find(place)) is not None:
@@ -64,9 +81,11 @@ class Chat:
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = replace(_bounded(call, booking, who), tenant=who.project_id)
         async with booking.settlement.owed(self._say):
+            if visit is not None and visit.asks_about_input:
+                call = await asked_call(call, visit, ask.size)
             if call.request.stream:
-                return await self._stream(call, booking, inbound.now_ns // 10**9, place)
-            return await self._whole(call, booking, inbound.now_ns // 10**9, place)
+                return await self._stream(call, booking, inbound.now_ns // 10**9, place, visit)
+            return await self._whole(call, booking, inbound.now_ns // 10**9, place, visit)
 
     def _decode(self, inbound: Inbound, strict: bool) -> Call:
         route = inbound.route
@@ -88,7 +107,7 @@ class Chat:
         booking.heard(leg, answer.headers)
         return answer
 
-    async def _whole(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
+    async def _whole(self, call: Call, booking: Booking, now_s: int, place: Place | None, visit: Visit | None) -> Reply:
         dropped: tuple[str, ...] = ()
 
         async def attempt(leg: Leg) -> tuple[bytes, Ending]:
@@ -101,6 +120,8 @@ class Chat:
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
         booking.settlement.answered(arrival.leg, arrival.attempts)
         body, ending = arrival.got
+        if visit is not None and visit.watches_output:
+            body, ending = await guarded_answer(body, ending, call, visit)
         amount_pusd = await booking.settlement.finish(ending)
         if place is not None and ending.finish_reason in WHOLE:
             await self._answers.keep(place, arrival.leg.deployment.id, "application/json", body)
@@ -108,11 +129,16 @@ class Chat:
         headers += [("content-type", "application/json"), ("x-farebox-cost-usd", in_usd(amount_pusd))]
         return Reply(200, headers, body)
 
-    async def _stream(self, call: Call, booking: Booking, now_s: int, place: Place | None = None) -> Reply:
+    async def _stream(
+        self, call: Call, booking: Booking, now_s: int, place: Place | None, visit: Visit | None
+    ) -> Reply:
         continues = booking.plan.terms.continues and len(booking.plan.legs) > 1 and may_continue(call.request)
 
         async def attempt(leg: Leg) -> Opened:
             answer = await self._send(call, booking, leg)
+            if visit is not None and visit.watches_output:
+                guarded = visit.stream(answer.dialect.event_decoder(), load(call.dialect), call, now_s)
+                return await open_stream(answer, guarded, guarded.said(answer.chunks()))
             stream = Continuing(answer.dialect, call, now_s) if continues else stream_of(answer, call, now_s)
             return await open_stream(answer, stream)
 
@@ -122,13 +148,15 @@ class Chat:
         settlement, opened = booking.settlement, arrival.got
         settlement.answered(arrival.leg, arrival.attempts)
         settlement.first_token()
+        if visit is not None and visit.watches_output:
+            visit.streams()
         headers = booking.headers(opened.answer.dropped) + _limit_header(call)
         headers += [
             ("content-type", load(call.dialect).stream_media_type),
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx in front would otherwise collect the whole answer first
         ]
-        pieces = self._relay(arrival, call, booking)
+        pieces = self._relay(arrival, call, booking, visit)
         if place is not None:
             media_type, leg = load(call.dialect).stream_media_type, arrival.leg
             pieces = self._answers.watched(
@@ -136,7 +164,9 @@ class Chat:
             )
         return Reply(200, headers, pieces)
 
-    async def _relay(self, arrival: Arrival[Opened], call: Call, booking: Booking) -> AsyncIterator[bytes]:
+    async def _relay(
+        self, arrival: Arrival[Opened], call: Call, booking: Booking, visit: Visit | None
+    ) -> AsyncIterator[bytes]:
         """Client bytes. What follows the finish waits until the record is on disk: no last byte leaves unbilled."""
         settlement, opened = booking.settlement, arrival.got
         stream, held = opened.stream, opened.head
@@ -176,6 +206,8 @@ class Chat:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
             arrival.journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
             await opened.answer.aclose()
+            if visit is not None:
+                visit.end(stream)
             amount_pusd = await settlement.finish(
                 replace(
                     ending,

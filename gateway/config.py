@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -31,8 +31,18 @@ from gateway.offered import PricedUnit as PricedUnit
 from gateway.offered import PriceSettings as PriceSettings
 from gateway.offered import ProviderSettings as ProviderSettings
 from gateway.offered import Strategy as Strategy
+from gateway.sections import AdmissionSettings as AdmissionSettings
 from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings
-from gateway.till import AlertSettings, ExportSettings, MailSettings, PaymentSettings, RetentionSettings
+from gateway.sections import LogSettings as LogSettings
+from gateway.sections import TimeoutSettings as TimeoutSettings
+from gateway.till import (
+    AlertSettings,
+    ExportSettings,
+    GuardrailSettings,
+    MailSettings,
+    PaymentSettings,
+    RetentionSettings,
+)
 
 CONFIG_NAMES = ("farebox.toml", "farebox.yaml", "farebox.yml")
 PREFIX = "FAREBOX_"
@@ -79,15 +89,6 @@ class LocalSettings(Section, frozen=True):
         return self.model.rstrip("/").rpartition("/")[2].removesuffix(".gguf").removeprefix("hf:").lower()
 
 
-class TimeoutSettings(Section, frozen=True):
-    """Seconds, for calls to providers."""
-
-    connect_s: Seconds = 5.0
-    first_byte_s: Seconds = 120.0
-    between_bytes_s: Seconds = 60.0
-    total_s: Seconds = 900.0
-
-
 class RoutingSettings(Section, frozen=True):
     """Asking the only deployment again, before any of its answer has arrived. Time-outs and the client's own mistakes
     are never tried again."""
@@ -104,21 +105,6 @@ class RoutingSettings(Section, frozen=True):
     """Requests that wait for one deployment; beyond, the last of the key that has most waiting is refused."""
     retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Of a deployment's recent requests, so that retries never make an outage worse; a few are always free."""
-
-
-class AdmissionSettings(Section, frozen=True):
-    """What is reserved before a request is sent, and what becomes of it when its gateway dies."""
-
-    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 60.0
-    """A dead gateway's parallel slots are free after this, and its reservations looked at."""
-    orphans: Literal["whole_estimate", "input_only", "waive"] = "whole_estimate"
-    """What a request costs whose gateway died before it knew: all that was held, the prompt alone, or nothing."""
-
-
-class LogSettings(Section, frozen=True):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "json", "console"] = "auto"
-    """auto: console on a terminal, JSON lines else."""
 
 
 class Settings(Section, frozen=True):
@@ -145,6 +131,7 @@ class Settings(Section, frozen=True):
     payments: PaymentSettings = PaymentSettings()
     mail: MailSettings = MailSettings()
     alerts: AlertSettings = AlertSettings()
+    guardrails: GuardrailSettings = GuardrailSettings()
     exports: dict[Name, ExportSettings] = field(default_factory=dict)
     """Metering services that get an event for each request, by a name of your own."""
     retention: RetentionSettings = RetentionSettings()
@@ -194,6 +181,7 @@ class Settings(Section, frozen=True):
             ("payments.stripe_webhook_secret", self.payments.stripe_webhook_secret),
             ("mail.password", self.mail.password),
             ("alerts.signing_secret", self.alerts.signing_secret),
+            ("guardrails.signing_secret", self.guardrails.signing_secret),
         ):
             if given is not None:
                 named[path] = given

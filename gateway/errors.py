@@ -76,6 +76,12 @@ class UnpricedModel(GatewayError):
     code = "model_not_priced"
 
 
+class Blocked(GatewayError):
+    """A guardrail stopped the request, or nobody could be asked whether it may pass."""
+
+    code = "content_filter"
+
+
 class RateLimited(GatewayError):
     """A limit of requests, tokens or parallel requests is reached. `scope` says whose, `unit` which."""
 

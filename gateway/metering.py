@@ -9,7 +9,19 @@ from msgspec import Struct
 from billing.usage import Meter, Outcome
 from gateway import errors as ours
 from providers import errors as theirs
-from providers.neutral import AudioPart, ChatRequest, FilePart, ImagePart, TextPart, ToolCallPart, ToolResultPart, Usage
+from providers.neutral import (
+    AudioPart,
+    ChatRequest,
+    FilePart,
+    ImagePart,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    Usage,
+)
+from providers.neutral.content import Part
 
 # Text nobody counted: three bytes of UTF-8 a token is on the dear side for every tokenizer in PROVIDERS.md 5.
 _BYTES_PER_TOKEN = 3
@@ -51,6 +63,17 @@ def size_of(request: ChatRequest) -> Size:
     if request.response_format is not None and request.response_format.schema is not None:
         text += len(str(request.response_format.schema))
     return Size(text, images, attachments)
+
+
+def part_bytes(part: Part) -> int:
+    """Of text that a part came with."""
+    match part:
+        case TextPart() | ReasoningPart() | RefusalPart():
+            return len(part.text.encode())
+        case ToolCallPart():
+            return len(part.arguments.encode())
+        case _:
+            return 0
 
 
 def size_of_texts(texts: Sequence[str | tuple[int, ...]]) -> Size:

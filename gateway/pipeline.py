@@ -18,6 +18,7 @@ from gateway.counting import Counting
 from gateway.desk import Desk
 from gateway.embedding import Embedding
 from gateway.exchange import Inbound, Providers, Reply
+from gateway.guardrails.watch import Watch
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
 from gateway.ingress.hygiene import check_shape
@@ -64,10 +65,11 @@ class Pipeline:
         batches: Batches,
         message_batches: MessageBatches,
         answers: Answers,
+        watch: Watch,
     ) -> None:
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
-        chat = Chat(self._desk, providers, answers, strict, as_body)
+        chat = Chat(self._desk, providers, answers, watch, strict, as_body)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,

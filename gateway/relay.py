@@ -8,22 +8,12 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from gateway.metering import part_bytes
 from providers.base import Answer, Call
 from providers.dialects import load
 from providers.dialects.base import Dialect, ErrorBody
 from providers.errors import Broken, Interrupted, ProviderError
-from providers.neutral import (
-    Event,
-    Finish,
-    PartDelta,
-    PartStart,
-    ReasoningPart,
-    RefusalPart,
-    ResponseStart,
-    TextPart,
-    ToolCallPart,
-    Usage,
-)
+from providers.neutral import Event, Finish, PartDelta, PartStart, ResponseStart, Usage
 
 
 class Stream(Protocol):
@@ -100,20 +90,10 @@ class Translation:
                     self.output_bytes += len(event.text.encode())
                 case PartStart(part=part):
                     self.started = True
-                    self.output_bytes += _text_bytes(part)
+                    self.output_bytes += part_bytes(part)
                 case Finish():
                     self.finish_reason = event.reason
             yield event
-
-
-def _text_bytes(part: object) -> int:
-    match part:
-        case TextPart() | ReasoningPart() | RefusalPart():
-            return len(part.text.encode())
-        case ToolCallPart():
-            return len(part.arguments.encode())
-        case _:
-            return 0
 
 
 class Opened:
@@ -128,9 +108,9 @@ class Opened:
 
     def fail(self, error: ErrorBody, call: Call) -> bytes:
         """The error in the middle of the stream, in the client's words."""
-        if isinstance(self.stream, Translation):
-            return self.stream.fail(error)
-        return load(call.dialect).event_encoder(call.request).fail(error)
+        begun = getattr(self.stream, "fail", None)
+        said: bytes = (begun or load(call.dialect).event_encoder(call.request).fail)(error)
+        return said
 
 
 def stream_of(answer: Answer, call: Call, now_s: int) -> Stream:
@@ -140,12 +120,13 @@ def stream_of(answer: Answer, call: Call, now_s: int) -> Stream:
     return Translation(answer.dialect, call, now_s)
 
 
-async def open_stream(answer: Answer, stream: Stream) -> Opened:
-    """Read up to the first event, so that a failure before it can still go to another deployment.
+async def open_stream(answer: Answer, stream: Stream, chunks: AsyncIterator[bytes] | None = None) -> Opened:
+    """Read up to the first event, so that a failure before it can still go to another deployment. chunks: the answer's,
+    where somebody looks at them before.
 
     Raises: a ProviderError; then the answer is closed and no byte is owed to the client.
     """
-    chunks = answer.chunks()
+    chunks = answer.chunks() if chunks is None else chunks
     head = b""
     try:
         async for data in chunks:

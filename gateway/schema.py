@@ -285,3 +285,40 @@ provider_credentials: Final = Table(
     Column("changed_at_ns", BigInteger, nullable=False),
     Column("changed_by", String(200), nullable=False),
 )
+
+# What may not go in or come out. Read with a key; many keys share one row.
+guardrails: Final = Table(
+    "guardrails",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("scope", String(16), nullable=False),  # all, organisation, project, key
+    Column("scope_id", String(64), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("stage", String(8), nullable=False),  # input, output, both
+    Column("action", String(8), nullable=False),  # redact, block, flag
+    Column("position", Integer, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("message", String(1000)),
+    Column("spec", _Json, nullable=False),  # As gateway.guardrails.policy has it.
+    Column("created_at_ns", BigInteger, nullable=False),
+    # Those of a key, when it is looked up.
+    Index(None, "scope", "scope_id"),
+)
+
+# What the guardrails of a request said, in order. Kept for a while; never what they found, only how often.
+guardrail_reports: Final = Table(
+    "guardrail_reports",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("request_id", String(64), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("organisation_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("alias", String(200), nullable=False),
+    Column("outcome", String(16), nullable=False),  # The worst of them.
+    Column("findings", _Json, nullable=False),
+    # One request's; what was stopped lately, and what is past its time.
+    Index(None, "request_id"),
+    Index(None, "at_ns"),
+)

@@ -105,3 +105,27 @@ class BatchSettings(Section, frozen=True):
     """After so long the lines of a process that died are run by another."""
     retention_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     """How long files are kept, uploaded ones and outputs."""
+
+
+class TimeoutSettings(Section, frozen=True):
+    """Seconds, for calls to providers."""
+
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 120.0
+    between_bytes_s: Seconds = 60.0
+    total_s: Seconds = 900.0
+
+
+class AdmissionSettings(Section, frozen=True):
+    """What is reserved before a request is sent, and what becomes of it when its gateway dies."""
+
+    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 60.0
+    """A dead gateway's parallel slots are free after this, and its reservations looked at."""
+    orphans: Literal["whole_estimate", "input_only", "waive"] = "whole_estimate"
+    """What a request costs whose gateway died before it knew: all that was held, the prompt alone, or nothing."""
+
+
+class LogSettings(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: console on a terminal, JSON lines else."""

@@ -1,4 +1,5 @@
-"""Settings of the till: payments that come in, mail, alerts, metering services, how long usage is kept."""
+"""Settings of the till: payments that come in, mail, alerts, metering services, how long usage is kept; and of what
+leaves for other services: webhooks of alerts and guardrails."""
 
 from __future__ import annotations
 
@@ -32,6 +33,15 @@ class AlertSettings(Section, frozen=True):
     """Signs what webhooks get (`Farebox-Signature`). None: they are not signed."""
     private_targets: bool = False
     """Whether a webhook may point into this network. Off: an admin cannot have the gateway ask around inside."""
+
+
+class GuardrailSettings(Section, frozen=True):
+    """Of guardrails that ask a service of your own; the guardrails themselves are set while the gateway runs."""
+
+    signing_secret: Secret | None = None
+    """Signs what a webhook is asked (`Farebox-Signature`). None: it is not signed."""
+    private_targets: bool = False
+    """Whether such a webhook may stand in this network. Off: an admin cannot have the gateway ask around inside."""
 
 
 class ExportSettings(Section, frozen=True):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
-from providers.base import Call, Endpoint, Operation, UpstreamAnswer
+from providers.base import Call, Endpoint, Operation, UpstreamAnswer, read_whole
 from providers.dialects.base import Dialect
 from providers.dialects.rerank import Flavour
 from providers.errors import ProviderError, Throttled, Unsupported
@@ -145,7 +145,17 @@ class AzureAI(OpenAILike):
             headers.append(("api-key", key))
             if is_claude:
                 headers.append(("x-api-key", key))
+            elif request.url.startswith(f"{self.base_url}/contentsafety/"):
+                headers.append(("ocp-apim-subscription-key", key))
         return replace(request, headers=tuple(headers))
+
+    async def analyze_text(self, body: Mapping[str, Any]) -> bytes:
+        """text:analyze of Content Safety, which an AI Services resource has beside its models.
+
+        Source: learn.microsoft.com REST reference "Text Operations - Analyze Text" 2024-09-01, read 2026-11.
+        Raises: a ProviderError kind."""
+        path = "/contentsafety/text:analyze?api-version=2024-09-01"
+        return await read_whole(await self.exchange("POST", path, jsonio.encode(body), None, None))
 
     async def models(self) -> tuple[str, ...]:
         """The data plane lists what could be deployed, not what is: that would mislead more than nothing."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -199,6 +199,16 @@ class Bedrock(DialectProvider):
         path = f"/model/{quote(model, safe='')}/count-tokens"
         response = await self.exchange("POST", path, jsonio.encode(body), call, bedrock_converse.DIALECT)
         return bedrock_converse.decode_token_count(await read_whole(response))
+
+    async def apply_guardrail(
+        self, ident: str, version: str, source: Literal["INPUT", "OUTPUT"], texts: Sequence[str]
+    ) -> bytes:
+        """ApplyGuardrail: AWS's own guardrail on texts that need not go to a model. Raises: a ProviderError kind."""
+        path = f"/guardrail/{quote(ident, safe='')}/version/{quote(version, safe='')}/apply"
+        body = {"source": source, "content": [{"text": {"text": text}} for text in texts]}
+        return await read_whole(
+            await self.exchange("POST", path, jsonio.encode(body), None, bedrock_converse.DIALECT)
+        )
 
     async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
         """See `providers.base.Reranker`. InvokeModel of cohere.rerank-* or amazon.rerank-*, on the host of the chats;

@@ -11,7 +11,7 @@ import asyncio
 import hmac
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import hiredis
 import structlog
@@ -34,7 +34,10 @@ from gateway.admission.minting import hash_of, public_id_of
 from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
 from gateway.identity import key_secrets
-from gateway.schema import loss_modes, rate_limits, virtual_keys
+from gateway.schema import guardrails, loss_modes, rate_limits, virtual_keys
+
+if TYPE_CHECKING:
+    from gateway.guardrails.guard import Guard
 
 log = structlog.get_logger(__name__)
 
@@ -283,6 +286,7 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         budgets=await _budgets(db, row, now_ms * 1_000_000),
         team_id=row["team_id"],
         strict=await _strict(db, row),
+        guard=await _guard(db, _ids(row)),
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]
@@ -323,6 +327,18 @@ async def _strict(db: AsyncConnection, row: Any) -> bool | None:
     found = {row.scope: row.mode for row in await db.execute(query)}
     mode = found.get("key") or found.get("project")
     return None if mode is None else mode == "strict"
+
+
+async def _guard(db: AsyncConnection, ids: dict[str, str]) -> Guard | None:
+    said = guardrails.c
+    mine = [(said.scope == scope) & (said.scope_id == scope_id) for scope, scope_id in ids.items()]
+    query = select(guardrails).where(said.enabled, or_(said.scope == "all", *mine))
+    rows = (await db.execute(query)).mappings().all()
+    if not rows:
+        return None
+    from gateway.guardrails.store import guard_of_rows  # Most gateways have none, and need not load what they are.
+
+    return guard_of_rows(rows)
 
 
 async def _limits(db: AsyncConnection, row: Any) -> tuple[Limit, ...]:

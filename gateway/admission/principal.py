@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
 from billing.accounts import Window, window_start_ns
+
+if TYPE_CHECKING:
+    from gateway.guardrails.guard import Guard
 
 Unit = Literal["requests", "tokens", "parallel"]
 Period = Literal["total", "hour", "day", "month"]
@@ -78,7 +81,8 @@ class Budget(Struct, frozen=True):
 
 class Principal(Struct, frozen=True):
     """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
-    provider has no word for is refused; None: as the settings say."""
+    provider has no word for is refused; None: as the settings say. guard: what its prompts and answers must pass; None:
+    nothing."""
 
     key_id: str
     public_id: str
@@ -90,6 +94,7 @@ class Principal(Struct, frozen=True):
     budgets: tuple[Budget, ...] = ()
     team_id: str | None = None
     strict: bool | None = None
+    guard: Guard | None = None
 
     @property
     def depends_on_facts(self) -> bool:

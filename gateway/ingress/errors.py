@@ -24,6 +24,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     ours.ModelNotFound: (404, "not_found"),
     ours.NotFound: (404, "not_found"),
     ours.UnpricedModel: (403, "permission"),
+    ours.Blocked: (400, "invalid_request"),
     ours.RateLimited: (429, "rate_limited"),
     ours.QuotaExceeded: (429, "quota_exceeded"),
     ours.Unavailable: (503, "unavailable"),
@@ -69,7 +70,7 @@ _CODES: dict[type[Exception], str] = {
 _PLAINER: dict[type[Exception], str] = {RecursionError: "the JSON is nested too deeply"}
 
 # Saying these again cannot help within the next minutes; SDKs that honour the header stop at once.
-_FINAL = (ours.QuotaExceeded, ours.Forbidden, ours.Unauthenticated, ours.UnpricedModel, ours.Unsupported)
+_FINAL = (ours.QuotaExceeded, ours.Blocked, ours.Forbidden, ours.Unauthenticated, ours.UnpricedModel, ours.Unsupported)
 
 
 def as_body(error: Exception, request_id: str) -> ErrorBody:

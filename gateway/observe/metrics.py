@@ -28,6 +28,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
+        self._guardrails: set[str] = set()
         self._serving = 0
         by_model = ("provider", "model")
         self._requests = Tally(
@@ -81,6 +82,22 @@ class Metrics:
             "Requests that a soft or throttled budget did not cover and let through.",
             ("kind", "scope"),
         )
+        self._guarded = Tally(
+            "farebox_guardrail_checks",
+            "What guardrails made of requests, by guardrail, stage and outcome.",
+            ("guardrail", "stage", "outcome"),
+        )
+        self._guardrail_asked = Spread(
+            "farebox_guardrail_seconds",
+            "How long guardrails that ask somebody else took to answer.",
+            ("kind",),
+            FIRST_TOKEN_BUCKETS,
+        )
+        self._notes_lost = Tally(
+            "farebox_notes_lost",
+            "Guardrail reports and logged bodies that were not written down: they are never waited for.",
+            ("kind",),
+        )
         for family in (
             self._requests,
             self._refused,
@@ -95,6 +112,9 @@ class Metrics:
             self._failed_open,
             self._orphans,
             self._budgets_passed,
+            self._guarded,
+            self._guardrail_asked,
+            self._notes_lost,
         ):
             self._registry.register(family)
         in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
@@ -157,6 +177,19 @@ class Metrics:
 
     def budget_passed(self, kind: str, scope: str) -> None:
         self._budgets_passed.add((kind, scope))
+
+    def guarded(self, guardrail: str, stage: str, outcome: str) -> None:
+        """guardrail: its name. Those of one process are bounded as models are."""
+        if guardrail not in self._guardrails and len(self._guardrails) >= MODELS_MAX:
+            guardrail = OTHER
+        self._guardrails.add(guardrail)
+        self._guarded.add((guardrail, stage, outcome))
+
+    def guardrail_asked(self, kind: str, seconds: float) -> None:
+        self._guardrail_asked.observe((kind,), seconds)
+
+    def note_lost(self, kind: str) -> None:
+        self._notes_lost.add((kind,))
 
     def arrived(self) -> None:
         self._serving += 1
