@@ -35,6 +35,7 @@ from gateway.sections import AdmissionSettings as AdmissionSettings
 from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings
 from gateway.sections import LogSettings as LogSettings
 from gateway.sections import TimeoutSettings as TimeoutSettings
+from gateway.signing_in import AdminSettings, faults
 from gateway.till import (
     AlertSettings,
     ExportSettings,
@@ -135,6 +136,7 @@ class Settings(Section, frozen=True):
     exports: dict[Name, ExportSettings] = field(default_factory=dict)
     """Metering services that get an event for each request, by a name of your own."""
     retention: RetentionSettings = RetentionSettings()
+    admin: AdminSettings = AdminSettings()
     strict: bool = True
     """Refuse by name what a target cannot say. False: leave it out and list it in a response header."""
     discover_providers: bool = True
@@ -177,6 +179,8 @@ class Settings(Section, frozen=True):
         placed = [*self.deployments, *(d for model in self.models for d in model.deployments)]
         named |= {f"{d.place}.credential.{key}": secret for d in placed for key, secret in d.credential.items()}
         named |= {f"exports.{name}.token": export.token for name, export in self.exports.items()}
+        named |= {f"admin.oidc.{each.name}.client_secret": each.client_secret
+                  for each in self.admin.oidc if each.client_secret is not None}  # fmt: skip
         for path, given in (
             ("payments.stripe_webhook_secret", self.payments.stripe_webhook_secret),
             ("mail.password", self.mail.password),
@@ -450,6 +454,8 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
     for name, provider in settings.providers.items():
         if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
             raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")
+    for dotted, problem, fix in faults(settings.admin):
+        raise refuse(dotted, problem, fix)
     known = set(settings.providers) | {"local"}
     for at, deployment in enumerate(settings.deployments):
         _check_deployment(deployment, f"deployments[{at}]", known, refuse)
@@ -523,6 +529,7 @@ def _fields_at(dotted: str) -> set[str]:
         "alerts": AlertSettings,
         "exports": ExportSettings,
         "retention": RetentionSettings,
+        "admin": AdminSettings,
         "models": ModelSettings,
         "deployments": DeploymentSettings,
         "providers": ProviderSettings,

@@ -24,6 +24,7 @@ from gateway.admin.api.usage import usage_handlers
 from gateway.admin.auth import guard
 from gateway.admin.auth.roles import uncovered
 from gateway.admin.auth.routes import auth_handlers
+from gateway.admin.auth.sign_on import sign_on_handlers
 from gateway.admin.problems import respond
 from gateway.admin.services import Services
 from gateway.admin.static import DIST, dashboard_routes
@@ -32,6 +33,7 @@ API_PATH = "/admin/v1"
 
 HANDLERS = [
     *auth_handlers,
+    *sign_on_handlers,
     *usage_handlers,
     *request_handlers,
     *key_handlers,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.prices import PriceBook
+from gateway.admin.auth.oidc import SignOn
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
 from gateway.admission.key_admin import KeyAdmin
@@ -62,3 +64,7 @@ class Services:
     engine_key: str | None
     clock: Callable[[], int]
     commands: CommandLine | None = None
+
+    @cached_property
+    def sign_on(self) -> SignOn:
+        return SignOn(self.settings.admin.oidc, self.http)

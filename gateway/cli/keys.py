@@ -178,9 +178,7 @@ async def revoke(key: str, /, *, common: Changes = CHANGES) -> int:
 
 
 @app.command
-async def rotate(
-    key: str, /, *, overlap: str = "24h", why: str | None = None, dry_run: bool = False, common: Common = DEFAULTS
-) -> int:
+async def rotate(key: str, /, *, overlap: str = "24h", why: str | None = None, common: Changes = CHANGES) -> int:
     """Give a key a new secret. It stays the same key: limits, budgets and usage go on.
 
     Parameters
@@ -191,27 +189,18 @@ async def rotate(
         How long the old secret works on: 7d, 24h, 30m, or 0 to end it at once.
     why:
         The reason, for the audit.
-    dry_run:
-        Say what would happen and change nothing.
     """
     settings = common.settings()
     now_ns = time.time_ns()
     until_ns = now_ns if overlap == "0" else span_ns(overlap, now_ns, "--overlap")
-    async with database(settings) as engine, key_admin(settings, engine) as keys:
-        if dry_run:
-            info, plain = await keys.key(_id_of(key)), None
-        else:
-            new = await keys.rotate_key(_id_of(key), until_ns - now_ns, actor=ACTOR, now_ns=now_ns, why=why)
-            info, plain = await keys.key(new.key_id), new.plain
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
+        new = await keys.rotate_key(_id_of(key), until_ns - now_ns, actor=acting(ACTOR), now_ns=now_ns, why=why)
+        info = await keys.key(new.key_id)
         projects = await _project_names(engine)
-    until = _iso(until_ns)
-    value = _plain(info, projects.get(info.project_id, "")) | {"new_key": plain, "old_until": until}
-    told = f"{plain}\n\nid {info.id}. The old secret works until {until}. Keep this one: it cannot be shown again."
-    if dry_run:
-        told = (
-            f"{PREFIX}{info.public_id} would get a new secret; the old one would work until {until}. Nothing changed."
-        )
-    emit(common, value, lambda: told)
+    plain = None if common.dry_run else new.plain
+    value = _plain(info, projects.get(info.project_id, "")) | {"new_key": plain, "old_until": _iso(until_ns)}
+    told = f"id {info.id}. The old secret works until {_iso(until_ns)}."
+    emit(common, value, lambda: told if plain is None else f"{plain}\n\n{told} Keep this: it cannot be shown again.")
     return OK
 
 

@@ -115,13 +115,4 @@ class RefusalPart(Struct, frozen=True, tag="refusal", omit_defaults=True):
     text: str
 
 
-Part = (
-    TextPart
-    | ImagePart
-    | AudioPart
-    | FilePart
-    | ToolCallPart
-    | ToolResultPart
-    | ReasoningPart
-    | RefusalPart
-)
+Part = TextPart | ImagePart | AudioPart | FilePart | ToolCallPart | ToolResultPart | ReasoningPart | RefusalPart

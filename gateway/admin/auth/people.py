@@ -187,7 +187,7 @@ async def redeem_link(db: AsyncConnection, token: str, *, at_ns: int) -> str | N
     return owner
 
 
-async def begin_session(db: AsyncConnection, user_id: str, *, at_ns: int) -> str:
+async def begin_session(db: AsyncConnection, user_id: str, *, at_ns: int, lasts_ns: int = SESSION_NS) -> str:
     """Returns: the session's secret, for the cookie."""
     token = secrets.token_urlsafe(32)
     await db.execute(
@@ -196,7 +196,7 @@ async def begin_session(db: AsyncConnection, user_id: str, *, at_ns: int) -> str
             user_id=user_id,
             created_at_ns=at_ns,
             last_seen_at_ns=at_ns,
-            expires_at_ns=at_ns + SESSION_NS,
+            expires_at_ns=at_ns + lasts_ns,
         )
     )
     await db.execute(delete(schema.admin_sessions).where(schema.admin_sessions.c.expires_at_ns < at_ns))

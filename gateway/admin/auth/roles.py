@@ -130,7 +130,9 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
 """Who may send which command to a gateway (`farebox --url`): it works on the whole installation, as on its own machine.
 The longest name counts."""
 
-OPEN: Final = frozenset({"session.by_link", "session.by_password", "session.read"})
+OPEN: Final = frozenset({
+    "session.by_link", "session.by_password", "session.read", "session.ways", "session.oidc_begin", "session.oidc_end",
+})  # fmt: skip
 """What works before sign-in."""
 
 

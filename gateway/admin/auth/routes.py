@@ -10,12 +10,14 @@ from litestar.datastructures import Cookie
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
+from sqlalchemy import delete as delete_rows
 from sqlalchemy.exc import IntegrityError
 
 from billing.db import reading, writing
-from gateway import audit
+from gateway import audit, identity
 from gateway.admin.auth import people
 from gateway.admin.auth.guard import COOKIE, identify
+from gateway.admin.auth.oidc import SignOnFailed
 from gateway.admin.auth.people import sign_in_url
 from gateway.admin.auth.roles import Actor, Role, may_hand_out
 from gateway.admin.problems import Problem, invalid, not_found
@@ -41,6 +43,12 @@ class NewPassword(Struct, frozen=True, forbid_unknown_fields=True):
 
     password: Annotated[str, Meta(max_length=1024)]
     current: Annotated[str, Meta(max_length=1024)] | None = None
+
+
+class SignedOut(Struct, frozen=True):
+    """url: where the browser goes next to sign out of the provider that it came by; null: nowhere."""
+
+    url: str | None
 
 
 class HeldView(Struct, frozen=True):
@@ -117,7 +125,7 @@ async def sign_in_by_link(data: JSONBody[LinkSignIn], request: AnyRequest, servi
     """Exchange a one-time link for a session."""
     now_ns, subjects = services.clock(), [f"address:{_address(request)}"]
     async with reading(services.engine) as db:
-        await _throttle(services, db, subjects)
+        await throttle(services, db, subjects)
     async with writing(services.engine) as db:
         user_id = await people.redeem_link(db, data.token, at_ns=now_ns)
         if user_id is None:
@@ -133,9 +141,11 @@ async def sign_in_by_password(
     data: JSONBody[PasswordSignIn], request: AnyRequest, services: Office
 ) -> Response[SessionView]:
     """Sign in with name and password."""
+    if not services.settings.admin.passwords:
+        raise Problem(403, "passwords-off", "nobody signs in with a password here", "Sign in by your provider.")
     now_ns, subjects = services.clock(), [f"address:{_address(request)}", _by_name(data.name)]
     async with reading(services.engine) as db:
-        await _throttle(services, db, subjects)
+        await throttle(services, db, subjects)
         kept = await people.credentials(db, data.name)
     good = await services.passwords.matches(kept[1] if kept else None, data.password)
     async with writing(services.engine) as db:
@@ -152,12 +162,14 @@ async def read_session(request: AnyRequest, services: Office) -> SessionView | N
     return None if actor is None else _session(actor, request.cookies.get(COOKIE, ""))
 
 
-@delete("/auth/session", name="session.end", status_code=204)
-async def sign_out(request: AnyRequest, services: Office) -> Response[None]:
+@delete("/auth/session", name="session.end", status_code=200)
+async def sign_out(request: AnyRequest, services: Office) -> Response[SignedOut]:
     """End this session, here and on the server."""
+    token = request.cookies.get(COOKIE, "")
     async with writing(services.engine) as db:
-        await people.end_session(db, request.cookies.get(COOKIE, ""))
-    gone = Response(None, status_code=204)
+        url = await _logout_url(services, db, token)
+        await people.end_session(db, token)
+    gone = Response(SignedOut(url))
     gone.delete_cookie(COOKIE, path="/admin")
     return gone
 
@@ -169,7 +181,7 @@ async def set_password(data: JSONBody[NewPassword], request: AnyRequest, actor: 
     if actor.via != "session":
         raise Problem(403, "session-needed", "a token cannot change a password", "Sign in first.")
     async with reading(services.engine) as db:
-        await _throttle(services, db, [_by_name(actor.name)])
+        await throttle(services, db, [_by_name(actor.name)])
         kept = await people.credentials(db, actor.name)
     had = kept[1] if kept else None
     if had is not None and not await services.passwords.matches(had, data.current or ""):
@@ -285,7 +297,7 @@ async def record(db: Any, actor: Actor, action: str, subject: str, at_ns: int, *
     await audit.append(db, actor=actor.name, action=action, subject=subject, at_ns=at_ns, **what)
 
 
-async def _throttle(services: Services, db: Any, subjects: list[str]) -> None:
+async def throttle(services: Services, db: Any, subjects: list[str]) -> None:
     if await people.failures(db, subjects, at_ns=services.clock()) >= people.MAX_FAILURES:
         wait_s = people.FAILURES_NS // 10**9
         raise Problem(429, "too-many-attempts", "too many failed sign-ins", f"Wait {wait_s // 60} minutes.",
@@ -293,8 +305,16 @@ async def _throttle(services: Services, db: Any, subjects: list[str]) -> None:
 
 
 async def _begin(services: Services, db: Any, user_id: str, how: str) -> Response[SessionView]:
+    token, cookie, actor = await enter(services, db, user_id, how)
+    return Response(_session(actor, token), cookies=[cookie])
+
+
+async def enter(
+    services: Services, db: Any, user_id: str, how: str, *, lasts_ns: int = people.SESSION_NS
+) -> tuple[str, Cookie, Actor]:
+    """Begin a session, however one came in. Returns: its secret, the cookie that carries it, who it is."""
     now_ns = services.clock()
-    token = await people.begin_session(db, user_id, at_ns=now_ns)
+    token = await people.begin_session(db, user_id, at_ns=now_ns, lasts_ns=lasts_ns)
     found = await people.session_actor(db, token, at_ns=now_ns)
     if found is None:
         raise Problem(403, "disabled", "this person is disabled", "Ask an owner or admin.")
@@ -307,9 +327,24 @@ async def _begin(services: Services, db: Any, user_id: str, how: str) -> Respons
         httponly=True,
         samesite="strict",
         secure=services.settings.office_url.startswith("https://"),
-        max_age=people.SESSION_NS // 10**9,
+        max_age=lasts_ns // 10**9,
     )
-    return Response(_session(found[0], token), cookies=[cookie])
+    return token, cookie, found[0]
+
+
+async def _logout_url(services: Services, db: Any, session: str) -> str | None:
+    """Of the provider that began this session. Forgets it."""
+    table = identity.session_origins
+    gone = delete_rows(table).where(table.c.token_hash == people.hashed(session))
+    row = (await db.execute(gone.returning(table.c.provider, table.c.id_token))).first()
+    if row is None:
+        return None
+    try:
+        there = services.sign_on.provider(row.provider)
+    except SignOnFailed:
+        return None  # Configured no more.
+    back = f"{services.settings.office_url}/ui/sign-in"
+    return await there.logout_url(row.id_token, back_to=back, now_ns=services.clock())
 
 
 def _session(actor: Actor, token: str) -> SessionView:
