@@ -13,16 +13,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
+import hiredis
 import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from billing.usage import Meter, Outcome
 from gateway.admission import Principal
+from gateway.admission.store import LimitStore, link_to
 from gateway.desk import Ask, Booking
+from gateway.errors import Unavailable
 from gateway.exchange import Headers, Reply, in_usd
 from gateway.routing.preferences import Preferences
 from gateway.settlement import Ending
@@ -55,10 +56,13 @@ class Kept(Struct, frozen=True, array_like=True):
 
 
 class Answers:
-    def __init__(self, redis: Redis, secret: bytes) -> None:
+    def __init__(self, redis: LimitStore, secret: bytes) -> None:
         """secret: names are keyed with it, so that whoever reads Redis cannot test guesses of a question."""
-        self._redis = redis
+        self._link = link_to(redis)
         self._secret = blake2b(secret, digest_size=32, person=b"answers").digest()
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
 
     def place(
         self, call: Call, preferences: Preferences, who: Principal, headers: Mapping[str, str], seconds: float | None
@@ -76,8 +80,8 @@ class Answers:
 
     async def find(self, place: Place) -> Kept | None:
         try:
-            found: Any = await self._redis.get(place.name)
-        except (RedisError, OSError):
+            found: Any = await self._link.call("GET", place.name)
+        except (Unavailable, hiredis.ReplyError):
             return None
         try:
             return None if found is None else msgspec.msgpack.decode(found, type=Kept)
@@ -89,8 +93,8 @@ class Answers:
             return
         kept = msgspec.msgpack.encode(Kept(int(time.time()), deployment, media_type, body))
         try:
-            await self._redis.set(place.name, kept, px=max(1, int(place.seconds * 1000)))
-        except (RedisError, OSError) as error:
+            await self._link.call("SET", place.name, kept, "PX", max(1, int(place.seconds * 1000)))
+        except (Unavailable, hiredis.ReplyError) as error:
             log.debug("answer not kept", reason=type(error).__name__)
 
     async def watched(

@@ -16,7 +16,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import create_engine, reading
@@ -25,12 +24,13 @@ from billing.usage import OrphanPolicy
 from billing.worker import Worker
 from gateway.admission import Gate, KeyStore
 from gateway.admission.owners import Owner
+from gateway.admission.store import LimitStore, store_from
 from gateway.answers import Answers
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
 from gateway.batches.runner import Runner
-from gateway.config import Settings, Source
+from gateway.config import ConfigError, Settings, Source
 from gateway.embedded.secrets import Secrets
 from gateway.guardrails.watch import Watch
 from gateway.ingress.errors import as_body
@@ -45,6 +45,7 @@ from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
+from gateway.tasks import cancel
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 
@@ -74,7 +75,7 @@ class Gateway:
         self.hot: HotPath | None = None
         """What `ingress.connection` asks for the data plane; None until everything is built."""
         self._engine: AsyncEngine | None = None
-        self._redis: Redis | None = None
+        self._gate: Gate | None = None
         self._journal: Journal | None = None
         self._shipping: asyncio.Task[None] | None = None
         if settings.payments.stripe_webhook_secret is not None:
@@ -138,8 +139,7 @@ class Gateway:
             own = Secrets.load(settings)
             engine = self._engine = create_engine(settings.database_url)
             stack.push_async_callback(engine.dispose)
-            redis = self._redis = Redis.from_url(settings.redis_url or "", protocol=3)
-            stack.push_async_callback(redis.aclose)
+            redis = _limit_store(settings)
             ca_file = settings.network.ca_file
             # As many as there may be clients: who may have how many requests at once is admission's to say.
             transport = Http1Transport(
@@ -172,10 +172,10 @@ class Gateway:
             self._shipping = asyncio.create_task(worker.run(stop), name="ship usage records")
             stack.push_async_callback(_finish, stop, self._shipping)
             watching = asyncio.create_task(offer.watch(), name="watch the price list")
-            stack.push_async_callback(_cancel, watching)
+            stack.push_async_callback(cancel, watching)
             pepper = own.key_pepper.encode()
             keys = await stack.enter_async_context(KeyStore(engine, redis, pepper))
-            gate = await stack.enter_async_context(
+            gate = self._gate = await stack.enter_async_context(
                 Gate(
                     engine,
                     redis,
@@ -205,7 +205,9 @@ class Gateway:
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())
             dispatcher.tell_warm = shared.tell
-            stack.push_async_callback(_cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
+            stack.push_async_callback(cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
+            answers = Answers(redis, pepper)
+            stack.push_async_callback(answers.aclose)
             kept = batch_store.Store(engine)
             notebook = Notebook(engine)
             writing_down = asyncio.create_task(notebook.run(), name="write notes down")
@@ -227,14 +229,14 @@ class Gateway:
                 Files(kept, settings.batches),
                 Batches(kept, work),
                 MessageBatches(kept, work),
-                Answers(redis, pepper),
+                answers,
                 watch,
             )
             if settings.batches.parallel:
                 runner = Runner(
                     kept, settings.batches, pipeline.serve_as, keys.principal_of, as_body, owner(), time.time_ns, work
                 )
-                stack.push_async_callback(_cancel, asyncio.create_task(runner.run(), name="run batches"))
+                stack.push_async_callback(cancel, asyncio.create_task(runner.run(), name="run batches"))
             self.hot = HotPath(
                 pipeline,
                 lambda: offer.catalog,
@@ -245,7 +247,7 @@ class Gateway:
                 cancels_whole=settings.server.gone_client == "cancel",
             )
             spare_the_collector()
-            stack.push_async_callback(_cancel, asyncio.create_task(_do_chores(settings, stop), name="chores"))
+            stack.push_async_callback(cancel, asyncio.create_task(_do_chores(settings, stop), name="chores"))
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
@@ -255,11 +257,11 @@ class Gateway:
         faults = []
         if self.draining or self.hot is None:
             return ["not accepting requests: starting or stopping"]
-        assert self._redis is not None
+        assert self._gate is not None
         assert self._engine is not None
         assert self._journal is not None
         try:
-            await self._redis.ping()
+            await self._gate.ping()
         except Exception as error:
             faults.append(f"Redis is away ({type(error).__name__}); check REDIS_URL or the embedded server's log")
         try:
@@ -272,6 +274,14 @@ class Gateway:
         if self._shipping is None or self._shipping.done():
             faults.append("usage is not shipped to the database any more; restart the gateway, the journal keeps it")
         return faults
+
+
+def _limit_store(settings: Settings) -> LimitStore:
+    try:
+        return store_from(settings.redis_url or "")
+    except ValueError as error:
+        fix = "correct REDIS_URL; gateway/admission/README.md shows the forms"
+        raise ConfigError("redis_url", str(error), source="the settings", fix=fix) from error
 
 
 def create_app(
@@ -336,12 +346,3 @@ async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:
 async def _finish(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
     stop.set()
     await task
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    """Until it has ended: a client library may lose a cancellation that comes just as its answer does."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=1.0)
-    with suppress(asyncio.CancelledError):
-        task.result()

@@ -447,8 +447,9 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
     scheme = settings.database_url.partition("://")[0]
     if scheme.partition("+")[0] not in DATABASES:
         raise refuse("database_url", f"{scheme}:// is no database we speak", "use postgresql:// or sqlite:///")
-    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise refuse("redis_url", "is no Redis address", "use redis://, rediss:// or unix:///path")
+    if settings.redis_url and not re.match(r"(rediss?(\+(cluster|sentinel))?|unix)://", settings.redis_url):
+        fix = "use redis://, rediss://, unix:///path, redis+cluster://a:7000,b:7000 or redis+sentinel://a:26379/NAME"
+        raise refuse("redis_url", "is no Redis address", fix)
     if (ca_file := settings.network.ca_file) is not None and not ca_file.is_file():
         raise refuse("network.ca_file", f"no such file: {ca_file}", "name a PEM file of certificates to trust")
     for name, provider in settings.providers.items():

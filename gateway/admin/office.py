@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 
 import httpx
 from litestar import Litestar
-from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.auth.passwords import Passwords
@@ -18,6 +17,7 @@ from gateway.admin.reading import Reader
 from gateway.admin.routes import admin_routes
 from gateway.admin.services import CommandLine, Services
 from gateway.admission.key_admin import KeyAdmin
+from gateway.admission.store import LimitStore
 from gateway.config import Settings
 from gateway.routing.offer import Offer
 from gateway.webhooks import webhook_routes
@@ -32,7 +32,7 @@ class FrontOffice:
         pepper: bytes,
         engine_key: str | None,
         engine: AsyncEngine,
-        redis: Redis,
+        redis: LimitStore,
         offer: Offer,
         commands: CommandLine | None,
     ) -> None:

@@ -6,11 +6,13 @@ The version is a random name, not a number: after Redis lost its data, a count c
 from __future__ import annotations
 
 import secrets
-from typing import Any, Final, cast
+from typing import Final
 
+import hiredis
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+
+from gateway.admission.store import LimitStore, link_to
+from gateway.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -26,15 +28,17 @@ redis.call('PUBLISH', ARGV[2], old .. ' ' .. ARGV[1] .. ' ' .. ARGV[3])
 """
 
 
-async def announce(redis: Redis, public_id: str = EVERYTHING) -> bool:
+async def announce(redis: LimitStore, public_id: str = EVERYTHING) -> bool:
     """Tell every process that a key (or everything, when a project's or an organisation's terms changed) is to be read
     again. Call it after the commit.
 
     Returns: False when Redis is away; processes that still reach it feel the change within half a minute."""
+    link = link_to(redis)
     try:
-        # redis-py types the reply of a script for its synchronous client as well.
-        await cast(Any, redis.eval(_ANNOUNCE, 1, VERSION, secrets.token_hex(8), CHANNEL, public_id))
-    except (RedisError, OSError) as error:
+        await link.call("EVAL", _ANNOUNCE, 1, VERSION, secrets.token_hex(8), CHANNEL, public_id, near=VERSION)
+    except (Unavailable, hiredis.ReplyError) as error:
         log.warning("change of keys not announced", public_id=public_id, reason=type(error).__name__)
         return False
+    finally:
+        await link.aclose()
     return True

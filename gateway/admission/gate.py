@@ -13,7 +13,6 @@ import hiredis
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,12 +24,13 @@ from gateway.admission import spending
 from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, fewest_tokens, image_tokens
 from gateway.admission.headers import limit_headers
 from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, Window, scopes_of
-from gateway.admission.link import Link
 from gateway.admission.muster import Muster
 from gateway.admission.owners import Owner
 from gateway.admission.principal import NOTHING_KNOWN, Budget, Facts, Principal
+from gateway.admission.store import LimitStore, link_to
 from gateway.errors import QuotaExceeded, Unavailable
 from gateway.observe.metrics import METRICS
+from gateway.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +99,7 @@ class Gate:
     def __init__(
         self,
         engine: AsyncEngine,
-        redis: Redis,
+        redis: LimitStore,
         *,
         shipped: Callable[[], Awaitable[object]] | None = None,
         lease_ms: int = LEASE_MS,
@@ -113,7 +113,7 @@ class Gate:
         self._shipped = shipped
         self._lease_ms = lease_ms
         self._owner = owner or Owner.of(None)
-        self._link = Link(redis)
+        self._link = link_to(redis)
         self._limiter = Limiter(self._link, self._spending, self._owner.name, self._assemble)
         self._muster = Muster(self._link, self._limiter, engine, self._owner, self._announce, clock)
         self._announcing: dict[str, asyncio.Task[None]] = {}
@@ -139,9 +139,7 @@ class Gate:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await cancel(self._keeper)
         for task in list(self._announcing.values()):
             task.cancel()
         await self._send_pending()
@@ -264,6 +262,10 @@ class Gate:
             hold_pusd=admission.hold_pusd,
             lease_ms=self._lease_ms,
         )
+
+    async def ping(self) -> None:
+        """Whether the store of limits is there. Raises: Unavailable, hiredis.ReplyError."""
+        await self._link.ping()
 
     async def available_pusd(self, principal: Principal, now_ms: int) -> list[tuple[Budget, int | None]]:
         """What each budget of a key would cover now; None where it has not been used since Redis began."""

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
-from redis.asyncio import Redis
 from sqlalchemy import RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -21,6 +20,7 @@ from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import GIVEN_CHARS_MIN, MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
+from gateway.admission.store import LimitStore
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity import key_secrets
 from gateway.schema import loss_modes, rate_limits, virtual_keys
@@ -111,7 +111,7 @@ class NewKey(Struct, frozen=True):
 class KeyAdmin:
     """Every change names its actor. redis None: nobody is told, for a database that no gateway uses yet."""
 
-    def __init__(self, engine: AsyncEngine, redis: Redis | None, pepper: bytes) -> None:
+    def __init__(self, engine: AsyncEngine, redis: LimitStore | None, pepper: bytes) -> None:
         self._engine = engine
         self._redis = redis
         self._pepper = pepper

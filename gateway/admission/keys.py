@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -17,7 +18,6 @@ import hiredis
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from redis.asyncio import Redis
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -29,12 +29,13 @@ from billing.schema import organisations, projects
 from gateway.admission import spending
 from gateway.admission.changes import CHANNEL, EVERYTHING, VERSION
 from gateway.admission.floods import Floods, address_of
-from gateway.admission.link import Link
 from gateway.admission.minting import hash_of, public_id_of
 from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
+from gateway.admission.store import LimitStore, link_to
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
 from gateway.identity import key_secrets
 from gateway.schema import guardrails, loss_modes, rate_limits, virtual_keys
+from gateway.tasks import cancel
 
 if TYPE_CHECKING:
     from gateway.guardrails.guard import Guard
@@ -74,11 +75,10 @@ class _Entry(Struct, frozen=True):
 class KeyStore:
     """Use as an async context: inside it changes are listened for. now_ms is unix time in ms, on every method."""
 
-    def __init__(self, engine: AsyncEngine, redis: Redis, pepper: bytes) -> None:
-        """redis: only its settings are used."""
+    def __init__(self, engine: AsyncEngine, redis: LimitStore, pepper: bytes) -> None:
         self._engine = engine
         self._pepper = pepper
-        self._link = Link(redis)
+        self._link = link_to(redis)
         self._entries: dict[bytes, _Entry] = {}
         self._hash_by_public_id: dict[str, bytes] = {}
         self._wrong: dict[bytes, int] = {}
@@ -100,9 +100,8 @@ class KeyStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         tasks = [task for task in (self._listener, self._confirming, *self._reading.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(SQLAlchemyError, OSError):  # Of a look-up, which whoever waited for it has been told.
+            await cancel(*tasks)
         await self._link.aclose()
 
     def cached(self, presented: str, now_ms: int) -> Principal | None:

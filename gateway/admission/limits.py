@@ -19,8 +19,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from billing.money import MAX_AMOUNT_PUSD, format_usd
-from gateway.admission.link import Arg, Link, Reply
+from gateway.admission.link import Arg, Command, Reply
 from gateway.admission.principal import END_USER, PROVIDER, Budget, Facts, Limit, Principal, concerns, window_of
+from gateway.admission.store import AnyLink
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
 
 # A crashed process gives its parallel slots back after this long; a living one renews at a third of it.
@@ -142,7 +143,7 @@ def _quoted(name: str) -> str:
 class Limiter:
     """Takes and gives back. Knows nothing of requests in flight; `Gate` does."""
 
-    def __init__(self, link: Link, spent: Spent, owner: str = "alone", assemble: Assemble | None = None) -> None:
+    def __init__(self, link: AnyLink, spent: Spent, owner: str = "alone", assemble: Assemble | None = None) -> None:
         """owner: this gateway's name, without spaces. assemble: None where there is no other gateway."""
         self._link = link
         self._spent = spent
@@ -254,9 +255,9 @@ class Limiter:
         """(request id, its gateway, how many ms ago its lease ran out) of reservations without settlement: their
         process is gone, or could not reach Redis. Their money stays held until `correct` says what they cost."""
         prefix = f"fb:{{{_quoted(organisation_id)}}}"
-        seconds, micros = await self._command("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
         leases = f"{prefix}:leases"
+        seconds, micros = await self._command("TIME", near=leases)
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
         found = await self._command("ZRANGEBYSCORE", leases, "-inf", now_ms, "WITHSCORES", "LIMIT", 0, limit)
         ids = [
             (request_id.decode(), now_ms - int(float(end)))
@@ -340,24 +341,24 @@ class Limiter:
             )
 
         try:
-            return await self._booted(lambda boot: ("EVALSHA", _SHA, *command(boot)))
+            return await self._booted(scopes, lambda boot: ("EVALSHA", _SHA, *command(boot)))
         except hiredis.ReplyError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
         # A server that was restarted or flushed. EVAL also stores the script for the next one.
-        return await self._booted(lambda boot: ("EVAL", _SCRIPT, *command(boot)))
+        return await self._booted(scopes, lambda boot: ("EVAL", _SCRIPT, *command(boot)))
 
-    async def _booted(self, command: Callable[[str], tuple[Arg, ...]]) -> Reply:
+    async def _booted(self, scopes: Scopes, command: Command) -> Reply:
         try:
-            return await self._link.call_booted(command)
+            return await self._link.call_booted(command, near=scopes.muster)
         except hiredis.ReplyError as error:
             if str(error).startswith(_AWAY):
                 raise Unavailable("rate limit store refuses") from error
             raise
 
-    async def _command(self, *command: Arg) -> Reply:
+    async def _command(self, *command: Arg, near: str | None = None) -> Reply:
         try:
-            return await self._link.call(*command)
+            return await self._link.call(*command, near=near)
         except hiredis.ReplyError as error:
             if str(error).startswith(_AWAY):
                 raise Unavailable("rate limit store refuses") from error

@@ -8,13 +8,16 @@ socket took 64 us this way and 87 us with redis-py, of CPU 29 us against 64 us (
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, cast
 
 import hiredis
+from msgspec import Struct
+from msgspec.structs import replace
 from redis.asyncio import Redis, SSLConnection
 
 from gateway.errors import Unavailable
@@ -25,47 +28,79 @@ REPLY_S: Final = 2.0
 # After a failed connect, callers are refused at once for so long, or each would wait for its own.
 BACKOFF_S: Final = 0.25
 
+# How often a connection asks whether its server is still in the same life, and a listener whether it is there.
+CHECK_S: Final = 5.0
+
 # Stands for the life of a server that does not say which it is in.
 UNTOLD: Final = "untold00"
 
 Reply = Any
 Arg = str | bytes | int
+Address = tuple[str, int]
+Command = Callable[[str], tuple[Arg, ...]]
+"""A command that names the server's present life: eight characters, other ones after each start of it and after each
+time that it took over from another. What data of an earlier life is worth, its reader decides."""
+
+
+class Server(Struct, frozen=True):
+    """Where a server is and how it is greeted: password, database, TLS, under redis-py's names."""
+
+    settings: Mapping[str, Any]
+    tls: bool = False
+
+    @classmethod
+    def of(cls, redis: Redis) -> Server:
+        """redis: only its settings are used; its own connections stay untouched."""
+        pool = redis.connection_pool
+        return cls(dict(pool.connection_kwargs), issubclass(pool.connection_class, SSLConnection))
+
+    def at(self, address: Address) -> Server:
+        """Another one, greeted in the same way."""
+        return replace(self, settings={**self.settings, "host": address[0], "port": address[1]})
 
 
 class Link:
     """A pipelined connection, opened by the first command and again after it broke. Close with `aclose`."""
 
-    def __init__(self, redis: Redis, *, reply_s: float = REPLY_S) -> None:
-        """redis: only its settings are used (address, password, TLS, database); its own connections stay untouched."""
-        pool = redis.connection_pool
-        self._settings: dict[str, Any] = dict(pool.connection_kwargs)
-        self._tls = issubclass(pool.connection_class, SSLConnection)
+    def __init__(
+        self,
+        where: Redis | Server,
+        *,
+        reply_s: float = REPLY_S,
+        locate: Callable[[], Awaitable[Address]] | None = None,
+    ) -> None:
+        """locate: says where the server is now, each time a connection is made. Raises: Unavailable."""
+        self._server = Server.of(where) if isinstance(where, Redis) else where
         self._reply_s = reply_s
+        self._locate = locate
         self._wire: _Wire | None = None
+        self._listening: set[_Wire] = set()
         self._opening: asyncio.Task[_Wire] | None = None
         self._refuse_until = 0.0
 
-    async def call(self, *command: Arg) -> Reply:
-        """Returns: the reply, text as bytes.
+    @property
+    def is_open(self) -> bool:
+        return self._wire is not None and not self._wire.closed
 
-        Raises: Unavailable when Redis is away; whether the command was done is then unknown. hiredis.ReplyError for
-        a refusal by Redis itself."""
+    async def call(self, *command: Arg, near: str | None = None) -> Reply:
+        """near: a key, whose server is asked where there are several; without, the command's first argument is one.
+
+        Returns: the reply, text as bytes. Raises: Unavailable when Redis is away; whether the command was done is then
+        unknown. hiredis.ReplyError for a refusal by Redis itself."""
+        return await self.call_booted(lambda _: command)
+
+    async def call_booted(self, command: Command, *, near: str | None = None, asking: bool = False) -> Reply:
+        """As `call`. asking: of a server that is only being given what the command is about (Redis Cluster)."""
         wire = self._wire
         if wire is None or wire.closed:
-            wire = await self._open()
-        reply = await wire.send(command)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    async def call_booted(self, command: Callable[[str], tuple[Arg, ...]]) -> Reply:
-        """As `call`, with a command that names the server's present life: eight characters, other ones after each
-        start of it. What data of an earlier life is worth, its reader decides."""
-        wire = self._wire
-        if wire is None or wire.closed:
-            wire = await self._open()
+            wire = await self.open()
+        if asking:
+            _ignore(wire.send(("ASKING",)))
         reply = await wire.send(command(wire.boot))
         if isinstance(reply, Exception):
+            if str(reply).startswith("READONLY"):
+                # It was one that writes when we connected. Another one is by now, which the next connection finds.
+                wire.close()
             raise reply
         return reply
 
@@ -73,16 +108,37 @@ class Link:
         """Hand over every message of a channel, on a connection of its own, until it breaks. began: called when
         nothing said from then on is missed. Ends only by cancellation or by raising Unavailable."""
         wire = await self._connect()
+        self._listening.add(wire)
         try:
             await wire.send(("SUBSCRIBE", channel))
             wire.heard = heard
             began()
-            await wire.lost
+            while not wire.lost.done():
+                # Somebody who only listens does not notice a server that went without a word.
+                if not (await asyncio.wait({wire.lost}, timeout=CHECK_S))[0]:
+                    _ignore(wire.send(("PING",)))
         finally:
+            self._listening.discard(wire)
             wire.close()
         raise Unavailable("rate limit store is away")
 
-    async def _open(self) -> _Wire:
+    async def ping(self) -> None:
+        """Raises: Unavailable, hiredis.ReplyError."""
+        await self.call("PING")
+
+    def check(self) -> None:
+        """Have it found out now whether the server is still in the same life and role; else the connection ends."""
+        if self._wire is not None:
+            self._wire.ask_role()
+
+    def drop(self) -> None:
+        """Break every connection: whoever waits gets Unavailable, and the next command makes a new one."""
+        for wire in (self._wire, *self._listening):
+            if wire is not None:
+                wire.close()
+
+    async def open(self) -> _Wire:
+        """Raises: Unavailable."""
         # The loop's clock is monotonic and belongs to this connection alone; no decision about money hangs on it.
         loop = asyncio.get_running_loop()
         if loop.time() < self._refuse_until:
@@ -99,10 +155,11 @@ class Link:
 
     async def _connect(self) -> _Wire:
         loop = asyncio.get_running_loop()
-        settings = self._settings
         transport: asyncio.BaseTransport | None = None
         try:
             async with asyncio.timeout(CONNECT_S):
+                server = self._server if self._locate is None else self._server.at(await self._locate())
+                settings = server.settings
                 if path := settings.get("path"):
                     transport, protocol = await loop.create_unix_connection(lambda: _Wire(self._reply_s), path)
                 else:
@@ -113,6 +170,8 @@ class Link:
                         ssl=self._tls_context(),
                     )
                 await self._greet(protocol)
+                if self._locate is not None and protocol.is_replica:
+                    raise Unavailable("rate limit store is being handed over")
                 return protocol
         except BaseException as error:
             if transport is not None:
@@ -123,7 +182,7 @@ class Link:
             raise Unavailable("rate limit store is away") from error
 
     async def _greet(self, wire: _Wire) -> None:
-        settings = self._settings
+        settings = self._server.settings
         greetings: list[tuple[Arg, ...]] = []
         if password := settings.get("password"):
             name = settings.get("username")
@@ -134,16 +193,19 @@ class Link:
             reply = await wire.send(greeting)
             if isinstance(reply, Exception):
                 raise reply
-        wire.boot = _boot_of(await wire.send(("INFO", "server")))
+        wire.run_id = lines_of(await wire.send(("INFO", "server"))).get("run_id", "")
+        wire.take_role(await wire.send(("INFO", "replication")))
 
     def _tls_context(self) -> ssl.SSLContext | None:
-        if not self._tls:
+        if not self._server.tls:
             return None
-        settings = self._settings
+        settings = self._server.settings
         context = ssl.create_default_context(cafile=settings.get("ssl_ca_certs"), capath=settings.get("ssl_ca_path"))
         if settings.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):  # Somebody wrote ssl_cert_reqs=none into the URL.
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        elif not settings.get("ssl_check_hostname", True):
+            context.check_hostname = False
         if certificate := settings.get("ssl_certfile"):
             context.load_cert_chain(certificate, settings.get("ssl_keyfile"), settings.get("ssl_password"))
         return context
@@ -158,15 +220,30 @@ class Link:
             self._wire = None
 
 
-def _boot_of(info: Reply) -> str:
-    """From the server's `run_id`, which is drawn at each start. Source: INFO command reference, read 2026-11."""
-    if isinstance(info, bytes):
-        for line in info.splitlines():
-            name, _, value = line.partition(b":")
-            if name == b"run_id" and len(value) >= len(UNTOLD):
-                return value[: len(UNTOLD)].decode()
-    # Forbidden to this user, or a server of another make: then a restart that lost its last second is not noticed.
-    return UNTOLD
+def _ignore(reply: asyncio.Future[Reply]) -> None:
+    """Whatever comes: the connection itself tells whether it broke."""
+    reply.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def lines_of(info: Reply) -> dict[str, str]:
+    """INFO's lines. Empty where it is forbidden to this user, or of a server of another make: then a restart that lost
+    its last second is not noticed. Source: INFO command reference, read 2026-11."""
+    if not isinstance(info, bytes):
+        return {}
+    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def boot_of(run_id: str, replication: Mapping[str, str]) -> str:
+    """The server's present life. `run_id` is drawn at each start; `master_replid2` says whom it took over from. A
+    server that hands over and is handed back lacks what the one in between was not told in time."""
+    if len(run_id) < len(UNTOLD):
+        return UNTOLD
+    before = replication.get("master_replid2", "").strip("0")
+    if not before:
+        return run_id[: len(UNTOLD)]
+    life = f"{run_id} {before} {replication.get('second_repl_offset')}"
+    return hashlib.blake2s(life.encode(), digest_size=len(UNTOLD) // 2).hexdigest()
 
 
 class _Writer(Protocol):
@@ -186,8 +263,11 @@ class _Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._transport: _Writer | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._check: asyncio.TimerHandle | None = None
         self.closed = False
+        self.run_id = ""
         self.boot = UNTOLD
+        self.is_replica = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
         # Takes what arrives unasked, once the connection listens to a channel.
         self.heard: Callable[[bytes], None] | None = None
@@ -209,6 +289,28 @@ class _Wire(asyncio.Protocol):
             self._watch = self._loop.call_later(self._reply_s, self._look)
         return future
 
+    def take_role(self, info: Reply) -> None:
+        """From INFO replication, at the greeting and every CHECK_S from then on: a server that has handed over, or
+        has taken over, is met by a new connection, which knows its new life."""
+        said = lines_of(info)
+        boot, is_replica = boot_of(self.run_id, said), said.get("role") == "slave"
+        if self._check is not None and (boot, is_replica) != (self.boot, self.is_replica):
+            self.close()
+        if self.closed:
+            return
+        self.boot, self.is_replica = boot, is_replica
+        if self._check is not None:
+            self._check.cancel()
+        self._check = self._loop.call_later(CHECK_S, self.ask_role)
+
+    def ask_role(self) -> None:
+        if self.heard is None and not self.closed:
+            self.send(("INFO", "replication")).add_done_callback(self._told_role)
+
+    def _told_role(self, asked: asyncio.Future[Reply]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self.take_role(asked.result())
+
     def _flush(self) -> None:
         if self._transport is not None and not self.closed:
             self._transport.write(b"".join(self._unsent))
@@ -225,9 +327,10 @@ class _Wire(asyncio.Protocol):
                 return
             if reply is False:  # No complete reply left; hiredis has no other use for False in RESP 2.
                 return
+            if self.heard is not None and isinstance(reply, list) and reply[0] == b"message":
+                self.heard(reply[2])
+                continue
             if not waiting:
-                if self.heard is not None and reply[0] == b"message":
-                    self.heard(reply[2])
                 continue
             future, _ = waiting.popleft()
             if not future.done():
@@ -257,6 +360,8 @@ class _Wire(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self._check is not None:
+            self._check.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
         while self._waiting:

@@ -26,10 +26,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading, writing
 from gateway.admission.limits import Limiter, Scopes
-from gateway.admission.link import Link
 from gateway.admission.owners import Owner
+from gateway.admission.store import AnyLink
 from gateway.errors import Unavailable
 from gateway.schema import gateways
+from gateway.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,7 @@ class Muster:
 
     def __init__(
         self,
-        link: Link,
+        link: AnyLink,
         limiter: Limiter,
         engine: AsyncEngine,
         owner: Owner,
@@ -78,9 +79,7 @@ class Muster:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         with contextlib.suppress(SQLAlchemyError, OSError):
             async with writing(self._engine) as db:
                 await db.execute(delete(gateways).where(gateways.c.id == self._owner.name))
@@ -106,7 +105,10 @@ class Muster:
         return required
 
     async def _absent(self, scopes: Scopes, names: Sequence[str]) -> list[str]:
-        there = await self._link.call_booted(lambda boot: ("HMGET", scopes.muster, *(f"{boot}:{n}" for n in names)))
+        muster = scopes.muster
+        there = await self._link.call_booted(
+            lambda boot: ("HMGET", muster, *(f"{boot}:{n}" for n in names)), near=muster
+        )
         return [name for name, entered in zip(names, there, strict=True) if entered is None]
 
     async def _living(self) -> list[str]:

@@ -157,11 +157,14 @@ async def _database(settings: Settings) -> Finding:
 
 
 async def _redis(settings: Settings) -> Finding:
-    from redis.asyncio import Redis
-    from redis.exceptions import RedisError
+    import hiredis
 
+    from gateway.admission.changes import VERSION
+    from gateway.admission.link import lines_of
+    from gateway.admission.store import link_to, store_from
     from gateway.embedded.instance import find_running
     from gateway.embedded.valkey import find_binary, server_version
+    from gateway.errors import Unavailable
 
     url = settings.redis_url
     if url is None and (running := find_running(settings.data_dir)) is not None:
@@ -171,13 +174,18 @@ async def _redis(settings: Settings) -> Finding:
         if binary is None:
             return Finding("redis", "bad", "no server to embed", "install valkey-server, or set REDIS_URL")
         return Finding("redis", "ok", f"{server_version(binary)} will be embedded by `farebox up`")
-    redis = Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3)
     try:
-        said = await redis.info("server")
-    except (RedisError, OSError) as error:
-        return Finding("redis", "bad", f"{hide_password(url)}: {error}", "start the server, or correct REDIS_URL")
+        link = link_to(store_from(url))
+    except ValueError as error:
+        return Finding("redis", "bad", f"{hide_password(url)}: {error}", "correct REDIS_URL")
+    try:
+        # In a cluster, of whoever has the versions of keys.
+        said = lines_of(await link.call("INFO", "server", near=VERSION))
+    except (Unavailable, hiredis.ReplyError) as error:
+        reason = getattr(error, "message", None) or error
+        return Finding("redis", "bad", f"{hide_password(url)}: {reason}", "start the server, or correct REDIS_URL")
     finally:
-        await redis.aclose()
+        await link.aclose()
     name = f"{said.get('server_name', 'redis')} {said.get('valkey_version') or said.get('redis_version')}"
     return Finding("redis", "ok", f"{name} at {hide_password(url)}")
 

@@ -235,10 +235,9 @@ async def losses(
 @asynccontextmanager
 async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[KeyAdmin]:
     """Changes keys in SQL and tells running gateways: by the Redis of the settings, or the one that `up` embeds."""
-    from redis.asyncio import Redis
-
     from billing.db import REHEARSAL
     from gateway.admission.key_admin import KeyAdmin
+    from gateway.admission.store import store_from
     from gateway.embedded.instance import find_running
     from gateway.embedded.secrets import Secrets
 
@@ -253,12 +252,7 @@ async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Ke
     url = settings.redis_url
     if url is None and (running := find_running(settings.data_dir)) is not None:
         url = running.redis_url
-    redis = Redis.from_url(url) if url else None
-    try:
-        yield KeyAdmin(engine, redis, Secrets.load(settings).key_pepper.encode())
-    finally:
-        if redis is not None:
-            await redis.aclose()
+    yield KeyAdmin(engine, store_from(url) if url else None, Secrets.load(settings).key_pepper.encode())
 
 
 async def _project(engine: AsyncEngine, name: str) -> Project:

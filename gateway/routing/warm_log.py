@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+import hiredis
 import msgspec
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
+from gateway.admission.store import LimitStore, link_to
+from gateway.errors import Unavailable
 from gateway.routing.warmth import Cache, Chain, Warmth
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ BATCH_BYTES: Final = 64 * 1024
 EVERY_S: Final = 0.2
 _AWAY_S: Final = 2.0
 _BLOCK_MS: Final = 1000
+_PATIENCE_S: Final = 5.0
 
 CachesOf = Callable[[], Mapping[str, Cache]]
 """Deployment id -> what it keeps, as the catalogue says now; who is not in it is not learned of."""
@@ -41,9 +43,13 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WarmLog:
-    def __init__(self, redis: Redis, warmth: Warmth, caches: CachesOf, clock: Callable[[], float], origin: str) -> None:
+    def __init__(
+        self, redis: LimitStore, warmth: Warmth, caches: CachesOf, clock: Callable[[], float], origin: str
+    ) -> None:
         """clock: the same as the dispatcher's. origin: names this gateway, so that it skips its own lines."""
-        self._redis = redis
+        self._link = link_to(redis)
+        # Of its own: whoever waits for news holds up what is sent behind it.
+        self._news = link_to(redis, reply_s=_BLOCK_MS / 1000 + _PATIENCE_S)
         self._warmth = warmth
         self._caches = caches
         self._clock = clock
@@ -62,20 +68,21 @@ class WarmLog:
 
     async def run(self) -> None:
         """Until cancelled. Redis may come and go."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._forever(self._send), name="tell of warm prefixes")
-            group.create_task(self._forever(self._hear), name="hear of warm prefixes")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forever(self._send), name="tell of warm prefixes")
+                group.create_task(self._forever(self._hear), name="hear of warm prefixes")
+        finally:
+            await self._link.aclose()
+            await self._news.aclose()
 
     async def _forever(self, turn: Callable[[], Any]) -> None:
         away = False
-        mine = asyncio.current_task()
-        assert mine is not None
-        # A cancellation that comes just as Redis answers is lost in its client; who was cancelled still knows.
-        while not mine.cancelling():
+        while True:
             try:
                 await turn()
                 away = False
-            except (RedisError, OSError) as error:
+            except (Unavailable, hiredis.ReplyError) as error:
                 if not away:
                     log.warning("warm prefixes are not shared while Redis is away", reason=type(error).__name__)
                 away = True
@@ -87,16 +94,14 @@ class WarmLog:
             return
         told, self._told, self._size = self._told, {}, 0
         line = Line(self._origin, tuple((name, array("Q", chain).tobytes()) for (name, _), chain in told.items()))
-        await self._redis.xadd(STREAM, {"l": msgspec.msgpack.encode(line)}, maxlen=LINES, approximate=True)
+        await self._link.call("XADD", STREAM, "MAXLEN", "~", LINES, "*", "l", msgspec.msgpack.encode(line))
 
     async def _hear(self) -> None:
-        heard: Any = await self._redis.xread({STREAM: self._seen}, count=64, block=_BLOCK_MS)
-        streams = heard.items() if isinstance(heard, dict) else heard or ()
-        for _, batches in streams:
-            # RESP3 wraps the entries of a stream in one more list.
-            entries = batches[0] if batches and isinstance(batches[0], list) else batches
-            for ident, fields in entries:
-                self._seen = ident.decode() if isinstance(ident, bytes) else ident
+        asked = ("XREAD", "COUNT", 64, "BLOCK", _BLOCK_MS, "STREAMS", STREAM, self._seen)
+        for _, entries in await self._news.call(*asked, near=STREAM) or ():
+            for ident, pairs in entries:
+                self._seen = ident.decode()
+                fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
                 with suppress(msgspec.MsgspecError, KeyError, ValueError):  # a line of some other version
                     self._learn(msgspec.msgpack.decode(fields[b"l"], type=Line), int(self._seen.partition("-")[0]))
 

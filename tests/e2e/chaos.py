@@ -1,10 +1,11 @@
 """Everything is killed while it works; afterwards the books are compared with what the provider served.
 
-`python -m tests.e2e.chaos --seconds 60 --processes 4 --json [--database sqlite|postgresql] [--seed N] [--rate N]`
+`python -m tests.e2e.chaos --seconds 60 --processes 4 --json [--database sqlite|postgresql] [--cluster] [--seed N]`
 starts its own Valkey (append-only file on), SQL database, provider emulator and gateway processes, which share one data
 folder as on one host. Clients ask with keys whose hard budgets are worth about half of what is asked. Meanwhile, at
 random: kill -9 of a gateway or of Valkey (both come back), SQL connections cut (PostgreSQL) or the write lock held
-(SQLite); once FLUSHALL, and once Valkey comes back without its file. At the end the gateways are told to stop, the
+(SQLite); once FLUSHALL, and once Valkey comes back without its file. With --cluster a master is killed and its replica
+takes over, with whatever it had been told by then. At the end the gateways are told to stop, the
 journals are shipped, and one JSON line is printed:
 
 requests            sent by clients, whatever came of them
@@ -60,10 +61,12 @@ from billing.worker import Worker
 from gateway.admission import Gate
 from gateway.admission.key_admin import KeyAdmin, KeyTerms
 from gateway.admission.owners import Owner
+from gateway.admission.store import store_from
 from gateway.config import Settings, load
 from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from tests import services
+from tests.clusters import Nodes
 from tests.emulators import scripted
 from tests.emulators.openai import OpenAIEmulator, prompt_of
 
@@ -100,6 +103,7 @@ class Valkey:
         self._folder = folder
         self._socket = folder / "v.sock"
         self.url = f"unix://{self._socket}?db=0"
+        self._client = Redis.from_url(self.url)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -121,14 +125,21 @@ class Valkey:
         if forget:
             shutil.rmtree(self._folder / "appendonlydir")
 
+    async def client_of(self, key: str) -> Redis:
+        return self._client
+
+    async def flushall(self) -> None:
+        await self._client.flushall()
+
+    async def close(self) -> None:
+        await self.kill()
+        await self._client.aclose()
+
     async def _answers(self) -> bool:
-        redis = Redis.from_url(self.url)
         try:
-            return bool(await redis.ping())
+            return bool(await self._client.ping())
         except (RedisError, OSError):
             return False
-        finally:
-            await redis.aclose()
 
 
 class Replica:
@@ -188,7 +199,7 @@ class Replica:
 class Scene:
     folder: Path
     database: str  # A URL.
-    valkey: Valkey
+    valkey: Valkey | Nodes
     replicas: list[Replica]
     upstream: OpenAIEmulator
     engine: AsyncEngine
@@ -215,12 +226,19 @@ class Through(Protocol):
 
 @contextlib.asynccontextmanager
 async def scene(
-    folder: Path, database_url: str, processes: int, *, through: Through | None = None, config_more: str = PATIENT
+    folder: Path,
+    database_url: str,
+    processes: int,
+    *,
+    through: Through | None = None,
+    config_more: str = PATIENT,
+    cluster: bool = False,
 ) -> AsyncIterator[Scene]:
-    """Everything up. The database is migrated here. config_more: TOML sections for the gateways."""
-    valkey = Valkey(folder)
-    await valkey.start()
+    """Everything up. The database is migrated here. config_more: TOML sections for the gateways. cluster: Valkey is
+    three masters with a replica each."""
+    valkey = Nodes(folder) if cluster else Valkey(folder)
     try:
+        await valkey.start()
         async with OpenAIEmulator() as upstream:
             config = folder / "farebox.toml"
             places = upstream.url, database_url, valkey.url
@@ -248,16 +266,24 @@ async def scene(
                 await asyncio.gather(*late)
                 await engine.dispose()
     finally:
-        await valkey.kill()
+        await valkey.close()
 
 
 async def run(
-    folder: Path, database_url: str, *, seconds: float, processes: int, rate: float, seed: int, lose_redis: bool = True
+    folder: Path,
+    database_url: str,
+    *,
+    seconds: float,
+    processes: int,
+    rate: float,
+    seed: int,
+    lose_redis: bool = True,
+    cluster: bool = False,
 ) -> dict[str, Any]:
     """One run. rate: requests a second, all clients together. lose_redis: FLUSHALL and a restart without its file."""
     started_s = time.monotonic()
     chance = random.Random(seed)
-    async with scene(folder, database_url, processes) as stage:
+    async with scene(folder, database_url, processes, cluster=cluster) as stage:
         await make_keys(stage, lots=int(seconds * rate / LOT) + KEYS_AT_ONCE)
         until_s = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
@@ -271,8 +297,7 @@ async def run(
 
 
 async def make_keys(stage: Scene, lots: int) -> None:
-    redis = Redis.from_url(stage.valkey.url, protocol=3)
-    admin = KeyAdmin(stage.engine, redis, Secrets.load(stage.settings).key_pepper.encode())
+    admin = KeyAdmin(stage.engine, store_from(stage.valkey.url), Secrets.load(stage.settings).key_pepper.encode())
     for number in range(lots):
         made = await admin.create_key(
             project_id="proj_chaos", name=f"lot {number}", actor="chaos", now_ns=time.time_ns(), terms=KeyTerms(),
@@ -280,7 +305,6 @@ async def make_keys(stage: Scene, lots: int) -> None:
         )  # fmt: skip
         assert made.plain is not None
         stage.keys.append((made.plain, made.key_id))
-    await redis.aclose()
 
 
 async def _destroy(stage: Scene, chance: random.Random, until_s: float, seconds: float, lose_redis: bool) -> None:
@@ -291,9 +315,7 @@ async def _destroy(stage: Scene, chance: random.Random, until_s: float, seconds:
             losses.pop(0)
             stage.seen.losses += 1
             if losses:
-                redis = Redis.from_url(stage.valkey.url)
-                await redis.flushall()
-                await redis.aclose()
+                await stage.valkey.flushall()
             else:
                 stage.seen.kills += 1
                 await stage.valkey.kill(forget=True)
@@ -490,11 +512,11 @@ def _served(upstream: OpenAIEmulator) -> dict[str, int]:
 
 async def _reservations(stage: Scene, spent: dict[str, int]) -> tuple[int, int]:
     """What a gateway that starts now finds and puts right by itself. Returns: still open, counters' error."""
-    redis = Redis.from_url(stage.valkey.url, decode_responses=True)
     prefix = f"fb:{{{ORGANISATION}}}"
     owner = Owner(*Owner.of(None).name.split("."), stage.settings.data_dir / "journal")
     owner = replace(owner, folder=(stage.settings.data_dir / "journal" / "folder.id").read_text())
-    gate = Gate(stage.engine, Redis.from_url(stage.valkey.url), owner=owner)
+    redis = await stage.valkey.client_of(f"{prefix}:leases")
+    gate = Gate(stage.engine, store_from(stage.valkey.url), owner=owner)
     async with gate:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(3 * LEASE_S):
@@ -506,9 +528,7 @@ async def _reservations(stage: Scene, spent: dict[str, int]) -> tuple[int, int]:
         kept, limit = await redis.hmget(f"{prefix}:m:key:{key_id}:total:total", "a", "l")
         if limit is not None:
             off = max(off, abs(BUDGET_PUSD - amount - int(kept)))
-    left = await redis.zcard(f"{prefix}:leases")
-    await redis.aclose()
-    return left, off
+    return await redis.zcard(f"{prefix}:leases"), off
 
 
 def _config(folder: Path, upstream: str, database_url: str, redis_url: str) -> str:
@@ -548,6 +568,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100, help="requests a second")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep-redis", action="store_true", help="neither FLUSHALL nor a restart without its file")
+    parser.add_argument("--cluster", action="store_true", help="Valkey as three masters with a replica each")
     parser.add_argument("--json", action="store_true", help="one line; without, one value a line")
     asked = parser.parse_args()
     seed = int.from_bytes(os.urandom(3), "big") if asked.seed is None else asked.seed
@@ -561,7 +582,7 @@ def main() -> None:
         result = asyncio.run(
             run(
                 folder, url, seconds=asked.seconds, processes=asked.processes, rate=asked.rate, seed=seed,
-                lose_redis=not asked.keep_redis,
+                lose_redis=not asked.keep_redis, cluster=asked.cluster,
             )
         )  # fmt: skip
     print(json.dumps(result) if asked.json else "\n".join(f"{name}: {value}" for name, value in result.items()))

@@ -335,11 +335,9 @@ class Faulty(Link):
         self.left = fail_at
         self.after = after
 
-    async def call(self, *command: Any) -> Any:
-        return await self._perhaps(super().call(*command))
-
-    async def call_booted(self, command: Any) -> Any:
-        return await self._perhaps(super().call_booted(command))
+    async def call_booted(self, command: Any, **more: Any) -> Any:
+        """All calls come by here."""
+        return await self._perhaps(super().call_booted(command, **more))
 
     async def _perhaps(self, call: Coroutine[Any, Any, Any]) -> Any:
         self.left -= 1
