@@ -137,6 +137,8 @@ usage_records: Final = Table(
     Column("upstream_id", Text),
     # The price variant that was answered: "" (standard), flex, priority, batch, or a tier that we have no price for.
     Column("variant", Text, nullable=False, server_default=text("''")),
+    # gateway.routing.explaining.Way as JSON, where there was something to choose or something failed.
+    Column("way", Text),
     # What has been spent in a budget's window, on the way up from the key.
     Index(None, "key_id", "at_ns"),
     Index(None, "project_id", "at_ns"),

@@ -137,6 +137,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
     upstream_id: str | None = None  # The provider's own id, by which its bill can be matched.
     # billing.prices.variant_of what the provider answered. A record whose price is of another variant waits for one.
     variant: str = ""
+    # What the gateway had to choose from and what it tried, in its own words; None where there was nothing to tell.
+    way: str | None = None
 
 
 class OrphanPolicy(StrEnum):

@@ -403,6 +403,7 @@ def _row(record: UsageRecord, price: Charge | None) -> dict[str, Any]:
         "attempts": record.attempts,
         "upstream_id": record.upstream_id and _storable(record.upstream_id),
         "variant": _storable(record.variant),
+        "way": record.way and _storable(record.way),
     }
 
 

@@ -118,7 +118,7 @@ class Chat:
             return body, Ending(Outcome.COMPLETED, usage, reason, 200, output_bytes=len(body))
 
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
-        booking.settlement.answered(arrival.leg, arrival.attempts)
+        booking.settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
         body, ending = arrival.got
         if visit is not None and visit.watches_output:
             body, ending = await guarded_answer(body, ending, call, visit)
@@ -146,7 +146,7 @@ class Chat:
             booking.plan, attempt, streams=True, discard=lambda opened: opened.answer.aclose()
         )
         settlement, opened = booking.settlement, arrival.got
-        settlement.answered(arrival.leg, arrival.attempts)
+        settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
         settlement.first_token()
         if visit is not None and visit.watches_output:
             visit.streams()

@@ -50,7 +50,7 @@ class Embedding:
 
         async with booking.settlement.owed(self._say):
             arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
-            booking.settlement.answered(arrival.leg, arrival.attempts)
+            booking.settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
             body, usage = arrival.got
             amount_pusd = await booking.settlement.finish(_ending(usage))
         headers = booking.headers(dropped)

@@ -129,11 +129,20 @@ class Unavailable(GatewayError):
 
 
 class NoRouteLeft(GatewayError):
-    """Every deployment of the plan failed. `attempts` tells of each; `last` is the ProviderError of the last one."""
+    """Every deployment of the plan failed. `attempts` tells of each, `tries` in short: deployment, how it ended, after
+    how many milliseconds; `last` is the ProviderError of the last one."""
 
     code = "upstream_failed"
 
-    def __init__(self, message: str, *, attempts: Sequence[str], last: Exception | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        attempts: Sequence[str],
+        last: Exception | None = None,
+        tries: Sequence[tuple[str, str, int]] = (),
+    ) -> None:
         super().__init__(message)
+        self.tries = tuple(tries)
         self.attempts = tuple(attempts)
         self.last = last

@@ -89,7 +89,7 @@ class Media:
             return body, response.headers.get("content-type", "application/json"), openai_media.usage_in(body)
 
         arrival = await booking.dispatcher.first_arrival(booking.plan, read)
-        booking.settlement.answered(arrival.leg, arrival.attempts)
+        booking.settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
         body, content_type, usage = arrival.got
         ending = Ending(Outcome.COMPLETED, finish_reason="stop", status=200, counts=told(usage, request))
         amount_pusd = await booking.settlement.finish(replace(ending, likely=likely(request, b"", 0)))
@@ -99,7 +99,7 @@ class Media:
 
     async def _stream(self, booking: Booking, attempt: Attempt, request: MediaRequest) -> Reply:
         arrival = await booking.dispatcher.first_arrival(booking.plan, attempt, streams=True)
-        booking.settlement.answered(arrival.leg, arrival.attempts)
+        booking.settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
         booking.settlement.first_token()
         headers = booking.headers(())
         headers.append(("content-type", arrival.got.headers.get("content-type", "application/octet-stream")))

@@ -56,7 +56,7 @@ class Rerank:
 
         async with booking.settlement.owed(self._say):
             arrival = await booking.dispatcher.first_arrival(booking.plan, attempt)
-            booking.settlement.answered(arrival.leg, arrival.attempts)
+            booking.settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
             response = arrival.got.response
             ending = Ending(Outcome.COMPLETED, finish_reason="stop", status=200, counts=told(response))
             amount_pusd = await booking.settlement.finish(ending)

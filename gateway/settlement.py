@@ -15,11 +15,13 @@ from billing.prices import BATCH, PriceSheet, variant_of
 from billing.rating import BY_TOKENS, Counts, charge, priced
 from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
+from gateway.errors import NoRouteLeft
 from gateway.exchange import SayError
 from gateway.metering import estimated_usage, outcome_of, quantities
 from gateway.observe.metrics import METRICS
 from gateway.routing.catalog import Deployment
-from gateway.routing.policy import Leg
+from gateway.routing.explaining import way_of
+from gateway.routing.policy import Leg, RoutePlan, Try
 from providers.neutral import Usage
 
 log = structlog.get_logger(__name__)
@@ -56,9 +58,11 @@ class Settlement:
         clock: Callable[[], int],
         price_of: Callable[[Deployment, str], PriceSheet],
         counts: Counts = BY_TOKENS,
+        route: RoutePlan | None = None,
     ) -> None:
         """price_of: what a deployment's answer costs at a service tier's variant; raises UnknownPrice. counts: the
-        worst case of what is not sold by its text."""
+        worst case of what is not sold by its text. route: what could have been tried, for the record."""
+        self._route = route
         self._counts = counts
         self._price_of = price_of
         self._journal = journal
@@ -69,6 +73,7 @@ class Settlement:
         self._amount_pusd: int | None = None
         self.leg = leg
         self.attempts = 1
+        self.tries: tuple[Try, ...] = ()
         self.first_token_ns: int | None = None
 
     @property
@@ -91,9 +96,10 @@ class Settlement:
         """A context: what fails inside before anything was settled ends the request, and is raised on."""
         return _Owed(self, say)
 
-    def answered(self, leg: Leg, attempts: int) -> None:
+    def answered(self, leg: Leg, attempts: int, tries: tuple[Try, ...] = ()) -> None:
         """Which leg of the plan it was in the end: its price is charged."""
         self.leg = leg
+        self.tries = tries
         self.attempts = attempts
 
     def first_token(self) -> None:
@@ -200,6 +206,7 @@ class Settlement:
             dialect=intent.dialect,
             tags=intent.tags,
             attempts=self.attempts,
+            way=None if self._route is None else way_of(self._route, self.tries),
         )
 
 
@@ -225,6 +232,8 @@ class _Owed:
             ending = Ending(Outcome.CLIENT_GONE)
         else:
             # Nothing has reached the client, so nothing is charged, whatever the provider may bill us for its failure.
+            if isinstance(error, NoRouteLeft):
+                self._settlement.attempts, self._settlement.tries = len(error.tries) or 1, error.tries
             status = self._say(error, self._settlement.id).status if isinstance(error, Exception) else None
             ending = Ending(outcome_of(error), status=status, produced=False)
         await self._settlement.finish(ending)

@@ -20,6 +20,7 @@ from gateway.admin.api.ledger import ledger_handlers
 from gateway.admin.api.members import member_handlers
 from gateway.admin.api.projects import project_handlers
 from gateway.admin.api.requests import request_handlers
+from gateway.admin.api.tail import tail_handlers
 from gateway.admin.api.usage import usage_handlers
 from gateway.admin.auth import guard
 from gateway.admin.auth.roles import uncovered
@@ -35,6 +36,7 @@ HANDLERS = [
     *auth_handlers,
     *sign_on_handlers,
     *usage_handlers,
+    *tail_handlers,
     *request_handlers,
     *key_handlers,
     *project_handlers,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Services:
 
     reload_prices: makes this process charge by prices set a moment ago. engine_key: bearer token of the local engine.
     http: for control calls to the local engine; belongs to whoever made it, as engine and reader do.
-    commands: None where no command line can be sent here."""
+    commands: None where no command line can be sent here. tails: how many may look at requests as they end."""
 
     settings: Settings
     engine: AsyncEngine
@@ -64,6 +65,7 @@ class Services:
     engine_key: str | None
     clock: Callable[[], int]
     commands: CommandLine | None = None
+    tails: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(20))
 
     @cached_property
     def sign_on(self) -> SignOn:

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+from msgspec import Struct
+
 from gateway.routing.health import CALM, Outlook
-from gateway.routing.policy import RoutePlan
+from gateway.routing.policy import RoutePlan, Try
 from gateway.routing.strategies import Load, price_pusd
 
 DRY_RUN: Final = "x-farebox-dry-run"
+
+
+# More say nothing to a reader, and the row is kept for every request.
+_LEGS_KEPT: Final = 12
+
+
+class Way(Struct, frozen=True):
+    """Where a request could go, why, and what came of each try: kept beside its usage row. legs, left_out: deployment
+    and why; tries: deployment, how it ended, milliseconds."""
+
+    strategy: str
+    legs: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    tries: tuple[Try, ...] = ()
+
+
+def way_of(plan: RoutePlan, tries: tuple[Try, ...]) -> str | None:
+    """None where there was nothing to choose and nothing failed: the row itself says who answered."""
+    if len(plan.legs) == 1 and not plan.left_out and not tries:
+        return None
+    legs = tuple((leg.deployment.id, leg.why) for leg in plan.legs[:_LEGS_KEPT])
+    return msgspec.json.encode(Way(plan.strategy, legs, plan.left_out[:_LEGS_KEPT], tries[:_LEGS_KEPT])).decode()
 
 
 def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gateway.observe.metrics import METRICS
 from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.hedging import HedgeBudget, raced
-from gateway.routing.policy import Leg, RoutePlan
+from gateway.routing.policy import Leg, RoutePlan, Try
 from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
 from gateway.routing.turnstile import Saturated, Turnstile
@@ -30,12 +30,14 @@ OK: Final = "ok"
 
 
 class Arrival(Struct, Generic[T], frozen=True):
-    """What came of it: the first leg that answered, how many calls were made. journey: for a stream, to be ended."""
+    """What came of it: the first leg that answered, how many calls were made. journey: for a stream, to be ended.
+    tries: each of them where there was more than one."""
 
     got: T
     leg: Leg
     attempts: int
     journey: Journey
+    tries: tuple[Try, ...] = ()
 
 
 class Journey:
@@ -156,7 +158,7 @@ class Dispatcher:
             if self._clock() >= run.deadline:
                 run.stories.append(f"no time left after {self._terms.total_s:g} s")
                 break
-        raise NoRouteLeft("; ".join(run.stories), attempts=run.stories, last=run.last)
+        raise NoRouteLeft("; ".join(run.stories), attempts=run.stories, last=run.last, tries=run.tries)
 
     def _hedge_after(self, run: _Run, health: Health) -> float | None:
         """Seconds; None: this one is asked alone."""
@@ -228,8 +230,10 @@ class Dispatcher:
             trip.answered(self._clock(), streams=streams)
             going_on = streams
         except ProviderError as error:
-            trip.failed(error, self._clock())
+            now = self._clock()
+            trip.failed(error, now)
             METRICS.attempted(provider, type(error).__name__)
+            run.tries.append((leg.deployment.id, _ended(error), round((now - began) * 1000)))
             raise
         finally:
             if not going_on:
@@ -240,7 +244,9 @@ class Dispatcher:
         journey = Journey(trip, provider, self._clock, correct, leave if going_on else None)
         if not streams:
             journey.end()
-        return Arrival(got, leg, run.attempts, journey)
+        if run.attempts > 1:
+            run.tries.append((leg.deployment.id, OK, round((self._clock() - began) * 1000)))
+        return Arrival(got, leg, run.attempts, journey, tuple(run.tries))
 
     def _corrector(self, plan: RoutePlan, leg: Leg) -> Callable[[int], None]:
         """The deployment has read the prompt. Should it tell that it had found much less of it than was thought, what
@@ -273,7 +279,7 @@ class Dispatcher:
 class _Run:
     """One request's way through its plan."""
 
-    __slots__ = ("_deferred", "attempts", "deadline", "last", "legs", "plan", "stories")
+    __slots__ = ("_deferred", "attempts", "deadline", "last", "legs", "plan", "stories", "tries")
 
     def __init__(self, plan: RoutePlan, deadline: float) -> None:
         self.plan = plan
@@ -281,6 +287,7 @@ class _Run:
         self.legs = deque(plan.legs)
         self.attempts = 0
         self.stories: list[str] = []
+        self.tries: list[Try] = []
         self.last: ProviderError | None = None
         self._deferred: set[str] = set()
 
@@ -290,6 +297,11 @@ class _Run:
             return False
         self._deferred.add(leg.deployment.id)
         return True
+
+
+def _ended(error: ProviderError) -> str:
+    """Without the provider's own words, which may repeat the client's: this is kept."""
+    return type(error).__name__ + (f" {error.status}" if error.status else "")
 
 
 async def _within(attempt: Awaitable[T], seconds: float) -> T:

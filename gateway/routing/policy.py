@@ -25,6 +25,10 @@ PriceOf = Callable[[Deployment], PriceSheet]
 CapabilitiesOf = Callable[[Deployment], Capabilities]
 
 
+# Deployment, how it ended, after how many milliseconds.
+Try = tuple[str, str, int]
+
+
 class Leg(Struct, frozen=True):
     """One deployment of a plan, with the price that its answer will be charged at. why: what put it in its place.
     fresh_tokens: of the prompt, about how many it has to read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Final
 
+import msgspec
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
@@ -24,6 +25,7 @@ from gateway.admin.auth.roles import TELLERS
 from gateway.admin.problems import not_found
 from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
 from gateway.admin.wants import Caller, Office, Within
+from gateway.routing.explaining import Way
 
 WAIT_TRIES: Final = 10
 WAIT_S: Final = 0.1
@@ -85,8 +87,31 @@ class Posting(Struct, frozen=True):
     note: str | None
 
 
+class ChoiceView(Struct, frozen=True):
+    deployment: str
+    why: str
+
+
+class TryView(Struct, frozen=True):
+    """result: ok, or the kind of failure with the provider's status."""
+
+    deployment: str
+    result: str
+    ms: int
+
+
+class WayView(Struct, frozen=True):
+    """legs: in the order they would be tried; tries: what came of each, where there was more than one."""
+
+    strategy: str
+    legs: list[ChoiceView]
+    left_out: list[ChoiceView]
+    tries: list[TryView]
+
+
 class RequestDetail(Struct, frozen=True):
-    """cost_usd and postings are what providers bill and the ledger holds: for those who may see money."""
+    """cost_usd and postings are what providers bill and the ledger holds: for those who may see money. way: null where
+    one deployment alone could serve it and did."""
 
     request: RequestView
     project: str
@@ -96,6 +121,8 @@ class RequestDetail(Struct, frozen=True):
     cost_usd: str | None
     upstream_id: str | None
     tags: list[str]
+    variant: str
+    way: WayView | None
     sheet: PriceSheetView | None
     lines: list[PriceLine]
     postings: list[Posting]
@@ -125,7 +152,7 @@ async def list_requests(
         keys = await reports.labels(db, "key", list({row["key_id"] for row in rows}))
     shown = rows[:limit]
     more = cursor(shown[-1]["at_ns"], shown[-1]["id"]) if len(rows) > limit else None
-    return Page([_view(row, keys) for row in shown], more)
+    return Page([request_view(row, keys) for row in shown], more)
 
 
 @get("/requests/{request_id:str}", name="requests.read")
@@ -151,7 +178,7 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
         project = await reports.labels(db, "project", [row["project_id"]])
         organisation = await reports.labels(db, "organisation", [row["organisation_id"]])
         return RequestDetail(
-            _view(row, keys),
+            request_view(row, keys),
             project.get(row["project_id"], row["project_id"]),
             organisation.get(row["organisation_id"], row["organisation_id"]),
             row["deployment"],
@@ -159,6 +186,8 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
             usd(row["cost_pusd"]) if money else None,
             row["upstream_id"],
             list(row["tags"]),
+            row["variant"],
+            _way(row["way"]),
             sheet,
             lines,
             [posting(entry) for entry in posted.mappings()],
@@ -201,7 +230,15 @@ async def _priced(db: AsyncConnection, row: RowMapping, money: bool) -> tuple[Pr
     return view, lines
 
 
-def _view(row: RowMapping, keys: dict[str, str]) -> RequestView:
+def _way(kept: str | None) -> WayView | None:
+    if kept is None:
+        return None
+    way = msgspec.json.decode(kept, type=Way)
+    legs, left_out = ([ChoiceView(*each) for each in side] for side in (way.legs, way.left_out))
+    return WayView(way.strategy, legs, left_out, [TryView(*each) for each in way.tries])
+
+
+def request_view(row: RowMapping, keys: dict[str, str]) -> RequestView:
     return RequestView(
         id=row["id"],
         at=stamp(row["at_ns"]),

@@ -28,6 +28,7 @@ MATRIX = [
     ("GET", "/usage.csv", None, ALL),
     ("GET", "/requests", None, ALL),
     ("GET", "/requests/req_none", None, ALL),
+    ("GET", "/requests/tail?seconds=0", None, ALL),
     ("GET", "/keys", None, ALL),
     ("POST", "/keys", {"project_id": "none", "name": "k"}, MAKERS),
     ("PATCH", "/keys/none", {"name": "k"}, MAKERS),
