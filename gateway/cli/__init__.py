@@ -34,6 +34,7 @@ COMMANDS = {
     "providers": "Configured providers.",
     "route": "Where a request would go, and why.",
     "prices": "The price book.",
+    "demo": "A sample organisation with a month of usage, live traffic, and all of it gone again.",
     "completion": "What a shell needs to complete `farebox` with the Tab key.",
     "bench": "Measure a gateway from outside; `bench serve` is one to measure.",
 }

@@ -171,3 +171,22 @@ class Terminal:
             except OSError as error:
                 if error.errno != errno.EIO:  # nobody holds the other end any more
                     raise
+
+
+def test_live_samples_go_through_the_gateway_when_a_model_is_named(busy: Up) -> None:
+    """Last of this file: it adds requests. `--clear` takes them out of the reports again."""
+    said = farebox_json(
+        "demo", "--days", "1", "--a-day", "1", "--traffic", "--model", MODEL, "--seconds", "1", "--rate", "10",
+        cwd=busy.folder,
+    )  # fmt: skip
+    live = said["live"]
+    assert (live["requests"] > 0, live["failed"], live["real"]) == (True, 0, True)
+
+    def booked() -> int:
+        lines = farebox_json("usage", "--by", "key", cwd=busy.folder)["lines"]
+        return sum(line["requests"] for line in lines if (line["name"] or "").startswith("sample: traffic"))
+
+    wait_until(lambda: booked() == live["requests"], 60)
+    assert farebox_json("demo", "--clear", cwd=busy.folder)["removed"]["usage_records"] >= live["requests"]
+    assert booked() == 0
+    assert farebox_json("ledger", "trial", cwd=busy.folder)["sound"] is True
