@@ -23,6 +23,7 @@ from gateway.admin.api.requests import request_handlers
 from gateway.admin.api.tail import tail_handlers
 from gateway.admin.api.usage import usage_handlers
 from gateway.admin.auth import guard
+from gateway.admin.auth.passkeys import passkey_handlers
 from gateway.admin.auth.roles import uncovered
 from gateway.admin.auth.routes import auth_handlers
 from gateway.admin.auth.sign_on import sign_on_handlers
@@ -35,6 +36,7 @@ API_PATH = "/admin/v1"
 HANDLERS = [
     *auth_handlers,
     *sign_on_handlers,
+    *passkey_handlers,
     *usage_handlers,
     *tail_handlers,
     *request_handlers,

@@ -38,6 +38,10 @@ BOUNDERS: Final = TELLERS | {Role.TEAM_LEAD}
 PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "session.end": frozenset(Role),
     "password.set": frozenset(Role),
+    "passkeys.list": frozenset(Role),
+    "passkeys.begin": frozenset(Role),
+    "passkeys.add": frozenset(Role),
+    "passkeys.remove": frozenset(Role),
     "overview.read": ANYONE,
     "usage.read": ANYONE,
     "usage.export": ANYONE,
@@ -133,6 +137,7 @@ The longest name counts."""
 
 OPEN: Final = frozenset({
     "session.by_link", "session.by_password", "session.read", "session.ways", "session.oidc_begin", "session.oidc_end",
+    "session.passkey_begin", "session.by_passkey",
 })  # fmt: skip
 """What works before sign-in."""
 
@@ -161,6 +166,10 @@ class Of(Struct, frozen=True):
 CONCERNS: Final[dict[str, Own | Seen | Of]] = {
     "session.end": Own(),
     "password.set": Own(),
+    "passkeys.list": Own(),
+    "passkeys.begin": Own(),
+    "passkeys.add": Own(),
+    "passkeys.remove": Own(),
     "overview.read": Seen(),
     "usage.read": Seen(),
     "usage.export": Seen(),

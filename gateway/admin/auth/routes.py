@@ -131,7 +131,7 @@ async def sign_in_by_link(data: JSONBody[LinkSignIn], request: AnyRequest, servi
         if user_id is None:
             await people.record_failure(db, subjects, at_ns=now_ns)
         else:
-            return await _begin(services, db, user_id, "link")
+            return await begin(services, db, user_id, "link")
     raise Problem(401, "link-spent", "the link is unknown, used or too old",
                   "Sign in with your password, or print a new link with `farebox users link`.")  # fmt: skip
 
@@ -150,7 +150,7 @@ async def sign_in_by_password(
     good = await services.passwords.matches(kept[1] if kept else None, data.password)
     async with writing(services.engine) as db:
         if kept is not None and good:
-            return await _begin(services, db, kept[0], "password")
+            return await begin(services, db, kept[0], "password")
         await people.record_failure(db, subjects, at_ns=now_ns)
     raise Problem(401, "wrong-password", "name or password is wrong", "Try again, or ask an admin for a sign-in link.")
 
@@ -304,7 +304,7 @@ async def throttle(services: Services, db: Any, subjects: list[str]) -> None:
                       retry_after_s=wait_s)  # fmt: skip
 
 
-async def _begin(services: Services, db: Any, user_id: str, how: str) -> Response[SessionView]:
+async def begin(services: Services, db: Any, user_id: str, how: str) -> Response[SessionView]:
     token, cookie, actor = await enter(services, db, user_id, how)
     return Response(_session(actor, token), cookies=[cookie])
 

@@ -23,6 +23,7 @@ from gateway import audit, identity, schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.memberships import INSTALLATION
 from gateway.admin.auth.oidc import Provider, SignOnFailed
+from gateway.admin.auth.passkeys import relying_on
 from gateway.admin.auth.people import hashed
 from gateway.admin.auth.roles import Membership, Role
 from gateway.admin.auth.routes import enter, throttle
@@ -61,7 +62,8 @@ async def ways_in(services: Office) -> WaysIn:
     """What the sign-in page offers."""
     admin = services.settings.admin
     buttons = [ProviderButton(each.name, each.label or each.name) for each in admin.oidc]
-    return WaysIn(admin.passwords, can_passkeys(admin), buttons)
+    passkeys = can_passkeys(admin) and relying_on(services.settings.office_url) is not None
+    return WaysIn(admin.passwords, passkeys, buttons)
 
 
 @get("/auth/oidc/{provider:str}/begin", name="session.oidc_begin", status_code=302)

@@ -23,6 +23,10 @@ BOUNDERS, LEADS = "owner admin finance team_lead", "owner admin team_lead"
 MATRIX = [
     ("DELETE", "/auth/session", None, SELF),
     ("PUT", "/auth/password", {"password": "short"}, SELF),
+    ("GET", "/auth/passkeys", None, SELF),
+    ("POST", "/auth/passkeys/options", None, SELF),
+    ("POST", "/auth/passkeys", {"name": "n"}, SELF),
+    ("DELETE", "/auth/passkeys/none", None, SELF),
     ("GET", "/overview", None, ALL),
     ("GET", "/usage", None, ALL),
     ("GET", "/usage.csv", None, ALL),
