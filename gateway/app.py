@@ -41,6 +41,7 @@ from gateway.observe.notebook import Notebook
 from gateway.pipeline import Pipeline
 from gateway.responses import Store
 from gateway.routing.fallback import Dispatcher
+from gateway.routing.health import Outlook
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
@@ -185,11 +186,14 @@ class Gateway:
                 )
             )
 
+            def outlook(deployment_ids: list[str]) -> Outlook:
+                return dispatcher.outlook(deployment_ids)
+
             def open_office() -> FrontOffice:
                 from gateway.admin.office import FrontOffice
 
                 commands = None if self._commands is None else self._commands()
-                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer, commands)
+                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer, commands, outlook, transport)
 
             self._open_office = open_office
             stack.push_async_callback(self._close_office)

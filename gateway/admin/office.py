@@ -15,12 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
 from gateway.admin.routes import admin_routes
-from gateway.admin.services import CommandLine, Services
+from gateway.admin.services import CommandLine, Services, Switchyard
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.store import LimitStore
-from gateway.config import Settings
+from gateway.catalogue.changes import Changes
+from gateway.config import Settings, own_environment
+from gateway.kept import key_ring
+from gateway.routing.health import Outlook
 from gateway.routing.offer import Offer
 from gateway.webhooks import webhook_routes
+from providers.transport.base import Transport
 
 
 class FrontOffice:
@@ -35,6 +39,8 @@ class FrontOffice:
         redis: LimitStore,
         offer: Offer,
         commands: CommandLine | None,
+        outlook: Callable[[list[str]], Outlook],
+        transport: Transport,
     ) -> None:
         self._closing = AsyncExitStack()
         reader = Reader(settings.database_url)
@@ -54,6 +60,12 @@ class FrontOffice:
             engine_key,
             time.time_ns,
             commands,
+            Switchyard(
+                Changes(engine, lambda: offer.live.file, lambda: key_ring(settings), own_environment({})),
+                offer,
+                outlook,
+                transport,
+            ),
         )
         self.app: Callable[..., Awaitable[None]] = Litestar(
             [*admin_routes(lambda: services), *webhook_routes(settings, lambda: services)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,9 @@ from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
 from billing.errors import BillingError, InsufficientFunds, LedgerConflict
+from gateway.catalogue.changes import Outdated, Refused
+from gateway.catalogue.faults import Fault
+from gateway.envelope import CannotOpen
 from gateway.errors import GatewayError, NotFound, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -33,6 +37,7 @@ class Problem(Exception):
         *,
         field: str | None = None,
         retry_after_s: int | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -41,10 +46,12 @@ class Problem(Exception):
         self.todo = todo
         self.field = field
         self.retry_after_s = retry_after_s
+        self.faults = tuple(faults)
 
 
 class ProblemDetails(Struct, frozen=True, omit_defaults=True):
-    """The body. `type` is a stable URN, `todo` and `field` are our extension members."""
+    """The body. `type` is a stable URN; `todo`, `field` and `faults` (all that is wrong, where several things may be)
+    are our extension members."""
 
     type: str
     title: str
@@ -53,6 +60,7 @@ class ProblemDetails(Struct, frozen=True, omit_defaults=True):
     todo: str
     instance: str
     field: str | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 def not_found(what: str, name: str, todo: str) -> Problem:
@@ -76,6 +84,7 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
         todo=problem.todo,
         instance=request.url.path,
         field=problem.field,
+        faults=problem.faults,
     )
     headers = {} if problem.retry_after_s is None else {"retry-after": str(problem.retry_after_s)}
     return Response(msgspec.json.encode(body), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
@@ -97,6 +106,14 @@ def _problem(error: Exception) -> Problem:
             return Problem(503, "unavailable", error.message, "Try again; `farebox check` names what is away.")
         case GatewayError():
             return Problem(422, error.code.replace("_", "-"), error.message, "Correct the value and send it again.")
+        case Refused():
+            first = error.faults[0]
+            return Problem(422, "catalogue-refused", str(first).partition("; ")[0], first.todo, field=first.path,
+                           faults=error.faults)  # fmt: skip
+        case Outdated():
+            return Problem(412, "changed-meanwhile", str(error), "Read it again, and make the change on what is there.")
+        case CannotOpen():
+            return Problem(503, "key-ring", str(error), "Restore the key ring, or store the credential anew.")
         case InsufficientFunds():
             return Problem(409, "insufficient-funds", str(error), "Take a smaller amount or top up first.")
         case LedgerConflict():

@@ -19,7 +19,9 @@ from gateway.admin.api.keys import key_handlers
 from gateway.admin.api.ledger import ledger_handlers
 from gateway.admin.api.members import member_handlers
 from gateway.admin.api.projects import project_handlers
+from gateway.admin.api.providers import provider_handlers
 from gateway.admin.api.requests import request_handlers
+from gateway.admin.api.routing import routing_handlers
 from gateway.admin.api.tail import tail_handlers
 from gateway.admin.api.usage import usage_handlers
 from gateway.admin.auth import guard
@@ -44,6 +46,8 @@ HANDLERS = [
     *project_handlers,
     *member_handlers,
     *catalog_handlers,
+    *provider_handlers,
+    *routing_handlers,
     *comparing_handlers,
     *ledger_handlers,
     *invoice_handlers,

@@ -16,8 +16,13 @@ from gateway.admin.auth.oidc import SignOn
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
 from gateway.admission.key_admin import KeyAdmin
+from gateway.catalogue.changes import Changes
 from gateway.config import Settings
+from gateway.errors import Unavailable
 from gateway.routing.catalog import Catalog
+from gateway.routing.health import Outlook
+from gateway.routing.offer import Offer
+from providers.transport.base import Transport
 
 
 class Understood(Protocol):
@@ -46,6 +51,17 @@ class CommandLine(Protocol):
 
 
 @dataclass(frozen=True)
+class Switchyard:
+    """Who can be asked: changes of it, what is in force in this process, how its deployments fare here. transport: for
+    calls that try one."""
+
+    changes: Changes
+    offer: Offer
+    outlook: Callable[[list[str]], Outlook]
+    transport: Transport
+
+
+@dataclass(frozen=True)
 class Services:
     """engine: for changes and sign-in. reader: for reports. clock: unix nanoseconds.
 
@@ -66,6 +82,14 @@ class Services:
     clock: Callable[[], int]
     commands: CommandLine | None = None
     tails: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(20))
+    switchyard: Switchyard | None = None
+
+    @property
+    def yard(self) -> Switchyard:
+        """Raises: Unavailable."""
+        if self.switchyard is None:
+            raise Unavailable("no gateway is running in this process")
+        return self.switchyard
 
     @cached_property
     def sign_on(self) -> SignOn:

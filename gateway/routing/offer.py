@@ -97,12 +97,23 @@ class Offer:
         any model of it; at the service tier's own price and with the organisation's margin.
 
         Raises: UnknownPrice; a tier without a price is not sold at the standard one."""
-        model, prices = deployment.model, self.prices
-        if deployment.priced_as is not None:
-            return prices.sheet(*deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id)
-        for provider, name in ((deployment.provider, model), (deployment.kind, model)):
-            try:
-                return prices.sheet(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
-            except UnknownPrice:
-                continue
-        return prices.sheet(deployment.provider, ANY, at_ns, variant=variant, organisation_id=organisation_id)
+        return sheet_of(self.prices, deployment, at_ns, variant, organisation_id)
+
+
+def sheet_of(
+    prices: PriceBook,
+    deployment: Deployment,
+    at_ns: int,
+    variant: str = STANDARD,
+    organisation_id: str | None = None,
+) -> PriceSheet:
+    """See `Offer.price_of`."""
+    model = deployment.model
+    if deployment.priced_as is not None:
+        return prices.sheet(*deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id)
+    for provider, name in ((deployment.provider, model), (deployment.kind, model)):
+        try:
+            return prices.sheet(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
+        except UnknownPrice:
+            continue
+    return prices.sheet(deployment.provider, ANY, at_ns, variant=variant, organisation_id=organisation_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import get, post
@@ -26,6 +26,7 @@ from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, Period, Stamp, stamp
 from gateway.admin.wants import Caller, Office
 from gateway.routing.catalog import LOCAL, Deployment
+from gateway.routing.offer import sheet_of
 
 _MILLION = 1_000_000
 # Shown in lists; every other meter is in the history.
@@ -33,7 +34,8 @@ _MAIN = (Meter.INPUT_TOKENS, Meter.OUTPUT_TOKENS, Meter.CACHE_READ_TOKENS)
 
 
 class DeploymentView(Struct, frozen=True):
-    """price: USD per million of each main meter, None while there is no price: such a model is refused."""
+    """price: USD per million of each main meter, None while there is no price: such a model is refused. condition,
+    in_flight: as this gateway process has it; first_token_ms: of its last calls."""
 
     id: str
     provider: str
@@ -45,6 +47,9 @@ class DeploymentView(Struct, frozen=True):
     max_output_tokens: int | None
     price: dict[str, str] | None
     price_id: str | None
+    condition: str
+    in_flight: int
+    first_token_ms: int | None
 
 
 class ModelView(Struct, frozen=True):
@@ -60,7 +65,10 @@ class Models(Struct, frozen=True):
 
 
 class ProviderView(Struct, frozen=True):
-    """The last 24 hours of a configured provider. state: idle, healthy, failing (5 % of the requests or more)."""
+    """The last 24 hours of a configured provider. state: off, idle, healthy, failing (5 % of the requests or more).
+
+    source: "file" is the settings file or the environment; "database" was added here. ill: deployments that this
+    gateway process goes round now, each with its breaker's condition."""
 
     name: str
     kind: str
@@ -71,6 +79,9 @@ class ProviderView(Struct, frozen=True):
     failed: int
     first_token: Quantiles
     state: str
+    source: Literal["file", "database"]
+    credential: str | None
+    ill: dict[str, str]
 
 
 class TierView(Struct, frozen=True):
@@ -122,33 +133,39 @@ async def list_providers(services: Office) -> list[ProviderView]:
     """The providers of this installation, with their last 24 hours. Credentials are never shown."""
     now_ns = services.clock()
     period = Period(now_ns - DAY_NS, now_ns)
-    settings = services.settings
+    live = services.yard.offer.live
     known: dict[str, tuple[str, str | None, str | None]] = {
-        name: (said.kind or name, said.base_url, said.region)
-        for name, said in settings.providers.items()
-        if said.enabled
+        name: (said.kind or name, said.base_url, said.region) for name, said in live.settings.providers.items()
     }
-    if settings.local.enabled:
-        known[LOCAL] = (LOCAL, settings.local.base_url, None)
-    count: dict[str, set[str]] = {}
+    if live.settings.local.enabled:
+        known[LOCAL] = (LOCAL, live.settings.local.base_url, None)
+    models: dict[str, set[str]] = {}
     for deployments in services.catalog().aliases.values():
         for each in deployments:
-            count.setdefault(each.provider, set()).add(each.model)
+            models.setdefault(each.provider, set()).add(each.id)
+    standings = services.yard.outlook([ident for ids in models.values() for ident in ids]).standings
     async with services.reader.reading() as db:
         used = {each.name: each.totals for each in await reports.groups(db, "provider", period, {}, limit=1000)}
-        return [
-            ProviderView(
-                name,
-                *facts,
-                len(count.get(name, ())),
-                totals.requests,
-                totals.failed,
-                await reports.first_token(db, period, [name]),
-                _state(totals),
+        views = []
+        for name, facts in sorted(known.items()):
+            totals, ids = used.get(name, reports.Totals()), models.get(name, set())
+            said, entry = live.settings.providers.get(name), live.document.providers.get(name)
+            ill = {each: standings[each].condition for each in sorted(ids) if each in standings}
+            views.append(
+                ProviderView(
+                    name,
+                    *facts,
+                    len(ids),
+                    totals.requests,
+                    totals.failed,
+                    await reports.first_token(db, period, [name]),
+                    _state(totals) if said is None or said.enabled else "off",
+                    "file" if entry is None else "database",
+                    None if entry is None else entry.credential,
+                    {each: condition for each, condition in ill.items() if condition != "closed"},
+                )
             )
-            for name, facts in sorted(known.items())
-            for totals in [used.get(name, reports.Totals())]
-        ]
+    return views
 
 
 @get("/prices", name="prices.list")
@@ -183,10 +200,11 @@ catalog_handlers: list[HTTPRouteHandler] = [list_models, list_providers, list_pr
 def _deployment(services: Services, each: Deployment, now_ns: int) -> DeploymentView:
     sheet: PriceSheet | None
     try:
-        sheet = services.prices().sheet(each.provider, each.model, now_ns)
+        sheet = sheet_of(services.prices(), each, now_ns)
     except UnknownPrice:
         sheet = None
     price = None if sheet is None else {m.value: _usd_per_million(sheet.sale[m]) for m in _MAIN if m in sheet.sale}
+    standing = services.yard.outlook([each.id]).of(each.id)
     return DeploymentView(
         each.id,
         each.provider,
@@ -198,6 +216,9 @@ def _deployment(services: Services, each: Deployment, now_ns: int) -> Deployment
         each.max_output_tokens,
         price,
         None if sheet is None else sheet.id,
+        standing.condition,
+        standing.in_flight,
+        None if standing.first_token_s is None else round(standing.first_token_s * 1000),
     )
 
 

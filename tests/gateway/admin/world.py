@@ -28,10 +28,15 @@ from gateway.admin.auth.passwords import Passwords
 from gateway.admin.auth.roles import Role
 from gateway.admin.reading import Reader
 from gateway.admin.routes import admin_routes
-from gateway.admin.services import Services
+from gateway.admin.services import Services, Switchyard
 from gateway.admission.key_admin import KeyAdmin, KeyTerms
+from gateway.catalogue.changes import Changes
 from gateway.config import Settings, load
+from gateway.kept import key_ring
 from gateway.routing.catalog import Catalog, Deployment
+from gateway.routing.health import CALM
+from gateway.routing.offer import Offer
+from providers.transport.http1 import Http1Transport
 
 NOW_NS = 1_795_003_200 * 10**9  # 2026-11-18, noon UTC.
 HOUR_NS = 3_600 * 10**9
@@ -76,7 +81,11 @@ class World:
             http=http,
             engine_key=None,
             clock=lambda: self.now_ns,
-        )
+            switchyard=Switchyard(
+                Changes(engine, lambda: settings, lambda: key_ring(settings), {}), Offer(engine, settings),
+                lambda _: CALM, Http1Transport(),
+            ),
+        )  # fmt: skip
         self.catalog = Catalog(
             {alias: (Deployment(said[0], said[0], said[1], context_window=128_000),) for alias, said in MODELS.items()},
             {"openai": "openai", "anthropic": "anthropic", "groq": "groq", "gemini": "gemini"},
