@@ -46,6 +46,7 @@ from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
+from gateway.shadowing import Shadows
 from gateway.tasks import cancel
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
@@ -219,6 +220,8 @@ class Gateway:
             watch = Watch(providers, settings.guardrails, notebook)
             stack.push_async_callback(watch.aclose)
             work = asyncio.Event()
+            shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
+            stack.push_async_callback(shadows.aclose)
             pipeline = Pipeline(
                 keys,
                 gate,
@@ -235,6 +238,7 @@ class Gateway:
                 MessageBatches(kept, work),
                 answers,
                 watch,
+                shadows,
             )
             if settings.batches.parallel:
                 runner = Runner(

@@ -29,6 +29,7 @@ from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
 from gateway.routing.warmth import chain_of
 from gateway.settlement import Ending
+from gateway.shadowing import Shadows
 from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
@@ -44,7 +45,14 @@ _TELLS_COST = frozenset({"openai_chat", "openai_completions", "openai_responses"
 
 class Chat:
     def __init__(
-        self, desk: Desk, providers: Providers, answers: Answers, watch: Watch, strict: bool, say: SayError
+        self,
+        desk: Desk,
+        providers: Providers,
+        answers: Answers,
+        watch: Watch,
+        strict: bool,
+        say: SayError,
+        shadows: Shadows,
     ) -> None:
         self._desk = desk
         self._watch = watch
@@ -52,6 +60,7 @@ class Chat:
         self._providers = providers
         self._strict = strict
         self._say = say
+        self._shadows = shadows
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
@@ -83,9 +92,12 @@ class Chat:
         async with booking.settlement.owed(self._say):
             if visit is not None and visit.asks_about_input:
                 call = await asked_call(call, visit, ask.size)
-            if call.request.stream:
-                return await self._stream(call, booking, inbound.now_ns // 10**9, place, visit)
-            return await self._whole(call, booking, inbound.now_ns // 10**9, place, visit)
+            answer = self._stream if call.request.stream else self._whole
+            reply = await answer(call, booking, inbound.now_ns // 10**9, place, visit)
+        # What a client's guardrails watch over goes nowhere else.
+        if (shadow := booking.plan.terms.shadow) is not None and visit is None:
+            self._shadows.follow(shadow, inbound, self.serve)
+        return reply
 
     def _decode(self, inbound: Inbound, strict: bool) -> Call:
         route = inbound.route

@@ -63,7 +63,7 @@ class Ask(Struct, frozen=True):
         """For comparing prices: four bytes a token."""
         answers = self.candidates if self.answers else 0
         session = self.session or self.end_user or ""
-        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session, self.counts)
+        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session, counts=self.counts)
 
 
 class Booking(Struct, frozen=True):
@@ -158,7 +158,7 @@ class Desk:
             random.random,
             terms=terms,
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
-            load=load if load.session else replace(load, session=who.key_id),
+            load=replace(load, session=load.session or who.key_id, key=f"{alias}\x1f{who.key_id}"),
             preferences=preferences,
             warm=self._dispatcher.warm(deployments, chain) if chain else COLD,
         )

@@ -32,6 +32,8 @@ class Inbound(Struct, frozen=True):
     now_ns: int
     tier: str | None = None
     """Set by the gateway itself: at whose price it is charged, whatever the body says."""
+    is_shadow: bool = False
+    """A copy, which makes no copies."""
 
 
 class Reply(Struct, frozen=True):

@@ -17,7 +17,16 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_lengt
 Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
 Feature = Literal["tools", "image_input", "response_format", "reasoning", "logprobs", "candidates"]
 Strategy = Literal[
-    "weighted", "priority", "lowest_cost", "lowest_latency", "least_busy", "most_quota", "sticky", "prefix", "auto"
+    "weighted",
+    "priority",
+    "lowest_cost",
+    "lowest_latency",
+    "least_busy",
+    "most_quota",
+    "sticky",
+    "split",
+    "prefix",
+    "auto",
 ]
 PricedUnit = Literal["seconds", "characters", "images", "search_units", "searches", "pages", "requests"]
 UnitUsd = Annotated[Decimal, Meta(description="USD for one unit, as a decimal string with at most twelve decimals")]
@@ -94,13 +103,24 @@ class DeploymentSettings(DeploymentTerms, frozen=True, kw_only=True):
         return f"{self.provider}/{self.model}" + (f"@{self.account}" if self.account else "")
 
 
+class ShadowSettings(Section, frozen=True, kw_only=True):
+    """A share of an alias' chats is asked again of another one, for comparison. Nobody sees those answers."""
+
+    model: Name
+    """The alias that is asked."""
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    key_id: str
+    """In the name of this key of yours (`farebox keys list`): its budget bounds what the copies may cost."""
+
+
 class AliasTerms(Section, frozen=True, kw_only=True):
     """How an alias' deployments are chosen among."""
 
     strategy: Strategy = "weighted"
     """Among deployments of equal priority: by weight, as listed, cheapest, quickest, the one with least to do, the one
-    with most of its provider's quota left, always the same for a session, the one soonest done with this prompt (which
-    of them still holds its beginning counts), or `auto`: money and seconds weighed against each other."""
+    with most of its provider's quota left, always the same for a session, always the same for a key (`split`: an A/B
+    test by weight), the one soonest done with this prompt (which of them still holds its beginning counts), or `auto`:
+    money and seconds weighed against each other."""
     second_usd: Decimal = Decimal("0.001")
     """What `auto` pays to save a client one second of waiting. A request may say its own."""
     hedge_percentile: Annotated[int, Meta(ge=50, le=99)] | None = None
@@ -115,6 +135,7 @@ class AliasTerms(Section, frozen=True, kw_only=True):
     keep_answers_s: Seconds | None = None
     """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
     never. A request says `x-farebox-cache: no-store` to have its own."""
+    shadow: ShadowSettings | None = None
     fallbacks: tuple[Name, ...] = ()
     """Other aliases, or `provider/model`, asked in this order when every deployment above has failed."""
     fallback_on: tuple[Literal["content_filter"], ...] = ()

@@ -28,6 +28,7 @@ from gateway.responses import Conversation, Retrieval, Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.sections import ServerSettings
+from gateway.shadowing import Shadows
 from providers.dialects import openai_media
 
 _MESSAGE_BATCHES: Final[tuple[Operation, ...]] = (
@@ -66,10 +67,11 @@ class Pipeline:
         message_batches: MessageBatches,
         answers: Answers,
         watch: Watch,
+        shadows: Shadows,
     ) -> None:
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
-        chat = Chat(self._desk, providers, answers, watch, strict, as_body)
+        chat = Chat(self._desk, providers, answers, watch, strict, as_body, shadows)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,

@@ -184,6 +184,9 @@ def _alias(
         elif fallback not in aliases and fallback.partition("/")[0] not in providers:
             todo = _nearest(fallback, [*aliases, *(f"{each}/MODEL" for each in providers)])
             yield Fault(f"{path}.fallbacks[{at}]", f"no alias or deployment is called {fallback!r}", todo)
+    if entry.shadow is not None and entry.shadow.model not in aliases:
+        todo = _nearest(entry.shadow.model, aliases)
+        yield Fault(f"{path}.shadow.model", f"no alias is called {entry.shadow.model!r}", todo)
     if (most := entry.max_request_usd) is not None and not (most.is_finite() and most > 0):
         yield Fault(f"{path}.max_request_usd", f"{most} is no ceiling", "USD above zero, or leave it out")
     if not (entry.second_usd.is_finite() and entry.second_usd >= 0):

@@ -63,6 +63,9 @@ class Metrics:
             "farebox_hedged_requests", "Streams asked of two deployments at once, by which answered.", ("won",)
         )
         self._continued = Tally("farebox_continued_streams", "Streams that broke and were carried on elsewhere.")
+        self._shadowed = Tally(
+            "farebox_shadow_requests", "Requests asked again for comparison, by error code or ok.", ("model", "result")
+        )
         self._attempts = Tally(
             "farebox_upstream_attempts", "Calls to providers, by error kind or ok.", ("provider", "result")
         )
@@ -108,6 +111,7 @@ class Metrics:
             self._attempts,
             self._hedged,
             self._continued,
+            self._shadowed,
             self._journal_errors,
             self._failed_open,
             self._orphans,
@@ -164,6 +168,10 @@ class Metrics:
 
     def continued(self) -> None:
         self._continued.add()
+
+    def shadowed(self, model: str, result: str) -> None:
+        """model: an operator's alias. result: `ok`, `dropped` or a GatewayError's code."""
+        self._shadowed.add((model, result))
 
     def journal_failed(self) -> None:
         self._journal_errors.add()

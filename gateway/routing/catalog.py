@@ -87,12 +87,20 @@ class Deployment(Struct, frozen=True):
         return self.max_output_tokens or max(UNKNOWN_MAX_OUTPUT_TOKENS, stated or 0)
 
 
+class Shadow(Struct, frozen=True):
+    """model: the alias that is asked. share: of an alias' requests. key_id: in whose name."""
+
+    model: str
+    share: float
+    key_id: str
+
+
 class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
     second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
     a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
     keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache.
-    continues: a stream that breaks is carried on by the next deployment."""
+    continues: a stream that breaks is carried on by the next deployment. shadow: who is asked again, for comparison."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
@@ -102,6 +110,7 @@ class Terms(Struct, frozen=True):
     keep_s: float | None = None
     cache_prompts: bool = False
     continues: bool = False
+    shadow: Shadow | None = None
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -185,6 +194,7 @@ def from_settings(settings: Settings, book: PriceBook, endpoints: Mapping[str, s
             entry.keep_answers_s,
             entry.cache_prompts,
             entry.continue_broken,
+            None if entry.shadow is None else Shadow(entry.shadow.model, entry.shadow.share, entry.shadow.key_id),
         )
         for entry in settings.models
     }

@@ -45,13 +45,14 @@ NEAR_S: Final = 0.010
 
 class Load(Struct, frozen=True):
     """The request's size. Units: tokens; input as usually counted. output_tokens: as the client limited each of its
-    `answers`; None: it did not. An embedding has no answer. session: whose conversation it is part of. counts: of
-    what is not sold by its text, in place of the tokens."""
+    `answers`; None: it did not. An embedding has no answer. session: whose conversation it is part of. key: who asks,
+    for this alias. counts: of what is not sold by its text, in place of the tokens."""
 
     input_tokens: int = 1000
     output_tokens: int | None = None
     answers: int = 1
     session: str = ""
+    key: str = ""
     counts: Counts = BY_TOKENS
 
     def likely(self) -> int:
@@ -114,7 +115,9 @@ def order(
         case "most_quota":
             return [Choice(c, _quota(c.standing)) for c in _two_picks(equals, lambda c: -c.standing.quota_left, chance)]
         case "sticky":
-            return _sticky(equals, load.session)
+            return _pinned(equals, load.session, "this session's own")
+        case "split":
+            return _pinned(equals, load.key, "this key's own")
         case "prefix":
             return _soonest(equals, load, chance)
         case "auto":
@@ -161,17 +164,17 @@ def _quota(standing: Standing) -> str:
     return f"{standing.quota_left:.0%} of its quota left"
 
 
-def _sticky(equals: Sequence[Candidate], session: str) -> list[Choice]:
+def _pinned(equals: Sequence[Candidate], to: str, why: str) -> list[Choice]:
     """Rendezvous hashing: every gateway agrees without asking, and who joins or leaves moves only its own share.
 
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998); weights by -w / ln(h)."""
 
     def score(candidate: Candidate) -> float:
-        key = f"{session}\x1f{candidate.deployment.id}".encode()
+        key = f"{to}\x1f{candidate.deployment.id}".encode()
         drawn = (int.from_bytes(blake2b(key, digest_size=8).digest(), "big") + 1) / (2**64 + 1)
         return candidate.deployment.weight / log(drawn)
 
-    return [Choice(c, "this session's own" if at == 0 else "next") for at, c in enumerate(sorted(equals, key=score))]
+    return [Choice(c, why if at == 0 else "next") for at, c in enumerate(sorted(equals, key=score))]
 
 
 def first_token_s(candidate: Candidate, load: Load, input_tokens_per_s: float) -> float:
