@@ -26,6 +26,7 @@ from gateway.admission import Gate, KeyStore
 from gateway.admission.owners import Owner
 from gateway.admission.store import LimitStore, store_from
 from gateway.answers import Answers
+from gateway.background import Background, Jobs
 from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
@@ -39,7 +40,6 @@ from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
 from gateway.observe.notebook import Notebook
 from gateway.pipeline import Pipeline
-from gateway.responses import Store
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.health import Outlook
 from gateway.routing.offer import Offer
@@ -47,6 +47,7 @@ from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
 from gateway.shadowing import Shadows
+from gateway.stored import Store
 from gateway.tasks import cancel
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
@@ -222,6 +223,7 @@ class Gateway:
             work = asyncio.Event()
             shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
             stack.push_async_callback(shadows.aclose)
+            background = Background(Jobs(engine), work, time.time_ns)
             pipeline = Pipeline(
                 keys,
                 gate,
@@ -231,6 +233,7 @@ class Gateway:
                 time.time_ns,
                 settings.strict,
                 Store(engine),
+                background,
                 dispatcher,
                 settings.server,
                 Files(kept, settings.batches),
@@ -242,7 +245,15 @@ class Gateway:
             )
             if settings.batches.parallel:
                 runner = Runner(
-                    kept, settings.batches, pipeline.serve_as, keys.principal_of, as_body, owner(), time.time_ns, work
+                    kept,
+                    background,
+                    settings.batches,
+                    pipeline.serve_as,
+                    keys.principal_of,
+                    as_body,
+                    owner(),
+                    time.time_ns,
+                    work,
                 )
                 stack.push_async_callback(cancel, asyncio.create_task(runner.run(), name="run batches"))
             self.hot = HotPath(

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from billing.journal import Journal
 from gateway.admission import Gate, KeyStore, Principal
 from gateway.answers import Answers
+from gateway.background import Background
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
 from gateway.chat import Chat
@@ -24,11 +25,12 @@ from gateway.ingress.errors import as_body
 from gateway.ingress.hygiene import check_shape
 from gateway.media import Media
 from gateway.rerank import Rerank
-from gateway.responses import Conversation, Retrieval, Store
+from gateway.responses import Conversation, Retrieval
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
 from gateway.sections import ServerSettings
 from gateway.shadowing import Shadows
+from gateway.stored import Store
 from providers.dialects import openai_media
 
 _MESSAGE_BATCHES: Final[tuple[Operation, ...]] = (
@@ -60,6 +62,7 @@ class Pipeline:
         clock: Callable[[], int],
         strict: bool,
         responses: Store,
+        background: Background,
         dispatcher: Dispatcher,
         limits: ServerSettings,
         files: Files,
@@ -75,10 +78,10 @@ class Pipeline:
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,
-            "conversation": Conversation(chat, responses, clock),
+            "conversation": Conversation(chat, responses, background, clock),
             "rerank": Rerank(self._desk, providers, strict, as_body),
             **dict.fromkeys(openai_media.OPERATIONS, Media(self._desk, providers, as_body)),
-            **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses)),
+            **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses, background)),
             **dict.fromkeys(("file_create", "file_list", "file_get", "file_content", "file_delete"), files),
             **dict.fromkeys(("batch_create", "batch_list", "batch_get", "batch_cancel"), batches),
             **dict.fromkeys(_MESSAGE_BATCHES, message_batches),

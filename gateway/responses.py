@@ -7,7 +7,7 @@ go to another provider. Source: OpenAI API reference "Responses" and its 30 days
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
@@ -15,101 +15,25 @@ import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import reading, writing
-from gateway import schema
 from gateway.admission import Principal
+from gateway.background import Background, as_dry_run, is_under_way, runs_in_background
 from gateway.errors import InvalidRequest, NotFound
 from gateway.exchange import Inbound, Reply
 from gateway.routing.explaining import DRY_RUN
+from gateway.stored import Store, Stored, Whole, says_something
 from providers.wire import jsonio
 from providers.wire.sse import SseDecoder
 
 log = structlog.get_logger(__name__)
 
-RETENTION_S: Final = 30 * 24 * 3600
-LOOKED_THROUGH: Final = 50
 # The events that carry the whole answer.
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
-_table: Final = schema.stored_responses
 
 
 class Way(Protocol):
     async def serve(self, inbound: Inbound, who: Principal) -> Reply: ...
-
-
-class Stored(Struct, frozen=True):
-    """conversation: JSON array of all that was said, this answer included. body: the answer as its client got it."""
-
-    id: str
-    conversation: bytes
-    body: bytes
-
-
-class Store:
-    """Rows of one project are invisible to every other. Raises: SQLAlchemyError wherever SQL is away."""
-
-    def __init__(self, engine: AsyncEngine, retention_s: int = RETENTION_S) -> None:
-        self._engine = engine
-        self._retention_ns = retention_s * 10**9
-
-    async def keep(self, project_id: str, stored: Stored, now_ns: int) -> None:
-        """Also forgets what is past its time: nothing else has to remember to."""
-        async with writing(self._engine) as db:
-            await db.execute(delete(_table).where(_table.c.expires_at_ns <= now_ns))
-            # Engines there are that give an id twice; then the newer answer is the one that was meant.
-            await db.execute(delete(_table).where(_table.c.project_id == project_id, _table.c.id == stored.id))
-            await db.execute(
-                insert(_table).values(
-                    project_id=project_id,
-                    id=stored.id,
-                    conversation=stored.conversation,
-                    body=stored.body,
-                    created_at_ns=now_ns,
-                    expires_at_ns=now_ns + self._retention_ns,
-                )
-            )
-
-    async def find(self, project_id: str, ident: str, now_ns: int) -> Stored | None:
-        found = select(_table.c.id, _table.c.conversation, _table.c.body).where(
-            _table.c.project_id == project_id, _table.c.id == ident, _table.c.expires_at_ns > now_ns
-        )
-        async with reading(self._engine) as db:
-            row = (await db.execute(found)).one_or_none()
-        return None if row is None else Stored(row.id, row.conversation, row.body)
-
-    async def items(self, project_id: str, idents: Sequence[str], now_ns: int) -> dict[str, Any]:
-        """Items of stored answers by their ids, None for one that cannot be given back to anybody; as far as the newest
-        `LOOKED_THROUGH` answers have them: whoever names an item goes on with a conversation of today."""
-        newest = (
-            select(_table.c.conversation, _table.c.body)
-            .where(_table.c.project_id == project_id, _table.c.expires_at_ns > now_ns)
-            .order_by(_table.c.created_at_ns.desc())
-            .limit(LOOKED_THROUGH)
-        )
-        missing, found = set(idents), dict[str, Any]()
-        async with reading(self._engine) as db:
-            rows = (await db.execute(newest)).all()
-        for row in rows:
-            if not any(ident.encode() in row.body or ident.encode() in row.conversation for ident in missing):
-                continue
-            said = [*msgspec.json.decode(row.conversation), *msgspec.json.decode(row.body, type=_Whole).output]
-            for item in said:
-                if isinstance(item, dict) and item.get("id") in missing:
-                    missing.discard(item["id"])
-                    found[item["id"]] = item if _says_something(item) else None
-            if not missing:
-                break
-        return found
-
-    async def forget(self, project_id: str, ident: str) -> bool:
-        """Whether there was one."""
-        gone = delete(_table).where(_table.c.project_id == project_id, _table.c.id == ident)
-        async with writing(self._engine) as db:
-            return (await db.execute(gone)).rowcount > 0
 
 
 _KEPT_ELSEWHERE: Final = {
@@ -123,9 +47,10 @@ class Conversation:
     """The chat way, for clients that leave the memory to us. One that says `store: false` and names no previous answer
     passes through untouched."""
 
-    def __init__(self, chat: Way, store: Store, clock: Callable[[], int]) -> None:
+    def __init__(self, chat: Way, store: Store, background: Background, clock: Callable[[], int]) -> None:
         self._chat = chat
         self._store = store
+        self._background = background
         self._clock = clock
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
@@ -137,6 +62,7 @@ class Conversation:
         keeps = jsonio.plain(members.get("store")) is not False
         given = jsonio.plain(members.get("input"))
         named = isinstance(given, list) and any(map(_is_reference, given))
+        later = runs_in_background(members)
         if previous is None and not keeps and not named:
             return await self._chat.serve(inbound, who)
         said = _items(given)
@@ -144,6 +70,9 @@ class Conversation:
             said = await self._resolved(said, who, inbound.now_ns)
         if previous is not None:
             said = await self._before(previous, who, inbound.now_ns) + said
+        if later:
+            plan = await self._chat.serve(as_dry_run(inbound, members, said), who)  # refused now, if it ever would be
+            return plan if DRY_RUN in inbound.headers else await self._background.begin(inbound, members, said, who)
         if named or previous is not None:
             members["input"] = said
             inbound = replace(inbound, body=jsonio.joined(members))
@@ -176,6 +105,10 @@ class Conversation:
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
+        if is_under_way(found):
+            raise InvalidRequest(
+                "the previous response is still being made in the background", param="previous_response_id"
+            )
         before: list[Any] = msgspec.json.decode(found.conversation)
         return before
 
@@ -194,7 +127,7 @@ class Conversation:
 
     async def _keep(self, answer: dict[str, Any], said: list[Any], who: Principal) -> None:
         """A store that fails costs the client its memory, not the answer that it has paid for."""
-        output = [item for item in jsonio.plain(answer["output"]) if _says_something(item)]
+        output = [item for item in jsonio.plain(answer["output"]) if says_something(item)]
         stored = Stored(jsonio.plain(answer["id"]), msgspec.json.encode([*said, *output]), jsonio.joined(answer))
         try:
             # Shielded: a client that leaves after the last byte has still been answered.
@@ -206,13 +139,17 @@ class Conversation:
 class Retrieval:
     """A stored answer read, deleted, and asked what it answered."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, background: Background) -> None:
         self._store = store
+        self._background = background
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         ident = inbound.route.item or ""
         headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
         if inbound.route.operation == "forget":
+            going = await self._store.find(who.project_id, ident, inbound.now_ns)
+            if going is not None and is_under_way(going):
+                await self._background.cancel(going, inbound.now_ns)
             if not await self._store.forget(who.project_id, ident):
                 raise _not_found(ident)
             return Reply(200, headers, msgspec.json.encode({"id": ident, "object": "response", "deleted": True}))
@@ -221,7 +158,9 @@ class Retrieval:
             raise _not_found(ident)
         match inbound.route.operation:
             case "cancel":
-                raise InvalidRequest("this response is whole: only one made in the background could be cancelled")
+                return Reply(200, headers, await self._background.cancel(found, inbound.now_ns))
+            case "retrieve" if parse_qs(inbound.route.query).get("stream", ["false"])[-1] == "true":
+                return self._background.follow(inbound, found)
             case "input_items":
                 return Reply(200, headers, _listed(found, inbound.route.query))
         return Reply(200, headers, found.body)
@@ -231,10 +170,6 @@ class _Ended(Struct):
     response: dict[str, msgspec.Raw]
 
 
-class _Whole(Struct):
-    output: list[Any] = []
-
-
 def _listed(stored: Stored, query: str) -> bytes:
     """Everything before the answer itself, newest first unless `order=asc`. Raises: InvalidRequest."""
     asked = parse_qs(query)
@@ -242,7 +177,7 @@ def _listed(stored: Stored, query: str) -> bytes:
     if not limit.isdigit() or not 1 <= int(limit) <= 100:
         raise InvalidRequest("limit must be 1 to 100", param="limit")
     said: list[Any] = msgspec.json.decode(stored.conversation)
-    own = [item for item in msgspec.json.decode(stored.body, type=_Whole).output if _says_something(item)]
+    own = [item for item in msgspec.json.decode(stored.body, type=Whole).output if says_something(item)]
     items = [_told(item, stored.id, place) for place, item in enumerate(said[: len(said) - len(own)])]
     if asked.get("order", ["desc"])[-1] != "asc":
         items.reverse()
@@ -284,8 +219,3 @@ def _items(given: Any) -> list[Any]:
     if isinstance(given, list):
         return given
     raise InvalidRequest("input must be a string or a list of items", param="input")
-
-
-def _says_something(item: Any) -> bool:
-    """Thinking without its seal cannot be given back to anybody: its provider would look for it in its own store."""
-    return not (isinstance(item, dict) and item.get("type") == "reasoning" and not item.get("encrypted_content"))

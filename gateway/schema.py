@@ -165,6 +165,18 @@ stored_responses: Final = Table(
     Index(None, "expires_at_ns"),
 )
 
+# What an answer made in the background said so far, for those who follow its stream or take it up again.
+response_pieces: Final = Table(
+    "response_pieces",
+    metadata,
+    Column("response_id", String(64), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),  # Whole events, as the client gets them.
+    Column("expires_at_ns", BigInteger, nullable=False),
+    # What is past its time goes.
+    Index(None, "expires_at_ns"),
+)
+
 # Processes that may hold money in Redis: whoever makes a budget's counter anew waits for all of them.
 gateways: Final = Table(
     "gateways",

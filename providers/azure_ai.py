@@ -45,7 +45,7 @@ class AzureAI(OpenAILike):
         "top_k": (-1, 0),
         "min_p": (0,),
         "repetition_penalty": (1,),
-        "background": (False,),  # fetched later, from a path that we do not serve: paid for by nobody
+        "background": (False,),  # the gateway's own work: nobody of ours would fetch it there
     }
 
     def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:

@@ -15,6 +15,8 @@ ERRORS_MAX: Final = 100
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MESSAGES: Final = "/v1/messages"
 """The endpoint of Anthropic's batches, whose lines come in another form."""
+BACKGROUND: Final = "background"
+"""Not a batch at all: one answer of the Responses API, see `gateway/background.py`."""
 _STANDARD_TIERS: Final = (None, "auto", "default", "batch")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -22,9 +22,10 @@ from billing.errors import JournalUnavailable
 from billing.prices import BATCH
 from billing.usage import Outcome
 from gateway.admission import Principal
+from gateway.background import Background
 from gateway.batches.api import file_row
 from gateway.batches.forms import line_of, result_type, unrun_of
-from gateway.batches.lines import MESSAGES
+from gateway.batches.lines import BACKGROUND, MESSAGES
 from gateway.batches.messages import kept_of
 from gateway.batches.store import RESULTS, Store, Work
 from gateway.errors import NoRouteLeft, RateLimited, Unavailable
@@ -50,6 +51,7 @@ class Runner:
     def __init__(
         self,
         store: Store,
+        background: Background,
         settings: BatchSettings,
         serve: Serve,
         principal_of: PrincipalOf,
@@ -61,6 +63,7 @@ class Runner:
         """serve: one request through the gateway's own ways. principal_of: by key id, as things stand now. wake: set by
         whoever has work for us."""
         self._store = store
+        self._background = background
         self._settings = settings
         self._serve = serve
         self._principal_of = principal_of
@@ -122,6 +125,11 @@ class Runner:
         now_ns = self._clock()
         ident = await self._id_of(work)
         try:
+            if work.endpoint == BACKGROUND:
+                await self._background.run(
+                    work, self._owner, lambda headers: self._respond(work, headers, ident, now_ns), self._say, ident
+                )
+                return
             status, body = await self._answer(work, ident, now_ns)
         except (RateLimited, Unavailable, JournalUnavailable) as busy:
             wait_s = getattr(busy, "retry_after_s", None) or _BUSY_S
@@ -152,6 +160,13 @@ class Runner:
             return said.status, load(route.error_dialect).encode_error(said)
         return reply.status, reply.body
 
+    async def _respond(self, work: Work, headers: Mapping[str, str], ident: str, now_ns: int) -> Reply:
+        """Raises: whatever a request may end in."""
+        route = match("POST", "/v1/responses")
+        assert route is not None
+        who = await self._principal_of(work.key_id, now_ns // 1_000_000)
+        return await self._serve(Inbound(route, headers, work.body, None, "", ident, now_ns), who)
+
     async def _id_of(self, work: Work) -> str:
         for again in range(work.tries + 1):
             ident = request_id(work, again)
@@ -161,6 +176,9 @@ class Runner:
 
     async def _close(self, row: Row[Any]) -> None:
         """The lines become files. Done again by another after a crash it makes the same files."""
+        if row.endpoint == BACKGROUND:
+            await self._background.unrun(row.id, row.status)
+            return
         now_ns = self._clock()
         values: dict[str, Any] = {"ended_at_ns": now_ns}
         if row.endpoint == MESSAGES:

@@ -15,7 +15,7 @@ from billing.db import reading, writing
 from billing.schema import usage_records
 from gateway import schema
 from gateway.batches.forms import Unrun
-from gateway.batches.lines import ENDPOINTS, Fault, Line
+from gateway.batches.lines import BACKGROUND, ENDPOINTS, Fault, Line
 
 PIECE_BYTES: Final = 1024 * 1024
 _ROWS_AT_ONCE: Final = 200
@@ -194,7 +194,8 @@ class Store:
             return (await db.execute(live)).first() is not None
 
     async def take(self, owner: str, count: int, lease_ns: int, now_ns: int) -> list[Work]:
-        """Lines that nobody runs, or whose runner has not been heard of, oldest batch first."""
+        """Lines that nobody runs, or whose runner has not been heard of: first what somebody waits for, then the
+        oldest batch."""
         free = or_(
             and_(_lines.c.state == WAITING, _lines.c.not_before_ns <= now_ns),
             and_(_lines.c.state == RUNNING, _lines.c.lease_until_ns <= now_ns),
@@ -203,7 +204,7 @@ class Store:
             select(_lines, _batches.c.endpoint, _batches.c.key_id, _batches.c.metadata)
             .join(_batches, _batches.c.id == _lines.c.batch_id)
             .where(_batches.c.status == "in_progress", _batches.c.expires_at_ns > now_ns, free)
-            .order_by(_batches.c.created_at_ns, _lines.c.number)
+            .order_by(case((_batches.c.endpoint == BACKGROUND, 0), else_=1), _batches.c.created_at_ns, _lines.c.number)
             .limit(count)
             .with_for_update(of=_lines, skip_locked=True)
         )

@@ -152,6 +152,8 @@ def failed(route: Route, request: ChatRequest, error: ErrorBody) -> bytes:
 
 def asks_for_stream(route: Route, body: bytes) -> bool:
     """Only a stream is given up when its client goes: a whole answer is paid for by then, so it is finished."""
+    if route.operation == "retrieve":
+        return "stream=true" in route.query
     return bool(route.stream) or (route.stream is None and _ASKS_FOR_STREAM.search(body) is not None)
 
 

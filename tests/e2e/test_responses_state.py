@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from billing import accounts
 from billing.db import create_engine, writing
-from gateway.responses import Store, Stored
+from gateway.stored import Store, Stored
 from tests.e2e.yard import Yard
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

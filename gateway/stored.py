@@ -1,0 +1,100 @@
+"""Answers of the Responses API in SQL: kept for their project, found by id, forgotten by request or in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.db import reading, writing
+from gateway import schema
+
+RETENTION_S: Final = 30 * 24 * 3600
+LOOKED_THROUGH: Final = 50
+_table: Final = schema.stored_responses
+_pieces: Final = schema.response_pieces
+
+
+class Stored(Struct, frozen=True):
+    """conversation: JSON array of all that was said, this answer included. body: the answer as its client got it."""
+
+    id: str
+    conversation: bytes
+    body: bytes
+
+
+class Store:
+    """Rows of one project are invisible to every other. Raises: SQLAlchemyError wherever SQL is away."""
+
+    def __init__(self, engine: AsyncEngine, retention_s: int = RETENTION_S) -> None:
+        self._engine = engine
+        self._retention_ns = retention_s * 10**9
+
+    async def keep(self, project_id: str, stored: Stored, now_ns: int) -> None:
+        """Also forgets what is past its time: nothing else has to remember to."""
+        async with writing(self._engine) as db:
+            await db.execute(delete(_table).where(_table.c.expires_at_ns <= now_ns))
+            # Engines there are that give an id twice; then the newer answer is the one that was meant.
+            await db.execute(delete(_table).where(_table.c.project_id == project_id, _table.c.id == stored.id))
+            await db.execute(
+                insert(_table).values(
+                    project_id=project_id,
+                    id=stored.id,
+                    conversation=stored.conversation,
+                    body=stored.body,
+                    created_at_ns=now_ns,
+                    expires_at_ns=now_ns + self._retention_ns,
+                )
+            )
+
+    async def find(self, project_id: str, ident: str, now_ns: int) -> Stored | None:
+        found = select(_table.c.id, _table.c.conversation, _table.c.body).where(
+            _table.c.project_id == project_id, _table.c.id == ident, _table.c.expires_at_ns > now_ns
+        )
+        async with reading(self._engine) as db:
+            row = (await db.execute(found)).one_or_none()
+        return None if row is None else Stored(row.id, row.conversation, row.body)
+
+    async def items(self, project_id: str, idents: Sequence[str], now_ns: int) -> dict[str, Any]:
+        """Items of stored answers by their ids, None for one that cannot be given back to anybody; as far as the newest
+        `LOOKED_THROUGH` answers have them: whoever names an item goes on with a conversation of today."""
+        newest = (
+            select(_table.c.conversation, _table.c.body)
+            .where(_table.c.project_id == project_id, _table.c.expires_at_ns > now_ns)
+            .order_by(_table.c.created_at_ns.desc())
+            .limit(LOOKED_THROUGH)
+        )
+        missing, found = set(idents), dict[str, Any]()
+        async with reading(self._engine) as db:
+            rows = (await db.execute(newest)).all()
+        for row in rows:
+            if not any(ident.encode() in row.body or ident.encode() in row.conversation for ident in missing):
+                continue
+            said = [*msgspec.json.decode(row.conversation), *msgspec.json.decode(row.body, type=Whole).output]
+            for item in said:
+                if isinstance(item, dict) and item.get("id") in missing:
+                    missing.discard(item["id"])
+                    found[item["id"]] = item if says_something(item) else None
+            if not missing:
+                break
+        return found
+
+    async def forget(self, project_id: str, ident: str) -> bool:
+        """Whether there was one."""
+        gone = delete(_table).where(_table.c.project_id == project_id, _table.c.id == ident)
+        async with writing(self._engine) as db:
+            await db.execute(delete(_pieces).where(_pieces.c.response_id == ident))
+            return (await db.execute(gone)).rowcount > 0
+
+
+class Whole(Struct):
+    output: list[Any] = []
+
+
+def says_something(item: Any) -> bool:
+    """Thinking without its seal cannot be given back to anybody: its provider would look for it in its own store."""
+    return not (isinstance(item, dict) and item.get("type") == "reasoning" and not item.get("encrypted_content"))
