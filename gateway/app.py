@@ -190,12 +190,19 @@ class Gateway:
 
             def outlook(deployment_ids: list[str]) -> Outlook:
                 return dispatcher.outlook(deployment_ids)
+            notebook = Notebook(engine)
+            writing_down = asyncio.create_task(notebook.run(), name="write notes down")
+            stack.push_async_callback(notebook.aclose, writing_down)
+            watch = Watch(providers, settings.guardrails, notebook)
+            stack.push_async_callback(watch.aclose)
 
             def open_office() -> FrontOffice:
                 from gateway.admin.office import FrontOffice
 
                 commands = None if self._commands is None else self._commands()
-                return FrontOffice(settings, pepper, own.engine_key, engine, redis, offer, commands, outlook, transport)
+                return FrontOffice(
+                    settings, pepper, own.engine_key, engine, redis, offer, watch, commands, outlook, transport
+                )
 
             self._open_office = open_office
             stack.push_async_callback(self._close_office)
@@ -215,11 +222,6 @@ class Gateway:
             answers = Answers(redis, pepper)
             stack.push_async_callback(answers.aclose)
             kept = batch_store.Store(engine)
-            notebook = Notebook(engine)
-            writing_down = asyncio.create_task(notebook.run(), name="write notes down")
-            stack.push_async_callback(notebook.aclose, writing_down)
-            watch = Watch(providers, settings.guardrails, notebook)
-            stack.push_async_callback(watch.aclose)
             work = asyncio.Event()
             shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
             stack.push_async_callback(shadows.aclose)

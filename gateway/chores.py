@@ -44,6 +44,11 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
             return 0
         return await retain(engine, days=kept.days, now_ns=now_ns, archive=kept.archive, form=kept.archive_form)
 
+    async def forget_reports(now_ns: int) -> int:
+        from gateway.guardrails.store import forget_reports as forget
+
+        return await forget(engine, before_ns=now_ns - settings.guardrails.reports_days * 24 * 3600 * 10**9)
+
     def exporter(name: str, export_to: ExportSettings) -> Chore:
         async def tell_service(_: int) -> int:
             return await export(engine, http, name, export_to, time.time_ns)
@@ -55,6 +60,7 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
             Chore("seal days", 600, seal, lease_s=3600),
             Chore("expire grants", 60, expire),
             Chore("alerts", 30, tell),
+            Chore("guardrail reports", 3600, forget_reports),
             *([Chore("retention", 3600, keep, lease_s=4 * 3600)] if settings.retention.days is not None else []),
             *(exporter(name, export_to) for name, export_to in settings.exports.items()),
         ]

@@ -13,6 +13,7 @@ from gateway.admission import Principal
 from gateway.admission.budget import FIRST_LIKELY, OVERHEAD_TOKENS, image_tokens
 from gateway.desk import Desk
 from gateway.exchange import Headers, Inbound, Providers, Reply, forwarded
+from gateway.guardrails.texts import texts_of, with_texts
 from gateway.metering import size_of
 from providers.base import Call, TokenCounter
 from providers.dialects import anthropic_messages, load
@@ -33,6 +34,9 @@ class Counting:
         """The first deployment's own count; our estimate, called so in a header, where it has none or cannot now."""
         route = inbound.route
         request = _DECODE[route.dialect](inbound.body, route.model)
+        if who.guard is not None:  # The provider counts what the answer's prompt will be: edited, or never sent.
+            texts = await self._desk.looked_at(inbound, who, request.model, texts_of(request))
+            request = with_texts(request, texts)
         leg = self._desk.plan(request.model, frozenset({"chat"}), who, inbound.now_ns).legs[0]
         provider = self._providers.get(leg.deployment.adapter)
         headers: Headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]

@@ -19,6 +19,7 @@ from gateway.admission import Admission, Gate, KeyStore, Principal
 from gateway.admission.principal import PROVIDER
 from gateway.errors import Forbidden, QuotaExceeded, RateLimited, Unauthenticated
 from gateway.exchange import Headers, Inbound, Providers
+from gateway.guardrails.watch import Watch
 from gateway.metering import Size
 from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
 from gateway.routing.explaining import explained
@@ -108,8 +109,10 @@ class Desk:
         offer: Offer,
         clock: Callable[[], int],
         dispatcher: Dispatcher,
+        watch: Watch,
     ) -> None:
         self._dispatcher = dispatcher
+        self._watch = watch
         self._keys = keys
         self._gate = gate
         self._journal = journal
@@ -122,6 +125,10 @@ class Desk:
         if inbound.key is None:
             raise Unauthenticated("no API key; send it as `Authorization: Bearer fbx-...`", code="missing_api_key")
         return await self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
+
+    async def looked_at(self, inbound: Inbound, who: Principal, alias: str, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """What is to be embedded, ranked, spoken or drawn, past the key's guardrails. Raises: Blocked."""
+        return texts if who.guard is None else await self._watch.texts(who.guard, who, inbound, alias, texts)
 
     def plan(
         self,

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
-from gateway.errors import Unsupported
+from gateway.errors import InvalidRequest, Unsupported
 from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
@@ -31,6 +31,9 @@ class Embedding:
         request = spoken.decode_request(inbound.body, model=inbound.route.model)
         strict = is_strict(inbound, who, self._strict)
         call = EmbeddingCall(spoken.name, request, inbound.body, inbound.request_id, strict)
+        if who.guard is not None:
+            call = await self._looked_at(call, inbound, who)
+            request = call.request
         ask = ask_of(call, tags_of(inbound.headers))
         ask = ask if inbound.tier is None else replace(ask, service_tier=inbound.tier)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
@@ -58,6 +61,16 @@ class Embedding:
         if inbound.route.envelope == "invoke_model" and usage.input_tokens is not None:
             headers.append((bedrock_embeddings.TOKENS_HEADER, str(usage.input_tokens)))
         return Reply(200, headers, body)
+
+
+    async def _looked_at(self, call: EmbeddingCall, inbound: Inbound, who: Principal) -> EmbeddingCall:
+        """Raises: Blocked; InvalidRequest for tokens in place of text, which no guardrail can read."""
+        request = call.request
+        texts = tuple(each for each in request.input if isinstance(each, str))
+        if len(texts) != len(request.input):
+            raise InvalidRequest("this key has guardrails: send texts, not token numbers", param="input")
+        seen = await self._desk.looked_at(inbound, who, request.model, texts)
+        return call if seen == texts else replace(call, request=replace(request, input=seen), body=b"")
 
 
 def dialect_of(inbound: Inbound) -> EmbeddingDialect:

@@ -58,7 +58,13 @@ class Media:
         route = inbound.route
         content_type = inbound.headers.get("content-type", "application/json")
         request = openai_media.decode_request(inbound.body, content_type, route.operation, route.model)  # type: ignore[arg-type]
-        call = MediaCall(request.operation, inbound.body, content_type, inbound.request_id)
+        body = inbound.body
+        if who.guard is not None and request.text:
+            (text,) = await self._desk.looked_at(inbound, who, request.model, (request.text,))
+            if text != request.text:
+                body = openai_media.with_text(body, content_type, request.operation, text)
+                request = replace(request, text=text)
+        call = MediaCall(request.operation, body, content_type, inbound.request_id)
         ask = Ask(
             request_id=inbound.request_id,
             dialect=route.dialect,

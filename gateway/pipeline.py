@@ -73,7 +73,7 @@ class Pipeline:
         shadows: Shadows,
     ) -> None:
         self._limits = limits
-        self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher)
+        self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher, watch)
         chat = Chat(self._desk, providers, answers, watch, strict, as_body, shadows)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from billing.rating import Counts
 from billing.usage import Meter, Outcome
 from gateway.admission import Principal
@@ -35,6 +37,11 @@ class Rerank:
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         request = DIALECT.decode_request(_body(inbound), model=inbound.route.model)
+        if who.guard is not None:
+            query, *documents = await self._desk.looked_at(
+                inbound, who, request.model, (request.query, *request.documents)
+            )
+            request = replace(request, query=query, documents=tuple(documents))
         call = RerankCall(request, inbound.request_id, is_strict(inbound, who, self._strict))
         ask = Ask(
             request_id=inbound.request_id,

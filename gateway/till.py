@@ -42,6 +42,8 @@ class GuardrailSettings(Section, frozen=True):
     """Signs what a webhook is asked (`Farebox-Signature`). None: it is not signed."""
     private_targets: bool = False
     """Whether such a webhook may stand in this network. Off: an admin cannot have the gateway ask around inside."""
+    reports_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long it is kept what guardrails said of a request."""
 
 
 class ExportSettings(Section, frozen=True):

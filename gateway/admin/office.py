@@ -20,6 +20,7 @@ from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.store import LimitStore
 from gateway.catalogue.changes import Changes
 from gateway.config import Settings, own_environment
+from gateway.guardrails.watch import Watch
 from gateway.kept import key_ring
 from gateway.routing.health import Outlook
 from gateway.routing.offer import Offer
@@ -38,6 +39,7 @@ class FrontOffice:
         engine: AsyncEngine,
         redis: LimitStore,
         offer: Offer,
+        watch: Watch,
         commands: CommandLine | None,
         outlook: Callable[[list[str]], Outlook],
         transport: Transport,
@@ -59,8 +61,9 @@ class FrontOffice:
             http,
             engine_key,
             time.time_ns,
+            watch,
             commands,
-            Switchyard(
+            switchyard=Switchyard(
                 Changes(engine, lambda: offer.live.file, lambda: key_ring(settings), own_environment({})),
                 offer,
                 outlook,

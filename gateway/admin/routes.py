@@ -13,6 +13,7 @@ from gateway.admin.api.alerts import alert_handlers
 from gateway.admin.api.catalog import catalog_handlers
 from gateway.admin.api.commands import command_handlers
 from gateway.admin.api.comparing import comparing_handlers
+from gateway.admin.api.guardrails import guardrail_handlers
 from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.invoices import invoice_handlers
 from gateway.admin.api.keys import key_handlers
@@ -52,6 +53,7 @@ HANDLERS = [
     *ledger_handlers,
     *invoice_handlers,
     *alert_handlers,
+    *guardrail_handlers,
     *installation_handlers,
     *command_handlers,
 ]

@@ -19,6 +19,7 @@ from gateway.admission.key_admin import KeyAdmin
 from gateway.catalogue.changes import Changes
 from gateway.config import Settings
 from gateway.errors import Unavailable
+from gateway.guardrails.watch import Watch
 from gateway.routing.catalog import Catalog
 from gateway.routing.health import Outlook
 from gateway.routing.offer import Offer
@@ -67,7 +68,8 @@ class Services:
 
     reload_prices: makes this process charge by prices set a moment ago. engine_key: bearer token of the local engine.
     http: for control calls to the local engine; belongs to whoever made it, as engine and reader do.
-    commands: None where no command line can be sent here. tails: how many may look at requests as they end."""
+    watch: the guardrails of this process. commands: None where no command line can be sent here. tails: how many may
+    look at requests as they end."""
 
     settings: Settings
     engine: AsyncEngine
@@ -80,6 +82,7 @@ class Services:
     http: httpx.AsyncClient
     engine_key: str | None
     clock: Callable[[], int]
+    watch: Watch
     commands: CommandLine | None = None
     tails: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(20))
     switchyard: Switchyard | None = None

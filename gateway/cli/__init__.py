@@ -27,6 +27,7 @@ COMMANDS = {
     "topup": "Money paid in, and credit granted.",
     "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
     "top": "What happens now: requests, tokens, spending, waits; live.",
+    "guardrails": "What may not go in or come out: rules, and a trial of them.",
     "export": "Requests as files, and what metering services have not heard of.",
     "import": "What another gateway had: its configuration, keys, budgets and spending.",
     "reconcile": "Compare with what a provider says it counted and charged.",

@@ -34,7 +34,7 @@ _AZURE_CHARS: Final = 10_000
 class Remotes:
     """Close with `aclose`. providers: whose regions and keys the clouds' guardrails are asked with."""
 
-    def __init__(self, providers: Providers, settings: GuardrailSettings) -> None:
+    def __init__(self, providers: Providers | None, settings: GuardrailSettings) -> None:
         self._providers = providers
         self._settings = settings
         # No proxy of the environment and nothing kept alive: as in gateway.alerting.
@@ -147,9 +147,9 @@ class Remotes:
         return Verdict("blocked", found=found, reason=", ".join(sorted(found)))
 
 
-def _provider(providers: Providers, name: str, kind: type[T]) -> T:
+def _provider(providers: Providers | None, name: str, kind: type[T]) -> T:
     try:
-        provider = providers.get(name)
+        provider = None if providers is None else providers.get(name)
     except KeyError:
         raise NoVerdict(f"no provider {name!r} is configured") from None
     if not isinstance(provider, kind):

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 from msgspec import Struct
-from redis.asyncio import Redis
 from sqlalchemy import RowMapping, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.db import reading, writing
 from billing.schema import organisations, projects
 from gateway import audit
-from gateway.errors import InvalidRequest, NotFound
+from gateway.errors import Blocked, InvalidRequest, NotFound
 from gateway.guardrails.guard import Guard, guard_of
 from gateway.guardrails.policy import ALL, Rule, Scope, Spec, Stage, check, spec_of
-from gateway.guardrails.screening import Action
+from gateway.guardrails.screening import Action, Finding
+from gateway.guardrails.texts import texts_of
 from gateway.guardrails.visit import Report
 from gateway.schema import guardrail_reports, guardrails, virtual_keys
+from providers.neutral import ChatRequest, ChatResponse, Message, TextPart, Usage
+from providers.neutral.response import Candidate
+
+if TYPE_CHECKING:
+    from gateway.guardrails.watch import Watch
 
 MOST_RULES: Final = 500
 _SCOPE_TABLES: Final = {"organisation": organisations, "project": projects, "key": virtual_keys}
@@ -67,11 +72,11 @@ def guard_of_rows(rows: Sequence[RowMapping]) -> Guard:
 
 
 class GuardrailAdmin:
-    """redis: whom a change is told to; None: nobody is, and gateways feel it within half a minute."""
+    """changed: has every process read its keys again (`KeyAdmin.changed`)."""
 
-    def __init__(self, engine: AsyncEngine, redis: Redis | None) -> None:
+    def __init__(self, engine: AsyncEngine, changed: Callable[[], Awaitable[None]]) -> None:
         self._engine = engine
-        self._redis = redis
+        self._changed = changed
 
     async def rules(self) -> list[Rule]:
         """In the order they look."""
@@ -95,7 +100,7 @@ class GuardrailAdmin:
             await audit.append(
                 db, actor=actor, action="guardrails.create", subject=rule.id, at_ns=now_ns, after=_told(rule)
             )
-        await self._announce()
+        await self._changed()
         return rule
 
     async def replace(self, ident: str, new: NewRule, *, actor: str, now_ns: int) -> Rule:
@@ -109,7 +114,7 @@ class GuardrailAdmin:
                 db, actor=actor, action="guardrails.update", subject=ident, at_ns=now_ns,
                 before=_told(before), after=_told(rule),
             )  # fmt: skip
-        await self._announce()
+        await self._changed()
         return rule
 
     async def remove(self, ident: str, *, actor: str, now_ns: int) -> None:
@@ -120,13 +125,52 @@ class GuardrailAdmin:
             await audit.append(
                 db, actor=actor, action="guardrails.remove", subject=ident, at_ns=now_ns, before=_told(before)
             )
-        await self._announce()
+        await self._changed()
 
-    async def _announce(self) -> None:
-        if self._redis is not None:
-            from gateway.admission.changes import EVERYTHING, announce
+    async def reports(self, request_id: str) -> list[Finding]:
+        """What they said of one request, in order."""
+        query = select(guardrail_reports.c.findings).where(guardrail_reports.c.request_id == request_id)
+        async with reading(self._engine) as db:
+            rows = (await db.execute(query.order_by(guardrail_reports.c.id))).scalars().all()
+        return [msgspec.convert(each, Finding) for row in rows for each in row]
 
-            await announce(self._redis, EVERYTHING)
+    async def lately(self, *, outcomes: Sequence[str] = (), limit: int = 100) -> list[RowMapping]:
+        """Reports, the newest first."""
+        query = select(guardrail_reports).order_by(guardrail_reports.c.id.desc()).limit(limit)
+        if outcomes:
+            query = query.where(guardrail_reports.c.outcome.in_(outcomes))
+        async with reading(self._engine) as db:
+            return list((await db.execute(query)).mappings().all())
+
+
+async def tried(watch: Watch, rules: Sequence[Rule], stage: Literal["input", "output"], text: str) -> Trial:
+    """What rules would make of a text, as a prompt or as an answer. Nothing is written down."""
+    reports: list[Report] = []
+    left: str | None = None
+    with watch.trial(guard_of(msgspec.json.encode(list(rules))), reports.append) as visit:
+        try:
+            if stage == "input":
+                asked = ChatRequest("trial", (Message("user", (TextPart(text),)),))
+                left = texts_of(await visit.asked_request(visit.request(asked)))[0]
+            else:
+                answer = ChatResponse("trial", "trial", (Candidate((TextPart(text),), "stop"),), Usage())
+                answer = await visit.response(answer)
+                blocked = answer.candidates[0].finish_reason == "content_filter"
+                left = (
+                    None
+                    if blocked
+                    else "".join(part.text for part in answer.candidates[0].content if isinstance(part, TextPart))
+                )
+        except Blocked:
+            pass  # Told by its finding.
+    return Trial(left, tuple(finding for report in reports for finding in report.findings))
+
+
+class Trial(Struct, frozen=True):
+    """left: what would go on; None: nothing."""
+
+    left: str | None
+    findings: tuple[Finding, ...]
 
 
 def report_row(report: Report) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from msgspec.structs import replace
 
-from gateway.guardrails.guard import edited_part
 from gateway.guardrails.policy import Rule
 from gateway.guardrails.screening import Screen
+from gateway.guardrails.texts import edited_part
 from gateway.guardrails.visit import Visit
 from gateway.metering import part_bytes
 from providers.dialects.base import ErrorBody, EventDecoder, EventEncoder

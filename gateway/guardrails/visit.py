@@ -12,9 +12,10 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.guardrails.guard import Edit, Guard, edited_part, edited_parts, edited_request, refusal, texts_of
+from gateway.guardrails.guard import Guard, refusal
 from gateway.guardrails.policy import Remote, Rule
 from gateway.guardrails.screening import Finding, Screen
+from gateway.guardrails.texts import Edit, edited_part, edited_parts, texts_of, with_texts
 from gateway.observe.metrics import METRICS
 from providers.base import Call
 from providers.dialects.base import Dialect, EventDecoder
@@ -124,8 +125,7 @@ class Visit:
         """Past those who are asked. Raises: Blocked."""
         if not self._guard.remote_input:
             return request
-        said = iter(await self.asked_texts(list(texts_of(request))))
-        return edited_request(request, lambda text, *, json=False: next(said))
+        return with_texts(request, await self.asked_texts(texts_of(request)))
 
     async def asked_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Raises: Blocked."""

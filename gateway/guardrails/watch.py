@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Close with `aclose`. notebook: where what guardrails said is written down; None: nowhere."""
+    """Close with `aclose`. notebook: where what guardrails said is written down; None: nowhere. providers: None
+    where no cloud can be asked."""
 
-    def __init__(self, providers: Providers, settings: GuardrailSettings, notebook: Notebook | None) -> None:
+    def __init__(self, providers: Providers | None, settings: GuardrailSettings, notebook: Notebook | None) -> None:
         self._providers = providers
         self._settings = settings
         self._notebook = notebook
@@ -36,6 +37,13 @@ class Watch:
 
         about = About(inbound.request_id, who.organisation_id, who.project_id, who.key_id, alias, inbound.now_ns)
         return Visit(guard, about, self._asker, self._report)
+
+    async def texts(
+        self, guard: Guard, who: Principal, inbound: Inbound, alias: str, texts: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Of a request that is no conversation. Raises: Blocked."""
+        with self.visit(guard, who, inbound, alias) as visit:
+            return await visit.asked_texts(visit.texts(texts))
 
     def trial(self, guard: Guard, report: Callable[[Report], None]) -> Visit:
         """Of a text that an administrator tries: nothing is written down."""

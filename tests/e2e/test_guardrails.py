@@ -44,7 +44,11 @@ async def gateway(
             "openais": provider("openai", f"{openai.url}/v1"),
             "claudes": provider("anthropic", anthropic.url, {"api_key": "sk-ant-test"}),
         }
-        models = (model("gpt", "openais/echo-1"), model("claude", "claudes/echo-1"))
+        models = (
+            model("gpt", "openais/echo-1"),
+            model("claude", "claudes/echo-1"),
+            model("embed", "openais/text-embedding-3-small"),
+        )
         settings = settings_for(
             data, f"sqlite:///{database}", _valkey, providers, models,
             guardrails=GuardrailSettings(private_targets=True),
@@ -58,7 +62,7 @@ async def guarded_key(gateway: House, spec: Spec, **more: Any) -> tuple[str, str
     key = await gateway.new_key()
     listed = await gateway.keys.list_keys(project_id=gateway.project.id)
     ident = listed[-1].id
-    admin = GuardrailAdmin(gateway.engine, gateway.keys._redis)
+    admin = GuardrailAdmin(gateway.engine, gateway.keys.changed)
     new = NewRule(name=more.pop("name", "test"), spec=spec, scope="key", scope_id=ident, **more)
     await admin.create(new, actor="test", now_ns=time.time_ns())
     return key, ident
@@ -210,7 +214,7 @@ async def test_tools_that_may_not_be_declared_are_refused_or_left_out(gateway: H
 
 async def test_a_change_is_felt_and_off_leaves_the_bytes_alone(gateway: House) -> None:
     key, ident = await guarded_key(gateway, Pii(), stage="output")
-    admin = GuardrailAdmin(gateway.engine, gateway.keys._redis)
+    admin = GuardrailAdmin(gateway.engine, gateway.keys.changed)
     rule = next(rule for rule in await admin.rules() if rule.scope_id == ident)
     prompt = f"x-script: say=pay_{CARD}"
     response, _ = await said(gateway, key, "openai_chat", "gpt", prompt, stream=True)
@@ -222,3 +226,25 @@ async def test_a_change_is_felt_and_off_leaves_the_bytes_alone(gateway: House) -
             if text_of(response) == "pay 4111 1111 1111 1111":
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_embeddings_counts_and_speech_pass_the_same_rules(gateway: House) -> None:
+    key, _ = await guarded_key(gateway, Topics(deny=("weather",)), stage="input", action="block")
+    asks = {
+        "/v1/embeddings": {"model": "embed", "input": ["fine", "the weather"]},
+        "/v1/messages/count_tokens": {"model": "claude", "messages": [{"role": "user", "content": "the weather"}]},
+        "/v1/rerank": {"model": "embed", "query": "weather", "documents": ["a"]},
+        "/v1/audio/speech": {"model": "embed", "input": "the weather", "voice": "alloy"},
+    }
+    async with httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {key}"}) as http:
+        for path, body in asks.items():
+            answer = await http.post(gateway.url + path, json=body)
+            assert answer.status_code == 400, (path, answer.text)
+            assert "guardrail" in answer.text, path
+        numbers = await http.post(f"{gateway.v1}/embeddings", json={"model": "embed", "input": [[1, 2, 3]]})
+        assert numbers.status_code == 400
+        assert "token numbers" in numbers.text
+    key, _ = await guarded_key(gateway, Pii(), stage="input")
+    async with httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {key}"}) as http:
+        good = await http.post(f"{gateway.v1}/embeddings", json={"model": "embed", "input": ["to a.b@c.example"]})
+        assert good.status_code == 200, good.text

@@ -19,6 +19,7 @@ from billing.pricelist import load_sheet
 from billing.schema import transfers, usage_records
 from billing.usage import Meter, input_tokens_total
 from gateway.admin import reports
+from gateway.admin.api.guardrails import GuardrailFinding, findings_of
 from gateway.admin.api.usage import From, To, filters_of
 from gateway.admin.api.values import Page, at_cursor, cursor, usd
 from gateway.admin.auth.roles import TELLERS
@@ -26,6 +27,7 @@ from gateway.admin.problems import not_found
 from gateway.admin.times import DAY_NS, Stamp, period_of, stamp
 from gateway.admin.wants import Caller, Office, Within
 from gateway.routing.explaining import Way
+from gateway.schema import guardrail_reports
 
 WAIT_TRIES: Final = 10
 WAIT_S: Final = 0.1
@@ -126,6 +128,7 @@ class RequestDetail(Struct, frozen=True):
     sheet: PriceSheetView | None
     lines: list[PriceLine]
     postings: list[Posting]
+    guardrails: list[GuardrailFinding]
 
 
 @get("/requests", name="requests.list")
@@ -174,6 +177,8 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
         sheet, lines = await _priced(db, row, money)
         ids = [*(f"{request_id}:{kind}" for kind in _POSTING_KINDS), f"refund:{request_id}"] if money else []
         posted = await db.execute(select(transfers).where(transfers.c.id.in_(ids)))
+        said = guardrail_reports.c
+        reported = await db.execute(select(said.findings).where(said.request_id == request_id).order_by(said.id))
         keys = await reports.labels(db, "key", [row["key_id"]])
         project = await reports.labels(db, "project", [row["project_id"]])
         organisation = await reports.labels(db, "organisation", [row["organisation_id"]])
@@ -191,6 +196,7 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
             sheet,
             lines,
             [posting(entry) for entry in posted.mappings()],
+            findings_of([each for said in reported.scalars() for each in said]),
         )
 
 

@@ -150,6 +150,16 @@ def with_model(body: bytes, content_type: str, operation: Medium, model: str) ->
     return multipart.joined([multipart.field("model", model), *parts], boundary)
 
 
+def with_text(body: bytes, content_type: str, operation: Medium, text: str) -> bytes:
+    """The client's body with another text to speak, to draw or to listen by."""
+    name = "input" if operation == "speech" else "prompt"
+    if operation not in IN_FORMS:
+        return jsonio.joined(jsonio.split_object(body) | {name: text})
+    boundary = multipart.boundary_of(content_type) or b""
+    parts = [part for part in multipart.split(body, boundary) if part.name != name]
+    return multipart.joined([multipart.field(name, text), *parts], boundary)
+
+
 def usage_in(body: bytes) -> MediaUsage:
     """Of a JSON answer, or of an event of a stream; of anything else nothing. Raises: a ProviderError kind for an error
     object behind a 200."""

@@ -32,10 +32,14 @@ from gateway.admin.services import Services, Switchyard
 from gateway.admission.key_admin import KeyAdmin, KeyTerms
 from gateway.catalogue.changes import Changes
 from gateway.config import Settings, load
+from gateway.guardrails.watch import Watch
 from gateway.kept import key_ring
 from gateway.routing.catalog import Catalog, Deployment
 from gateway.routing.health import CALM
 from gateway.routing.offer import Offer
+from gateway.routing.provider_set import ProviderSet
+from gateway.till import GuardrailSettings
+from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 
 NOW_NS = 1_795_003_200 * 10**9  # 2026-11-18, noon UTC.
@@ -85,6 +89,7 @@ class World:
                 Changes(engine, lambda: settings, lambda: key_ring(settings), {}), Offer(engine, settings),
                 lambda _: CALM, Http1Transport(),
             ),
+            watch=Watch(ProviderSet({}, Http1Transport(), Timeouts()), GuardrailSettings(), None),
         )  # fmt: skip
         self.catalog = Catalog(
             {alias: (Deployment(said[0], said[0], said[1], context_window=128_000),) for alias, said in MODELS.items()},
