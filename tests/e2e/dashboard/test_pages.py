@@ -30,6 +30,7 @@ PAGES = {
     "keys?new=1": "More limits",
     "models": "claude-sonnet-5",
     "models?price=openai/gpt-5-mini": "Set a price from now on",
+    "models?add=1": "As in NAME/model",
     "money": "Harbour Books",
     "money?tab=ledger": "Show older",
     "money?tab=ledger&kind=refund": "Nothing matches",

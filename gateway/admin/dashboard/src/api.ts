@@ -17,6 +17,17 @@ export type Models = Schemas["Models"];
 export type Model = Schemas["ModelView"];
 export type Deployment = Schemas["DeploymentView"];
 export type Provider = Schemas["ProviderView"];
+export type ProviderKind = Schemas["ProviderKind"];
+export type ProviderDetail = Schemas["ProviderDetail"];
+export type ProviderChange = Schemas["ProviderChange"];
+export type Tried = Schemas["Tried"];
+export type OfferedModel = Schemas["OfferedModel"];
+export type DeploymentEntry = Schemas["DeploymentEntry"];
+export type DeploymentRow = Schemas["DeploymentRow"];
+export type AliasRow = Schemas["AliasRow"];
+export type AliasEntry = Schemas["AliasEntry"];
+export type Plan = Schemas["PlanView"];
+export type Catalogue = Schemas["CatalogueView"];
 export type Price = Schemas["PriceView"];
 export type Balances = Schemas["Balances"];
 export type Posting = Schemas["Posting"];
@@ -43,7 +54,7 @@ export interface Page<T> { items: T[]; next: string | null }
 
 /** An RFC 9457 problem. `todo` says what the reader can do about it. */
 export class Problem extends Error {
-  constructor(readonly status: number, readonly kind: string, detail: string, readonly todo: string, readonly field?: string) {
+  constructor(readonly status: number, readonly kind: string, detail: string, readonly todo: string, readonly field?: string, readonly faults: Schemas["Fault"][] = []) {
     super(detail);
   }
 }
@@ -87,13 +98,14 @@ async function call<T>(method: string, name: string, { query, body, headers }: O
   if (answer.ok) return said as T;
   const kind = String(said.type ?? "").replace("urn:farebox:problem:", "");
   if (answer.status === 401 && kind === "signed-out") signedOut();
-  throw new Problem(answer.status, kind, said.detail ?? answer.statusText, said.todo ?? "", said.field);
+  throw new Problem(answer.status, kind, said.detail ?? answer.statusText, said.todo ?? "", said.field, said.faults);
 }
 
 export const get = <T>(name: string, query?: Query): Promise<T> => call<T>("GET", name, query ? { query } : {});
 export const post = <T>(name: string, body: unknown, headers?: Record<string, string>): Promise<T> =>
   call<T>("POST", name, { body, ...(headers ? { headers } : {}) });
-export const put = <T>(name: string, body: unknown): Promise<T> => call<T>("PUT", name, { body });
+export const put = <T>(name: string, body: unknown, headers?: Record<string, string>): Promise<T> =>
+  call<T>("PUT", name, { body, ...(headers ? { headers } : {}) });
 export const patch = <T>(name: string, body: unknown): Promise<T> => call<T>("PATCH", name, { body });
 export const remove = <T>(name: string): Promise<T> => call<T>("DELETE", name);
 

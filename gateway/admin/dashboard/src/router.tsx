@@ -47,7 +47,7 @@ const keys = createRoute({
 const models = createRoute({
   getParentRoute: () => shell,
   path: "/models",
-  validateSearch: (search): { search?: string; price?: string } => strings(search),
+  validateSearch: (search): { search?: string; price?: string; provider?: string; add?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/models")),
 });
 const money = createRoute({

@@ -2,29 +2,33 @@ import { Anchor, Badge, Box, Button, Card, Drawer, Group, NumberInput, SimpleGri
 import { useDebouncedValue } from "@mantine/hooks";
 import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { Boxes, Plug, Search } from "../parts/icons";
+import { Boxes, Plug, Plus, Search } from "../parts/icons";
 import { useState } from "react";
 import { get, post, type Deployment, type Models, type Price, type Provider } from "../api";
 import { compact, count, dateTime, ms, percent, words } from "../format";
 import { Section, State } from "../parts/bits";
 import { Page } from "../parts/page";
+import { ProviderPanel } from "../parts/provider-drawer";
+import { ProviderForm } from "../parts/provider-form";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay } from "../session";
 
 const route = getRouteApi("/shell/models");
 
 export default function ModelsPage() {
-  const search = route.useSearch() as { search?: string; price?: string };
+  const search = route.useSearch() as { search?: string; price?: string; provider?: string; add?: string };
+  const may = useMay();
   const navigate = route.useNavigate();
   const [wanted] = useDebouncedValue(search.search ?? "", 200);
   const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers"), refetchInterval: 30_000 });
   const models = useQuery({ queryKey: ["models", wanted], queryFn: () => get<Models>("/models", { search: wanted }), placeholderData: keepPreviousData });
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never, replace: true });
   return (
-    <Page title="Models & prices" about="What clients may ask for, who serves it, and what a million tokens cost.">
+    <Page title="Models & providers" about="What clients may ask for, who serves it, and what a million tokens cost."
+      actions={may("providers.put") && <Button leftSection={<Plus size={16} aria-hidden />} onClick={() => change({ add: "1" })}>Add provider</Button>}>
       <Loaded query={providers}>{(data) => data.length === 0
-        ? <Empty icon={Plug} title="No providers yet">Set a provider's key in the environment (OPENAI_API_KEY, GROQ_API_KEY, …) or in farebox.toml and start again.</Empty>
-        : <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>{data.map((provider) => <ProviderCard key={provider.name} provider={provider} />)}</SimpleGrid>}</Loaded>
+        ? <Empty icon={Plug} title="No providers yet">Add one here, or set its key in the environment (OPENAI_API_KEY, GROQ_API_KEY, …) or in farebox.toml.</Empty>
+        : <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>{data.map((provider) => <ProviderCard key={provider.name} provider={provider} {...(may("providers.read") ? { open: () => change({ provider: provider.name }) } : {})} />)}</SimpleGrid>}</Loaded>
       <Section title="Models" actions={<TextInput w={260} aria-label="Find a model" placeholder="Find a model" leftSection={<Search size={15} aria-hidden />} value={search.search ?? ""} onChange={(event) => change({ search: event.currentTarget.value || undefined })} />}>
         <Loaded query={models}>{(data) => data.total === 0
           ? <Empty icon={Boxes} title="No model by that name">A model without a price is not run: set its price, and it is listed.</Empty>
@@ -34,7 +38,7 @@ export default function ModelsPage() {
               <Table.Tbody>{data.models.flatMap(({ alias, deployments }) => deployments.map((each, index) => (
                 <Table.Tr key={alias + each.id}>
                   <Table.Td className="fb-wrap">{index === 0 && <Text size="sm" fw={550}>{alias}</Text>}</Table.Td>
-                  <Table.Td>{each.provider}{deployments.length > 1 && <Text span size="xs" c="dimmed"> priority {each.priority}, weight {each.weight}</Text>}</Table.Td>
+                  <Table.Td>{each.provider}{each.condition !== "closed" && <Badge ml="xs" color="red" variant="light" tt="none" styles={{ label: { color: "var(--mantine-color-text)" } }}>{each.condition.replace("_", " ")}</Badge>}{deployments.length > 1 && <Text span size="xs" c="dimmed"> priority {each.priority}, weight {each.weight}</Text>}</Table.Td>
                   <Table.Td ta="right" className="fb-num">{each.context_window ? compact(each.context_window) : "–"}</Table.Td>
                   <PriceCells price={each.price} />
                   <Table.Td ta="right"><Group gap="sm" justify="flex-end" wrap="nowrap">
@@ -47,6 +51,10 @@ export default function ModelsPage() {
             {data.total > data.models.length && <Text size="sm" c="dimmed" mt="sm">The first {data.models.length} of {count(data.total)}. Search to narrow it down.</Text>}
           </Table.ScrollContainer>}</Loaded>
       </Section>
+      <ProviderForm opened={search.add === "1"} close={() => change({ add: undefined })} />
+      <Drawer opened={Boolean(search.provider) && !search.price} onClose={() => change({ provider: undefined })} title={<Text fw={600}>Provider {search.provider}</Text>} size={620}>
+        {providers.data?.filter((each) => each.name === search.provider).map((each) => <ProviderPanel key={each.name} provider={each} prices={(id) => change({ price: id })} gone={() => change({ provider: undefined })} />)}
+      </Drawer>
       <Drawer opened={Boolean(search.price)} onClose={() => change({ price: undefined })} title={<Text fw={600}>Prices of {search.price}</Text>} size={560}>
         {search.price && <Prices id={search.price} />}
       </Drawer>
@@ -54,15 +62,20 @@ export default function ModelsPage() {
   );
 }
 
-function ProviderCard({ provider }: { provider: Provider }) {
+function ProviderCard({ provider, open }: { provider: Provider; open?: () => void }) {
+  const ill = Object.keys(provider.ill).length;
   return (
     <Card className="fb-card" p="md">
-      <Group justify="space-between" mb={6}><Text fw={600}>{provider.name}</Text><State name={provider.state} /></Group>
-      <Text size="xs" c="dimmed" className="fb-clip" title={provider.base_url ?? ""}>{provider.kind}{provider.region ? `, ${provider.region}` : ""} · {count(provider.models)} models</Text>
+      <Group justify="space-between" mb={6} wrap="nowrap">
+        {open && provider.kind !== "local" ? <Anchor component="button" type="button" fw={600} c="var(--mantine-color-text)" onClick={open} aria-label={`Provider ${provider.name}`}>{provider.name}</Anchor> : <Text fw={600}>{provider.name}</Text>}
+        <State name={ill ? "failing" : provider.state} />
+      </Group>
+      <Text size="xs" c="dimmed" className="fb-clip" title={provider.base_url ?? ""}>{provider.kind}{provider.region ? `, ${provider.region}` : ""} · {count(provider.models)} models{provider.source === "file" ? " · from file" : ""}</Text>
+      {ill > 0 && <Text size="xs" c="dimmed">{ill} of its models {ill === 1 ? "is" : "are"} gone round: {Object.values(provider.ill)[0]?.replace("_", " ")}</Text>}
       <Group gap="lg" mt="sm">
         <div><Text size="xs" c="dimmed">24 h</Text><Text size="sm" className="fb-num">{compact(provider.requests)} req.</Text></div>
         <div><Text size="xs" c="dimmed">Errors</Text><Text size="sm" className="fb-num">{percent(provider.requests ? provider.failed / provider.requests : 0)}</Text></div>
-        <div><Text size="xs" c="dimmed">First token p95</Text><Text size="sm" className="fb-num">{ms(provider.first_token.p95_ms)}</Text></div>
+        <div><Text size="xs" c="dimmed">First token p50, p95</Text><Text size="sm" className="fb-num">{ms(provider.first_token.p50_ms)}, {ms(provider.first_token.p95_ms)}</Text></div>
       </Group>
     </Card>
   );

@@ -1,4 +1,4 @@
-import { Alert, Button, Center, Loader, Stack, Text } from "@mantine/core";
+import { Alert, Button, Center, List, Loader, Stack, Text } from "@mantine/core";
 import type { UseQueryResult } from "@tanstack/react-query";
 import { CircleAlert, type Icon } from "./icons";
 import type { ReactNode } from "react";
@@ -13,7 +13,9 @@ export function Failure({ error, again }: { error: unknown; again?: () => void }
   const problem = error instanceof Problem ? error : new Problem(0, "bug", "This page broke.", `Reload it; if that does not help, tell us: ${String(error)}`);
   return (
     <Alert color={problem.status === 403 ? "gray" : "red"} icon={<CircleAlert size={18} aria-hidden />} title={problem.message} role="alert">
-      <Text size="sm">{problem.todo}</Text>
+      {problem.faults.length > 1
+        ? <List size="sm">{problem.faults.map((fault) => <List.Item key={fault.path + fault.problem}>{fault.path}: {fault.problem}; {fault.todo}</List.Item>)}</List>
+        : <Text size="sm">{problem.todo}</Text>}
       {again && problem.status !== 403 && <Button mt="sm" size="xs" variant="default" onClick={again}>Try again</Button>}
     </Alert>
   );
