@@ -30,6 +30,7 @@ from gateway.admin.auth.passkeys import passkey_handlers
 from gateway.admin.auth.roles import uncovered
 from gateway.admin.auth.routes import auth_handlers
 from gateway.admin.auth.sign_on import sign_on_handlers
+from gateway.admin.guide import guide_routes
 from gateway.admin.problems import respond
 from gateway.admin.services import Services
 from gateway.admin.static import DIST, dashboard_routes
@@ -60,7 +61,7 @@ HANDLERS = [
 
 
 def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list[ControllerRouterHandler]:
-    """The admin API under /admin/v1 and the dashboard under /ui.
+    """The admin API under /admin/v1 the dashboard under /ui, and the guide under /docs.
 
     services: asked for at each request, since routes are made before the lifespan has built anything; raises
     gateway.errors.Unavailable until then. Raises: ValueError for a handler that no role may call."""
@@ -86,4 +87,4 @@ def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list
         response_headers={"cache-control": "no-store"},
         tags=["admin"],
     )
-    return [api, *dashboard_routes(dist)]
+    return [api, *dashboard_routes(dist), *guide_routes()]

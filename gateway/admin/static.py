@@ -16,7 +16,6 @@ from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
-from litestar.response import Redirect
 from msgspec import Struct
 
 DIST: Final = Path(__file__).with_name("dashboard") / "dist"
@@ -24,7 +23,7 @@ DOCUMENT: Final = DIST.with_name("openapi.json")
 _NONCE: Final = b"__NONCE__"
 _ENCODINGS: Final = (("br", ".br"), ("gzip", ".gz"))
 
-_SECURITY: Final = {
+SECURITY: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -54,15 +53,11 @@ def dashboard_routes(dist: Path) -> list[HTTPRouteHandler]:
         # Any other path is one of the pages, which the script in index.html tells apart.
         return _page(page)
 
-    @get("/docs", name="reference", include_in_schema=False, sync_to_thread=False)
-    def reference() -> Redirect:
-        return Redirect("/ui/reference")
-
     @get("/openapi.json", name="openapi", include_in_schema=False, sync_to_thread=False)
     def openapi() -> Response[bytes]:
-        return Response(document, media_type="application/json", headers=_SECURITY)
+        return Response(document, media_type="application/json", headers=SECURITY)
 
-    return [dashboard, reference, openapi]
+    return [dashboard, openapi]
 
 
 def _listed(dist: Path) -> dict[str, _File]:
@@ -84,7 +79,7 @@ async def _asset(file: _File, name: str, accepted: str) -> Response[bytes]:
     encoding = next((each for each in file.encodings if each in accepted), None)
     # A file under assets/ has the hash of its content in its name: another content has another name.
     age = "public, max-age=31536000, immutable" if name.startswith("assets/") else "no-cache"
-    headers = {"cache-control": age, "vary": "accept-encoding", **_SECURITY}
+    headers = {"cache-control": age, "vary": "accept-encoding", **SECURITY}
     path = file.path
     if encoding is not None:
         path, headers["content-encoding"] = file.encodings[encoding], encoding
@@ -107,7 +102,7 @@ def _page(page: bytes | None) -> Response[bytes]:
             "frame-ancestors 'none'",
         )
     )
-    headers = {"cache-control": "no-store", "content-security-policy": policy, **_SECURITY}
+    headers = {"cache-control": "no-store", "content-security-policy": policy, **SECURITY}
     body = _UNBUILT if page is None else page
     return Response(body.replace(_NONCE, nonce.encode()), media_type="text/html; charset=utf-8", headers=headers)
 
