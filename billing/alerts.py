@@ -6,6 +6,7 @@ transaction, so a message is neither lost nor made twice; it may reach its targe
 
 import datetime
 import secrets
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -29,11 +30,13 @@ _LAST_RETRY_NS: Final = 3600 * 10**9
 _DAYS_BEFORE: Final = 7
 _DAYS_MIN: Final = 3
 _AVERAGE_MIN_PUSD: Final = 10**12
+_ALL_WELL: Final[Mapping[str, int | None]] = {}
 
 
 class Kind(StrEnum):
     BUDGET = "budget"  # threshold: basis points of a budget that are used.
     BALANCE = "balance"  # threshold: pUSD that an organisation may still spend, or fewer.
+    OUTAGE = "outage"  # threshold: seconds that something of the gateways' own has been away.
     ANOMALY = "anomaly"  # threshold: basis points of the daily average of the week before that today has cost.
 
 
@@ -102,6 +105,8 @@ def check(rule: Rule) -> Rule:
         raise ValueError("a share of a budget is above 0 % and at most 1000 %")
     if rule.kind is Kind.ANOMALY and not BPS < rule.threshold <= 1000 * BPS:
         raise ValueError("unusual is more than the average and at most 1000 times it")
+    if rule.kind is Kind.OUTAGE and (rule.threshold < 1 or rule.scope is not None):
+        raise ValueError("an outage is everybody's, and told after a second at least")
     if rule.kind is Kind.BALANCE and (rule.threshold < 0 or rule.scope not in (None, Scope.ORGANISATION)):
         raise ValueError("a balance is an organisation's, and its threshold not negative")
     if rule.scope_id is not None and rule.scope is None:
@@ -132,12 +137,14 @@ async def rules(db: AsyncConnection) -> list[Rule]:
     return [msgspec.convert({name: row[name] for name in Rule.__struct_fields__}, Rule) for row in rows.mappings()]
 
 
-async def evaluate(db: AsyncConnection, *, now_ns: int) -> int:
+async def evaluate(db: AsyncConnection, *, now_ns: int, outages: Mapping[str, int | None] = _ALL_WELL) -> int:
     """Look at everything that a rule is about, in the caller's transaction. Returns: how many messages were made.
+
+    outages: what the gateways cannot do without -> since when it has been away, None while it is there.
 
     Reads roll-ups and balances. What has no price yet is seen once it has one."""
     made = 0
-    books = _Books(db, now_ns)
+    books = _Books(db, now_ns, outages)
     for rule in await rules(db):
         for reading in await _READ[rule.kind](books, rule):
             if not await _turned(db, rule, reading):
@@ -212,8 +219,9 @@ async def _say(db: AsyncConnection, rule: Rule, reading: _Reading, now_ns: int) 
 class _Books:
     """What has been spent and is left, asked once for all rules."""
 
-    def __init__(self, db: AsyncConnection, now_ns: int) -> None:
+    def __init__(self, db: AsyncConnection, now_ns: int, outages: Mapping[str, int | None]) -> None:
         self.db = db
+        self.outages = outages
         self.now_ns = now_ns
         self._spent: dict[tuple[Scope, int, int], dict[str, int]] = {}
 
@@ -286,7 +294,19 @@ async def _anomalies(books: _Books, rule: Rule) -> list[_Reading]:
     return readings
 
 
-_READ: Final = {Kind.BUDGET: _budgets, Kind.BALANCE: _balances, Kind.ANOMALY: _anomalies}
+async def _outages(books: _Books, rule: Rule) -> list[_Reading]:
+    readings = []
+    for name, since_ns in books.outages.items():
+        away_s = 0 if since_ns is None else max(0, books.now_ns - since_ns) // 10**9
+        text = f"{name} has been away for {away_s} s: {rule.threshold} s and more"
+        crossed = since_ns is not None and away_s >= rule.threshold
+        readings.append(_Reading(f"outage of {name}", 0, 0, 0, crossed, text))
+    return readings
+
+
+_READ: Final = {
+    Kind.BUDGET: _budgets, Kind.BALANCE: _balances, Kind.ANOMALY: _anomalies, Kind.OUTAGE: _outages,
+}  # fmt: skip
 
 
 def _about(rule: Rule, scope: Scope, scope_id: str) -> bool:

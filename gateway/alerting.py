@@ -21,12 +21,15 @@ from typing import Final
 
 import httpx
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import alerts
 from billing.alerts import Channel, Delivery, Message
 from billing.db import reading, writing
+from gateway.admission.muster import DEAD_S
 from gateway.config import Settings
+from gateway.schema import gateways
 from gateway.till import MailSettings
 
 TIMEOUT_S: Final = 10.0
@@ -124,8 +127,16 @@ async def _deliver(engine: AsyncEngine, messenger: Messenger, delivery: Delivery
 async def evaluate_and_deliver(engine: AsyncEngine, messenger: Messenger, clock: Callable[[], int]) -> int:
     """The chore. Returns: how many messages were made or sent."""
     async with writing(engine) as db:
-        made = await alerts.evaluate(db, now_ns=clock())
+        now_ns = clock()
+        made = await alerts.evaluate(db, now_ns=now_ns, outages=await outages(db, now_ns))
     return made + await deliver(engine, messenger, clock)
+
+
+async def outages(db: AsyncConnection, now_ns: int) -> dict[str, int | None]:
+    """What living gateways said of the store of limits when they last told SQL that they live."""
+    told = gateways.c
+    query = select(func.min(told.limits_away_since_ns)).where(told.seen_at_ns > now_ns - DEAD_S * 10**9)
+    return {"the store of limits (Redis)": (await db.execute(query)).scalar()}
 
 
 def webhook(message: Message) -> dict[str, object]:

@@ -128,6 +128,10 @@ class Unavailable(GatewayError):
         self.retry_after_s = retry_after_s
 
 
+class LimitsAway(Unavailable):
+    """The store of limits is not there, or refuses: what may still be granted is a choice (`admission.store_away`)."""
+
+
 class NoRouteLeft(GatewayError):
     """Every deployment of the plan failed. `attempts` tells of each, `tries` in short: deployment, how it ended, after
     how many milliseconds; `last` is the ProviderError of the last one."""

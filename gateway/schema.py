@@ -183,6 +183,7 @@ gateways: Final = Table(
     metadata,
     Column("id", String(64), primary_key=True),  # Its journal's folder and run.
     Column("seen_at_ns", BigInteger, nullable=False),
+    Column("limits_away_since_ns", BigInteger),  # None: the store of limits answers it.
 )
 
 # What clients uploaded, and what became of it. Kept for a while only; the bytes lie in `file_pieces`.

@@ -121,6 +121,11 @@ class AdmissionSettings(Section, frozen=True):
 
     lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 60.0
     """A dead gateway's parallel slots are free after this, and its reservations looked at."""
+    store_away: Literal["refuse", "local_share"] = "refuse"
+    """What is admitted while the store of limits (Redis) is not there. refuse: nothing that has a limit or budget.
+    local_share: what this gateway has reserved in advance; no hard budget is overdrawn by it."""
+    local_share_percent: Annotated[int, Meta(ge=1, le=50)] = 5
+    """Of each budget in use that every gateway process holds in advance, and of each rate limit that it then allows."""
     orphans: Literal["whole_estimate", "input_only", "waive"] = "whole_estimate"
     """What a request costs whose gateway died before it knew: all that was held, the prompt alone, or nothing."""
 

@@ -23,7 +23,7 @@ import structlog
 from msgspec import Struct
 
 from gateway.admission.link import REPLY_S, Address, Arg, Command, Link, Reply, Server, lines_of
-from gateway.errors import Unavailable
+from gateway.errors import LimitsAway, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -103,13 +103,13 @@ class ClusterLink:
                     continue
                 self._look_soon()
                 if kind == "TRYAGAIN":
-                    raise Unavailable("rate limit store is being moved to another server") from error
+                    raise LimitsAway("rate limit store is being moved to another server") from error
                 if kind != "MOVED":
                     raise
             except Unavailable:
                 self._look_soon()
                 raise
-        raise Unavailable("rate limit store sends its callers round")
+        raise LimitsAway("rate limit store sends its callers round")
 
     async def listen(self, channel: str, heard: Callable[[bytes], None], began: Callable[[], None]) -> None:
         """What is published on one node is heard on all."""
@@ -127,7 +127,7 @@ class ClusterLink:
         asked = (self._link_at(address).ping() for address in self.masters)
         if not any(said is None for said in await asyncio.gather(*asked, return_exceptions=True)):
             self._look_soon()
-            raise Unavailable("rate limit store is away")
+            raise LimitsAway("rate limit store is away")
 
     async def aclose(self) -> None:
         """Whoever still waits gets Unavailable."""
@@ -156,7 +156,7 @@ class ClusterLink:
             address = self._moved.get(slot) or self._map.master_of(slot)
             if address is None:
                 if looked:
-                    raise Unavailable("rate limit store has no server for these keys")
+                    raise LimitsAway("rate limit store has no server for these keys")
                 await self._look()
                 looked = True
                 continue

@@ -11,7 +11,6 @@ from typing import Final
 
 import hiredis
 import structlog
-from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,14 +20,16 @@ from billing.prices import PriceSheet
 from billing.rating import BY_TOKENS, Counts
 from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
+from gateway.admission.admitted import Admission as Admission
+from gateway.admission.admitted import Pending, within_windows
 from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, fewest_tokens, image_tokens
-from gateway.admission.headers import limit_headers
-from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, Window, scopes_of
+from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, scopes_of
 from gateway.admission.muster import Muster
 from gateway.admission.owners import Owner
-from gateway.admission.principal import NOTHING_KNOWN, Budget, Facts, Principal
+from gateway.admission.principal import NOBODY, NOTHING_KNOWN, Budget, Facts, Principal
+from gateway.admission.shares import Share, Shares
 from gateway.admission.store import LimitStore, link_to
-from gateway.errors import QuotaExceeded, Unavailable
+from gateway.errors import LimitsAway, QuotaExceeded, RateLimited, Unavailable
 from gateway.observe.metrics import METRICS
 from gateway.tasks import cancel
 
@@ -58,41 +59,6 @@ CLAMP_TRIES: Final = 3
 _NO_METERS: Final[Mapping[Meter, int]] = MappingProxyType({})
 
 
-class Admission(Struct, frozen=True):
-    """A request that may go on, and what is reserved for it until `settle` or `release`.
-
-    max_output_tokens: what the answer has to be limited to because the budget covers no more; None where the client's
-    own limit, or none, stands. tokens: what the rate limits count it as until its usage is known."""
-
-    request_id: str
-    principal: Principal
-    alias: str
-    estimate: dict[Meter, int]
-    hold_pusd: int
-    max_output_tokens: int | None
-    tokens: int
-    scopes: Scopes
-    input_bytes: int
-    windows: tuple[Window, ...] = ()
-    past: tuple[Budget, ...] = ()
-
-    def limit_headers(self, dialect: str, now_ns: int) -> list[tuple[str, str]]:
-        """What is left of the limits, and what let the request through that did not cover it."""
-        headers = limit_headers(self.windows, dialect, now_ns)
-        if self.past:
-            said = ", ".join(f"{budget.scope} {budget.period}; {budget.kind}" for budget in self.past)
-            headers.append(("x-farebox-budget-exceeded", said))
-        return headers
-
-
-class _Pending(Struct, frozen=True):
-    admission: Admission
-    tokens: int
-    charge_pusd: int
-    requests: int
-    provider: str | None = None
-
-
 class Gate:
     """Use as an async context: inside it leases are renewed and late settlements sent."""
 
@@ -104,10 +70,12 @@ class Gate:
         shipped: Callable[[], Awaitable[object]] | None = None,
         lease_ms: int = LEASE_MS,
         owner: Owner | None = None,
+        share_percent: int = 0,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """shipped: brings this host's usage records to SQL before a counter is made from it. Without, what was charged
         within the last moments (the worker's idle time) is missing from a counter made after Redis lost its data.
+        share_percent: of each budget, held in advance for when Redis is away; 0: then nothing is admitted.
         owner: whose journal tells what became of our reservations, should we die. clock: unix time in ns."""
         self._engine = engine
         self._shipped = shipped
@@ -115,17 +83,25 @@ class Gate:
         self._owner = owner or Owner.of(None)
         self._link = link_to(redis)
         self._limiter = Limiter(self._link, self._spending, self._owner.name, self._assemble)
-        self._muster = Muster(self._link, self._limiter, engine, self._owner, self._announce, clock)
+        self._muster = Muster(
+            self._link, self._limiter, engine, self._owner, self._announce, clock, lambda: self._away_since_ns
+        )
         self._announcing: dict[str, asyncio.Task[None]] = {}
         # Organisations of which something was ever admitted here: of the others there is nothing to ship.
         self._served: set[str] = set()
         self._shipping = asyncio.Lock()
         self._shipped_at_s = -1.0
+        self._clock = clock
+        self._away_since_ns: int | None = None
+        self._met_away = False
+        self._shares = Shares(share_percent) if share_percent else None
+        # Granted from a share: Redis has not heard of them yet, or perhaps half.
+        self._granted: set[str] = set()
         self._ratios = Ratios()
         # By key id, and by what else its scopes depend on: they are the same until it is read anew or the hour ends.
         self._plans: dict[tuple[str, Facts], tuple[Principal, int, Scopes]] = {}
         self._open: dict[str, tuple[Admission, float, float]] = {}
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, Pending] = {}
         self._given_up: set[str] = set()
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -140,6 +116,7 @@ class Gate:
     ) -> None:
         if self._keeper is not None:
             await cancel(self._keeper)
+        await self._give_back([] if self._shares is None else list(self._shares))
         for task in list(self._announcing.values()):
             task.cancel()
         await self._send_pending()
@@ -195,7 +172,7 @@ class Gate:
         tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
         if scopes.buckets:
             stated = OUTPUT_TOKENS_MIN if max_output_tokens is None else output * max(1, candidates)
-            tokens = _within_windows(tokens, min(fewest_tokens(input_bytes), context_window) + stated, scopes)
+            tokens = within_windows(tokens, min(fewest_tokens(input_bytes), context_window) + stated, scopes)
         admission = Admission(
             request_id,
             principal,
@@ -331,6 +308,10 @@ class Gate:
                     lease_ms=self._lease_ms,
                 )
             except QuotaExceeded as refused:
+                if self._shares is not None and (given := self._shares.give_up(admission.scopes, now_s)):
+                    await self._give_back(given)
+                    last = refused
+                    continue
                 output = worst.affordable_output(refused.remaining_pusd) if may_clamp else None
                 if output is None or output < OUTPUT_TOKENS_MIN:
                     raise
@@ -341,26 +322,86 @@ class Gate:
                     hold_pusd=worst.hold_pusd(output),
                 )
                 last = refused
+            except LimitsAway:
+                self._met_away = True
+                if self._shares is None:
+                    self._pend(Pending(admission, 0, 0, 0))
+                    raise
+                return self._grant(self._shares, admission, now_s)
             except (Unavailable, asyncio.CancelledError):
                 # The command may be on its way: whatever it takes is given back.
-                self._pend(_Pending(admission, 0, 0, 0))
+                self._pend(Pending(admission, 0, 0, 0))
                 raise
             else:
                 self._open[admission.request_id] = (admission, now_s, now_s)
+                if self._shares is not None and self._shares.used(admission.scopes, now_s):
+                    self._wake.set()
                 for budget in taken.past:
                     METRICS.budget_passed(budget.kind, budget.scope)
                 return replace(admission, windows=taken.windows, past=taken.past)
         raise last
 
+    def _grant(self, shares: Shares, admission: Admission, now_s: float) -> Admission:
+        """Without Redis, which may have taken the reservation all the same. Raises: LimitsAway, RateLimited."""
+        try:
+            shares.grant(admission.request_id, admission.scopes, admission.tokens, admission.hold_pusd, now_s)
+        except (LimitsAway, RateLimited):
+            self._pend(Pending(admission, 0, 0, 0))
+            METRICS.local_share("refused")
+            raise
+        METRICS.local_share("admitted")
+        self._granted.add(admission.request_id)
+        self._open[admission.request_id] = (admission, now_s, now_s)
+        return admission
+
+    async def _restock(self) -> None:
+        """Redis is there: tell it what was granted without it, give back what lived on, and hold shares anew.
+
+        Raises: Unavailable; then nothing is given back, so nothing is free twice."""
+        shares = self._shares
+        if shares is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if shares.touched or self._granted:
+            for request_id in list(self._granted & self._open.keys()):
+                await self.renew(self._open[request_id][0])
+                self._granted.discard(request_id)
+            self._granted &= self._pending.keys()
+            if self._granted:
+                return
+            await self._give_back(shares.start_over(now_s))
+        await self._give_back(shares.idle(now_s))
+        for share in shares.wanted(now_s):
+            held = Admission(share.id, NOBODY, "", {}, share.amount_pusd, None, 0, share.scopes, 0)
+            try:
+                await self._limiter.reserve(
+                    share.id, share.scopes, tokens=0, hold_pusd=share.amount_pusd, lease_ms=self._lease_ms
+                )
+            except (QuotaExceeded, RateLimited):
+                shares.missed(share, now_s)
+            except (Unavailable, asyncio.CancelledError):
+                self._pend(Pending(held, 0, 0, 0))
+                raise
+            else:
+                self._open[share.id] = (held, now_s, now_s)
+                shares.took(share)
+
+    async def _give_back(self, shares: Sequence[Share]) -> None:
+        for share in shares:
+            if (held := self._open.get(share.id)) is not None:
+                await self._close(held[0], 0, 0, 0)
+
     async def _close(
         self, admission: Admission, tokens: int, charge_pusd: int, requests: int, provider: str | None = None
     ) -> None:
         self._open.pop(admission.request_id, None)
+        if self._shares is not None:
+            self._shares.settle(admission.request_id, charge_pusd)
         if admission.scopes.empty:
             return
         # Above nine million dollars the worker takes it for a wrong count, and so must a 64-bit counter.
         charge_pusd = min(charge_pusd, MAX_AMOUNT_PUSD)
-        pending = _Pending(admission, tokens, charge_pusd, requests, provider)
+        pending = Pending(admission, tokens, charge_pusd, requests, provider)
         try:
             await self._settle(pending)
         except (Unavailable, asyncio.CancelledError) as error:
@@ -368,7 +409,10 @@ class Gate:
             if isinstance(error, asyncio.CancelledError):
                 raise
 
-    async def _settle(self, pending: _Pending) -> None:
+    async def _settle(self, pending: Pending) -> None:
+        if pending.admission.request_id in self._granted:
+            await self.renew(pending.admission)  # What it is settled against.
+            self._granted.discard(pending.admission.request_id)
         await self._limiter.settle(
             pending.admission.request_id,
             pending.admission.scopes,
@@ -378,7 +422,7 @@ class Gate:
             provider=pending.provider,
         )
 
-    def _pend(self, pending: _Pending) -> None:
+    def _pend(self, pending: Pending) -> None:
         while len(self._pending) >= PENDING_MAX:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
@@ -440,7 +484,8 @@ class Gate:
             token, there = await self._limiter.called(where)
             if there:
                 return
-            mine = [a for a, _, _ in self._open.values() if a.scopes.prefix == where.prefix]
+            settled = [self._pending[each].admission for each in self._granted & self._pending.keys()]
+            mine = [a for a in (*settled, *(a for a, _, _ in self._open.values())) if a.scopes.prefix == where.prefix]
             for start in range(0, len(mine), RENEW_BATCH):
                 await asyncio.gather(*(self.renew(a) for a in mine[start : start + RENEW_BATCH]))
             if where.prefix in self._served:
@@ -469,7 +514,9 @@ class Gate:
                 await asyncio.sleep(RETRY_S)
 
     async def _rest(self) -> None:
-        if await self._send_pending():
+        if await self._is_there() and await self._send_pending():
+            with contextlib.suppress(Unavailable):  # It went again. What is held stays held.
+                await self._restock()
             # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(RETRY_S, self._lease_ms / 3000)):
@@ -478,19 +525,38 @@ class Gate:
             await asyncio.sleep(RETRY_S)
         self._wake.clear()
 
+    async def _is_there(self) -> bool:
+        """Of a cluster, whether any master is; what cannot be had of others is noticed by who asked for it."""
+        there = True
+        try:
+            await self._link.ping()
+        except (Unavailable, hiredis.ReplyError):
+            there = False
+        away, self._met_away = not there or self._met_away, False
+        METRICS.limits_away(away)
+        if not away:
+            self._away_since_ns = None
+        elif self._away_since_ns is None:
+            self._away_since_ns = self._clock()
+        return there
+
     async def _send_pending(self) -> bool:
-        """Returns: False when Redis is away."""
+        """Returns: False when Redis is away, or one of several servers."""
+        away: set[str] = set()
         for request_id, pending in list(self._pending.items()):
+            if pending.admission.scopes.prefix in away:
+                continue
             try:
                 await self._settle(pending)
             except Unavailable:
-                return False
+                away.add(pending.admission.scopes.prefix)
+                continue
             except hiredis.ReplyError:
                 # Redis takes anything but this one; the next must not wait behind it, and SQL will correct it.
                 log.exception("reservation not settled", request_id=request_id)
             if self._pending.get(request_id) is pending:
                 del self._pending[request_id]
-        return True
+        return not away
 
     async def _renew_open(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -513,11 +579,3 @@ class Gate:
                     raise result
                 if request_id in self._open:  # Else it was settled while we waited.
                     self._open[request_id] = (admission, since_s, now_s)
-
-
-def _within_windows(tokens: int, fewest: int, scopes: Scopes) -> int:
-    """A guess must not make a request larger than its limit, whether at its prompt or at an answer of unstated length:
-    what it really used is counted afterwards, and the limit makes later requests wait for it. fewest: what it asks for
-    without any guess."""
-    room = min((b.limit for b in scopes.buckets if b.unit == "tokens"), default=tokens)
-    return max(min(tokens, room), fewest)

@@ -22,7 +22,7 @@ from billing.money import MAX_AMOUNT_PUSD, format_usd
 from gateway.admission.link import Arg, Command, Reply
 from gateway.admission.principal import END_USER, PROVIDER, Budget, Facts, Limit, Principal, concerns, window_of
 from gateway.admission.store import AnyLink
-from gateway.errors import QuotaExceeded, RateLimited, Unavailable
+from gateway.errors import LimitsAway, QuotaExceeded, RateLimited, Unavailable
 
 # A crashed process gives its parallel slots back after this long; a living one renews at a third of it.
 LEASE_MS: Final = 60_000
@@ -73,12 +73,21 @@ class Scopes(Struct, frozen=True):
         return not self.keys
 
     @property
+    def slot_keys(self) -> tuple[str, ...]:
+        return self.keys[len(self.buckets) : len(self.buckets) + len(self.slots)]
+
+    @property
     def budget_keys(self) -> tuple[str, ...]:
         return self.keys[len(self.buckets) + len(self.slots) :]
 
     @property
     def muster(self) -> str:
         return f"{self.prefix}:muster"
+
+    def of_budget(self, at: int) -> Scopes:
+        """One budget alone."""
+        budget, start_ns = self.budgets[at], self.window_starts_ns[at]
+        return Scopes(self.prefix, (), (), (budget,), (start_ns,), (self.budget_keys[at],))
 
     @property
     def bare(self) -> Scopes:
@@ -224,14 +233,14 @@ class Limiter:
         have read SQL before the first one's requests, changes nothing.
 
         Returns: False when it has to be tried again. Raises: Unavailable."""
-        key, budget, start_ns = scopes.budget_keys[at], scopes.budgets[at], scopes.window_starts_ns[at]
+        one = scopes.of_budget(at)
+        (key,), (budget,), (start_ns,) = one.keys, one.budgets, one.window_starts_ns
         required = await self._assemble(scopes)
         listed = await self._command("HKEYS", key) or ()
         asked = [name[2:].decode() for name in listed if name[:2] in (b"o:", b"c:")]
         spent = await self._spent(budget, start_ns, asked)
         ttl_ms = {"hour": _DAY_MS, "day": 2 * _DAY_MS, "month": 32 * _DAY_MS}.get(budget.period, 0)
         ttl_ms += RECORD_MS if ttl_ms else 0  # Late settlements of the window still find it.
-        one = Scopes(scopes.prefix, (), (), (budget,), (start_ns,), (key,))
 
         def args(boot: str) -> list[Arg]:
             generation = boot + secrets.token_hex(4)
@@ -353,7 +362,7 @@ class Limiter:
             return await self._link.call_booted(command, near=scopes.muster)
         except hiredis.ReplyError as error:
             if str(error).startswith(_AWAY):
-                raise Unavailable("rate limit store refuses") from error
+                raise LimitsAway("rate limit store refuses") from error
             raise
 
     async def _command(self, *command: Arg, near: str | None = None) -> Reply:
@@ -361,7 +370,7 @@ class Limiter:
             return await self._link.call(*command, near=near)
         except hiredis.ReplyError as error:
             if str(error).startswith(_AWAY):
-                raise Unavailable("rate limit store refuses") from error
+                raise LimitsAway("rate limit store refuses") from error
             raise
 
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from redis.asyncio import Redis, SSLConnection
 
-from gateway.errors import Unavailable
+from gateway.errors import LimitsAway, Unavailable
 
 CONNECT_S: Final = 2.0
 # A Redis that has not answered for so long is away: a request must learn it before its client loses patience.
@@ -120,7 +120,7 @@ class Link:
         finally:
             self._listening.discard(wire)
             wire.close()
-        raise Unavailable("rate limit store is away")
+        raise LimitsAway("rate limit store is away")
 
     async def ping(self) -> None:
         """Raises: Unavailable, hiredis.ReplyError."""
@@ -142,7 +142,7 @@ class Link:
         # The loop's clock is monotonic and belongs to this connection alone; no decision about money hangs on it.
         loop = asyncio.get_running_loop()
         if loop.time() < self._refuse_until:
-            raise Unavailable("rate limit store is away")
+            raise LimitsAway("rate limit store is away")
         if self._opening is None:
             self._opening = loop.create_task(self._connect(), name="connect to Redis")
             self._opening.add_done_callback(self._opened)
@@ -171,7 +171,7 @@ class Link:
                     )
                 await self._greet(protocol)
                 if self._locate is not None and protocol.is_replica:
-                    raise Unavailable("rate limit store is being handed over")
+                    raise LimitsAway("rate limit store is being handed over")
                 return protocol
         except BaseException as error:
             if transport is not None:
@@ -179,7 +179,7 @@ class Link:
             if not isinstance(error, OSError | TimeoutError | Unavailable | hiredis.ReplyError):
                 raise
             self._refuse_until = loop.time() + BACKOFF_S
-            raise Unavailable("rate limit store is away") from error
+            raise LimitsAway("rate limit store is away") from error
 
     async def _greet(self, wire: _Wire) -> None:
         settings = self._server.settings
@@ -279,7 +279,7 @@ class _Wire(asyncio.Protocol):
         """The command leaves at the end of this turn of the loop, even when the caller is cancelled meanwhile."""
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.closed:
-            future.set_exception(Unavailable("rate limit store is away"))
+            future.set_exception(LimitsAway("rate limit store is away"))
             return future
         if not self._unsent:
             self._loop.call_soon(self._flush)
@@ -367,4 +367,4 @@ class _Wire(asyncio.Protocol):
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
-                future.set_exception(Unavailable("rate limit store is away"))
+                future.set_exception(LimitsAway("rate limit store is away"))

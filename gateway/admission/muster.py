@@ -59,14 +59,17 @@ class Muster:
         owner: Owner,
         announce: Callable[[Scopes], Awaitable[None]],
         clock: Callable[[], int],
+        away_since_ns: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """announce: renews and enters this gateway. clock: unix time in ns."""
+        """announce: renews and enters this gateway. clock: unix time in ns. away_since_ns: since when the store of
+        limits does not answer, None while it does; told to SQL for whoever sends alerts."""
         self._link = link
         self._limiter = limiter
         self._engine = engine
         self._owner = owner
         self._announce = announce
         self._clock = clock
+        self._away_since_ns = away_since_ns
         self._tasks: set[asyncio.Task[None]] = set()
         # When telling SQL that we live failed last: for a while after, others' silence may be SQL's.
         self._failed_s: float | None = None
@@ -114,7 +117,7 @@ class Muster:
     async def _living(self) -> list[str]:
         """Every gateway that may hold something, ourselves included."""
         async with reading(self._engine) as db:
-            rows = (await db.execute(select(gateways))).all()
+            rows = (await db.execute(select(gateways.c.id, gateways.c.seen_at_ns))).all()
         now_ns, living = self._clock(), [self._owner.name]
         for name, seen_at_ns in rows:
             if name == self._owner.name or self._owner.is_dead(name):
@@ -129,9 +132,10 @@ class Muster:
         now_ns = self._clock()
         async with writing(self._engine) as db:
             mine = gateways.c.id == self._owner.name
-            known = await db.execute(update(gateways).where(mine).values(seen_at_ns=now_ns))
+            said = {"seen_at_ns": now_ns, "limits_away_since_ns": self._away_since_ns()}
+            known = await db.execute(update(gateways).where(mine).values(said))
             if not known.rowcount:
-                await db.execute(insert(gateways).values(id=self._owner.name, seen_at_ns=now_ns))
+                await db.execute(insert(gateways).values(id=self._owner.name, **said))
                 await db.execute(delete(gateways).where(gateways.c.seen_at_ns < now_ns - _KEPT_NS))
 
     async def _keep_beating(self) -> None:

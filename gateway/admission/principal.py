@@ -101,6 +101,10 @@ class Principal(Struct, frozen=True):
         return any(depends(each.scope) for each in self.limits) or any(depends(each.scope) for each in self.budgets)
 
 
+NOBODY: Final = Principal("", "", "", "", "")
+"""For what a gateway holds for itself."""
+
+
 def window_of(period: Period, now_ms: int) -> tuple[str, int]:
     """Returns: the name of the budget window at that time, and its start in unix ns (0 for a budget without end)."""
     start_ns = window_start_ns(Window(period), now_ms * 1_000_000)

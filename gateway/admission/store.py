@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from gateway.admission.cluster import ClusterLink
 from gateway.admission.link import REPLY_S, Address, Link, Server
-from gateway.errors import Unavailable
+from gateway.errors import LimitsAway, Unavailable
 
 _SENTINEL_PORT: Final = 26_379
 _PORT: Final = 6_379
@@ -51,7 +51,7 @@ class Sentinels(Struct, frozen=True):
                 continue
             finally:
                 await link.aclose()
-        raise Unavailable("no sentinel knows the rate limit store")
+        raise LimitsAway("no sentinel knows the rate limit store")
 
 
 LimitStore = Redis | Cluster | Sentinels

@@ -28,7 +28,7 @@ app = App(name="alerts")
 
 @app.command
 async def add(
-    kind: Literal["budget", "balance", "anomaly"],
+    kind: Literal["budget", "balance", "anomaly", "outage"],
     threshold: str,
     channel: Literal["webhook", "slack", "email"],
     target: str,
@@ -44,9 +44,9 @@ async def add(
     ----------
     kind:
         budget: so much of a budget is used. balance: an organisation has so little left. anomaly: a day costs so much
-        more than the days before.
+        more than the days before. outage: the store of limits (Redis) has been away so long.
     threshold:
-        budget: 80%. balance: 10usd. anomaly: 300% of the daily average of the week before.
+        budget: 80%. balance: 10usd. anomaly: 300% of the daily average of the week before. outage: 30s.
     channel:
         webhook: JSON, signed if alerts.signing_secret is set. slack: an incoming webhook. email: through mail.host.
     target:
@@ -151,19 +151,21 @@ async def try_(rule_id: str, /, *, common: Common = DEFAULTS) -> int:
 
 
 def threshold_of(kind: object, text: str) -> int:
-    """Basis points, or pUSD for a balance. Raises: Problem."""
+    """Basis points, pUSD for a balance, seconds for an outage. Raises: Problem."""
     from billing.alerts import Kind
     from billing.money import parse_usd
 
     try:
         if kind is Kind.BALANCE:
             return parse_usd(text)
+        if kind is Kind.OUTAGE:
+            return int(text.removesuffix("s"))
         percent = Decimal(text.removesuffix("%").strip())
         bps = int(percent * 100)
         if bps != percent * 100:
             raise ValueError(f"{text}: at most two decimals")
     except (ValueError, InvalidOperation) as error:
-        fix = "10usd for a balance, 80% for a budget, 300% for an anomaly"
+        fix = "10usd for a balance, 80% for a budget, 300% for an anomaly, 30s for an outage"
         raise Problem(f"{text!r} is no threshold", fix=fix, code=WRONG_USAGE) from error
     return bps
 
@@ -177,7 +179,10 @@ def plain(rule: object) -> dict[str, object]:
     return {
         "id": rule.id,
         "kind": rule.kind.value,
-        "threshold": f"{format_usd(rule.threshold)} USD" if rule.kind is Kind.BALANCE else f"{percent} %",
+        "threshold": {
+            Kind.BALANCE: f"{format_usd(rule.threshold)} USD",
+            Kind.OUTAGE: f"{rule.threshold} s",
+        }.get(rule.kind, f"{percent} %"),
         "scope": rule.scope.value if rule.scope else None,
         "scope_id": rule.scope_id,
         "channel": rule.channel.value,

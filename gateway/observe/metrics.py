@@ -6,12 +6,11 @@ Labels are few and bounded: a client can ask for any model name, and each new la
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from billing.usage import UsageRecord, output_tokens_total
+from billing.usage import UsageRecord
 from gateway.observe.tally import Spread, Tally
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -20,7 +19,6 @@ OTHER = "other"
 
 # Seconds. From a cache hit on the next desk to a long reasoning answer.
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
-TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -31,7 +29,6 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
         self._guardrails: set[str] = set()
-        self._watched: dict[str, Any] = {}
         self._serving = 0
         by_model = ("provider", "model")
         self._requests = Tally(
@@ -88,6 +85,11 @@ class Metrics:
             "Requests that a soft or throttled budget did not cover and let through.",
             ("kind", "scope"),
         )
+        self._local_share = Tally(
+            "farebox_local_share",
+            "Requests asked for while the store of limits was away, that a gateway's own share covered or did not.",
+            ("result",),
+        )
         self._guarded = Tally(
             "farebox_guardrail_checks",
             "What guardrails made of requests, by guardrail, stage and outcome.",
@@ -104,30 +106,7 @@ class Metrics:
             "Guardrail reports and logged bodies that were not written down: they are never waited for.",
             ("kind",),
         )
-        self._per_token = Spread(
-            "farebox_output_token_seconds",
-            "From one token of an answer that streams to the next, its average of each request.",
-            by_model,
-            TOKEN_BUCKETS,
-        )
-        self._overrun = Tally(
-            "farebox_overrun_usd", "What requests cost above what was held for them, in US dollars.", by_model
-        )
-        self._cached = Tally(
-            "farebox_cache_saved_usd", "What was not charged because a provider's cache held it.", by_model
-        )
-        self._kept = Tally(
-            "farebox_kept_answers", "Questions that an alias keeps answers for, by hit or miss.", ("result",)
-        )
-        self._malformed = Tally(
-            "farebox_malformed_requests", "Requests that are no HTTP, or no request of their dialect.", ("what",)
-        )
         for family in (
-            self._per_token,
-            self._overrun,
-            self._cached,
-            self._kept,
-            self._malformed,
             self._requests,
             self._refused,
             self._duration,
@@ -142,6 +121,7 @@ class Metrics:
             self._failed_open,
             self._orphans,
             self._budgets_passed,
+            self._local_share,
             self._guarded,
             self._guardrail_asked,
             self._notes_lost,
@@ -149,7 +129,6 @@ class Metrics:
             self._registry.register(family)
         in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
         in_flight.set_function(lambda: self._serving)
-        self._up = Gauge("farebox_up", "1 while it answers this process.", ("what",), registry=self._registry)
         self._catalogue = Gauge(
             "farebox_catalogue_version", "Version of the database's catalogue in force here.", registry=self._registry
         )
@@ -157,6 +136,9 @@ class Metrics:
             "farebox_catalogue_refused", "1 while a newer catalogue or file has faults and the old one stands.",
             registry=self._registry,
         )  # fmt: skip
+        self._limits_away = Gauge(
+            "farebox_limits_away", "1 while the store of limits (Redis) does not answer.", registry=self._registry
+        )
         self._open_intents = Gauge(
             "farebox_open_intents", "Requests admitted and not yet settled in the journal.", registry=self._registry
         )
@@ -171,11 +153,6 @@ class Metrics:
             self._duration.observe(place, max(record.duration_ms, 0) / 1000)
         if record.first_token_ms is not None:
             self._first_token.observe(place, max(record.first_token_ms, 0) / 1000)
-            if record.duration_ms is not None and (written := output_tokens_total(record.quantities)) > 1:
-                spread_ms = max(record.duration_ms - record.first_token_ms, 0)
-                self._per_token.observe(place, spread_ms / 1000 / (written - 1))
-        if amount_pusd > record.hold_pusd:
-            self._overrun.add(place, (amount_pusd - record.hold_pusd) / 10**12)
         for meter, quantity in record.quantities.items():
             if quantity:
                 self._quantities.add((meter, provider, model), quantity)
@@ -185,29 +162,6 @@ class Metrics:
     def catalogue(self, version: int, *, refused: bool) -> None:
         self._catalogue.set(version)
         self._catalogue_refused.set(int(refused))
-
-    def saved(self, record: UsageRecord, saved_pusd: int) -> None:
-        """saved_pusd: what its cached tokens would have cost beside what they did."""
-        self._cached.add((record.provider, self._bounded(record.alias)), saved_pusd / 10**12)
-
-    def kept_answer(self, result: str) -> None:
-        """result: hit or miss."""
-        self._kept.add((result,))
-
-    def malformed(self, what: str) -> None:
-        """what: `http` or `body`."""
-        self._malformed.add((what,))
-
-    def up(self, what: str, is_up: bool) -> None:
-        """what: `redis` or `database`."""
-        self._up.labels(what).set(int(is_up))
-
-    def watch(self, family: Any) -> None:
-        """A family of gauges that is read at each scrape (`observe.vitals.Standing`); one of a name, the newest."""
-        if (before := self._watched.pop(family.name, None)) is not None:
-            self._registry.unregister(before)
-        self._watched[family.name] = family
-        self._registry.register(family)
 
     def refused(self, dialect: str, code: str) -> None:
         """code: a GatewayError's own, never a text."""
@@ -240,6 +194,12 @@ class Metrics:
 
     def budget_passed(self, kind: str, scope: str) -> None:
         self._budgets_passed.add((kind, scope))
+
+    def local_share(self, result: str) -> None:
+        self._local_share.add((result,))
+
+    def limits_away(self, away: bool) -> None:
+        self._limits_away.set(int(away))
 
     def guarded(self, guardrail: str, stage: str, outcome: str) -> None:
         """guardrail: its name. Those of one process are bounded as models are."""

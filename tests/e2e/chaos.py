@@ -232,10 +232,11 @@ async def scene(
     *,
     through: Through | None = None,
     config_more: str = PATIENT,
+    admission: str = "",
     cluster: bool = False,
 ) -> AsyncIterator[Scene]:
-    """Everything up. The database is migrated here. config_more: TOML sections for the gateways. cluster: Valkey is
-    three masters with a replica each."""
+    """Everything up. The database is migrated here. config_more: TOML sections for the gateways; admission:
+    more of theirs of that section. cluster: Valkey is three masters with a replica each."""
     valkey = Nodes(folder) if cluster else Valkey(folder)
     try:
         await valkey.start()
@@ -244,7 +245,7 @@ async def scene(
             places = upstream.url, database_url, valkey.url
             if through is not None:
                 places = await through.open(*places)
-            config.write_text(_config(folder, *places) + config_more)
+            config.write_text(_config(folder, *places, admission) + config_more)
             settings = load(config, {})
             await upgrade(database_url)
             engine = create_engine(database_url)
@@ -531,10 +532,10 @@ async def _reservations(stage: Scene, spent: dict[str, int]) -> tuple[int, int]:
     return await redis.zcard(f"{prefix}:leases"), off
 
 
-def _config(folder: Path, upstream: str, database_url: str, redis_url: str) -> str:
+def _config(folder: Path, upstream: str, database_url: str, redis_url: str, admission: str) -> str:
     return f"""
 data_dir = "{folder / "data"}"
-admission = {{ lease_s = {LEASE_S} }}
+admission = {{ lease_s = {LEASE_S}{admission} }}
 database_url = "{database_url}"
 redis_url = "{redis_url}"
 discover_providers = false

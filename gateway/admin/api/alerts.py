@@ -23,7 +23,8 @@ from gateway.alerting import Messenger, NotDelivered
 
 
 class AlertRule(Struct, frozen=True):
-    """threshold: for a balance dollars, else percent, as text. scope, scope_id: null is every one."""
+    """threshold: for a balance dollars, for an outage seconds, else percent, as text. scope, scope_id: null is every
+    one."""
 
     id: str
     kind: Kind
@@ -37,7 +38,7 @@ class AlertRule(Struct, frozen=True):
 
 class NewAlertRule(Struct, frozen=True, forbid_unknown_fields=True):
     """budget: percent of a budget that are used. balance: dollars left to spend. anomaly: percent of the daily average
-    of the week before."""
+    of the week before. outage: seconds that the store of limits has been away."""
 
     kind: Kind
     threshold: Annotated[str, Meta(max_length=40)]
@@ -146,17 +147,26 @@ def _threshold(data: NewAlertRule) -> int:
     try:
         if data.kind is Kind.BALANCE:
             return parse_usd(text)
+        if data.kind is Kind.OUTAGE:
+            return int(text.removesuffix("s"))
         # A percent is a hundred basis points, and a dollar has the digits to say so without a float.
         bps, rest = divmod(parse_usd(text), 10**10)
         if rest:
             raise ValueError(f"{data.threshold}: at most two decimals")
     except ValueError as error:
-        raise invalid("threshold", str(error), "Write percent, as 80, or for a balance dollars, as 10.") from error
+        fix = "Write percent, as 80, for a balance dollars, as 10, for an outage seconds, as 30."
+        raise invalid("threshold", str(error), fix) from error
     return bps
 
 
 def _view(rule: alerts.Rule) -> AlertRule:
-    money = format_usd(rule.threshold if rule.kind is Kind.BALANCE else rule.threshold * 10**10)
+    match rule.kind:
+        case Kind.BALANCE:
+            threshold = format_usd(rule.threshold)
+        case Kind.OUTAGE:
+            threshold = str(rule.threshold)
+        case _:
+            threshold = format_usd(rule.threshold * 10**10)
     return AlertRule(
-        rule.id, rule.kind, money, rule.channel, rule.target, rule.scope, rule.scope_id, stamp(rule.created_at_ns)
+        rule.id, rule.kind, threshold, rule.channel, rule.target, rule.scope, rule.scope_id, stamp(rule.created_at_ns)
     )

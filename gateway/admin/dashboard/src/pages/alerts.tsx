@@ -16,6 +16,7 @@ type Kind = AlertRule["kind"];
 const KINDS: Record<Kind, { label: string; says: (threshold: string) => string; ask: string; about: string; example: string }> = {
   budget: { label: "Budget used", says: (it) => `${Number(it)}% of a budget is used`, ask: "Percent of the budget", about: "Above 0, at most 1000", example: "80" },
   balance: { label: "Balance low", says: (it) => `$${it} or less is left`, ask: "Dollars left", about: "What an organisation may still spend", example: "10" },
+  outage: { label: "Outage", says: (it) => `the store of limits is away for ${it} s`, ask: "Seconds", about: "Redis, as the gateways see it", example: "30" },
   anomaly: { label: "Unusual day", says: (it) => `a day costs more than ${Number(it)}% of the average`, ask: "Percent of the daily average", about: "Of the week before; more than 100", example: "300" },
 };
 const CHANNELS: Record<AlertRule["channel"], { label: string; ask: string; example: string; about: string }> = {
