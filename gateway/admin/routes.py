@@ -21,6 +21,7 @@ from gateway.admin.api.ledger import ledger_handlers
 from gateway.admin.api.members import member_handlers
 from gateway.admin.api.projects import project_handlers
 from gateway.admin.api.providers import provider_handlers
+from gateway.admin.api.provisioning import provisioning_handlers
 from gateway.admin.api.requests import request_handlers
 from gateway.admin.api.routing import routing_handlers
 from gateway.admin.api.tail import tail_handlers
@@ -32,6 +33,7 @@ from gateway.admin.auth.routes import auth_handlers
 from gateway.admin.auth.sign_on import sign_on_handlers
 from gateway.admin.guide import guide_routes
 from gateway.admin.problems import respond
+from gateway.admin.scim.routes import scim_routes
 from gateway.admin.services import Services
 from gateway.admin.static import DIST, dashboard_routes
 
@@ -41,6 +43,7 @@ HANDLERS = [
     *auth_handlers,
     *sign_on_handlers,
     *passkey_handlers,
+    *provisioning_handlers,
     *usage_handlers,
     *tail_handlers,
     *request_handlers,
@@ -88,3 +91,4 @@ def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list
         tags=["admin"],
     )
     return [api, *dashboard_routes(dist), *guide_routes()]
+    return [api, scim_routes(services), *dashboard_routes(dist)]

@@ -294,6 +294,13 @@ async def revoke_token(db: AsyncConnection, token_id: str, *, at_ns: int) -> Non
                      .values(revoked_at_ns=at_ns))  # fmt: skip
 
 
+async def revoke_tokens(db: AsyncConnection, user_id: str, *, at_ns: int) -> None:
+    """All of a person's, for good."""
+    table = schema.admin_tokens
+    mine = (table.c.user_id == user_id) & table.c.revoked_at_ns.is_(None)
+    await db.execute(update(table).where(mine).values(revoked_at_ns=at_ns))
+
+
 async def failures(db: AsyncConnection, subjects: list[str], *, at_ns: int) -> int:
     """The most failed sign-ins that any of the subjects has in the last FAILURES_NS."""
     table = schema.sign_in_failures.c

@@ -126,6 +126,9 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "tokens.create": MAKERS,
     "tokens.revoke": MAKERS,
     "settings.read": ADMINS,
+    "provisioning.read": ADMINS,
+    "scim.issue": ADMINS,
+    "scim.revoke": ADMINS,
     # Each command by itself: see below.
     "commands.run": ANYONE,
 }

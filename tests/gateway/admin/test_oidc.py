@@ -19,6 +19,7 @@ from gateway.admin.auth.guard import COOKIE
 from gateway.admin.auth.oidc import DISCOVERY_NS, REFETCH_NS
 from gateway.admin.auth.roles import Role
 from gateway.admin.auth.sign_on import AWAY_NS
+from gateway.admin.scim import store
 from gateway.config import ConfigError, Secret, load
 from gateway.signing_in import AdminSettings, GrantSettings, OidcSettings, is_safe
 from tests.emulators.identity import CLIENT, SECRET, IdentityProvider
@@ -286,6 +287,18 @@ async def test_an_address_alone_takes_nobodys_place(small: World, house: Identit
     other = opened(small)
     await sign_in(other)
     assert other.session["user_id"] != owner.id
+
+
+async def test_who_was_provisioned_signs_in_as_the_same_person(
+    small: World, house: IdentityProvider, opened: Opener
+) -> None:
+    configure(small, house, create=False)
+    async with writing(small.engine) as db:
+        change = store.Change(db, small.services.settings.admin, "scim (test)", small.now_ns)
+        ann = await store.create_user(change, {"userName": "Ann@House.test"})
+    browser = opened(small)
+    await sign_in(browser)
+    assert (browser.session["user_id"], browser.session["name"]) == (ann.id, "Ann@House.test")
 
 
 async def test_who_is_not_known_is_made_only_where_that_is_wished(

@@ -111,6 +111,9 @@ MATRIX = [
     ("POST", "/tokens", {"name": "", "role": "viewer"}, MAKERS),
     ("DELETE", "/tokens/none", None, MAKERS),
     ("GET", "/settings", None, ADMINS),
+    ("GET", "/provisioning", None, ADMINS),
+    ("POST", "/scim-tokens", {"name": ""}, ADMINS),
+    ("DELETE", "/scim-tokens/none", None, ADMINS),
     ("POST", "/commands", {"argv": ["up"]}, ALL),
 ]
 
