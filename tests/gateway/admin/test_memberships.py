@@ -72,6 +72,8 @@ def _calls(handler: HTTPRouteHandler, ids: dict[str, str]) -> tuple[str, str, di
         if part.startswith("{"):
             name = part.strip("{}").partition(":")[0]
             path = path.replace(part, fill.get(name, "none"))
+    if handler.name == "requests.tail":
+        path += "?seconds=0"  # Else it goes on for half a minute.
     concern = CONCERNS.get(handler.name or "")
     if isinstance(concern, Of) and concern.where == "body":
         return method, path, {concern.field: ids[concern.kind]}
