@@ -25,6 +25,7 @@ from gateway.admission.store import LimitStore, link_to
 from gateway.desk import Ask, Booking
 from gateway.errors import Unavailable
 from gateway.exchange import Headers, Reply, in_usd
+from gateway.observe.metrics import METRICS
 from gateway.routing.preferences import Preferences
 from gateway.settlement import Ending
 from providers.base import Call
@@ -83,6 +84,7 @@ class Answers:
             found: Any = await self._link.call("GET", place.name)
         except (Unavailable, hiredis.ReplyError):
             return None
+        METRICS.kept_answer("miss" if found is None else "hit")
         try:
             return None if found is None else msgspec.msgpack.decode(found, type=Kept)
         except msgspec.MsgspecError:  # of another version

@@ -39,6 +39,7 @@ from gateway.ingress.hotpath import HotPath
 from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
 from gateway.observe.notebook import Notebook
+from gateway.observe.vitals import CONDITIONS, Standing, Vitals
 from gateway.pipeline import Pipeline
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.health import Outlook
@@ -85,10 +86,11 @@ class Gateway:
             from gateway.webhooks import check_secret  # a bad one stops the start, though the office opens later
 
             check_secret(settings)
-        self._health = Health(self.faults)
+        self._health = Health(self.faults, lambda: self.started)
         self._office: asyncio.Task[FrontOffice] | None = None
         self._open_office: Callable[[], FrontOffice] | None = None
         self.draining = False
+        self.started = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI: the lifespan, and every path that is not for the data plane."""
@@ -270,11 +272,20 @@ class Gateway:
                 heartbeat_s=settings.server.heartbeat_s,
                 cancels_whole=settings.server.gone_client == "cancel",
             )
+            watch_process(journal, gate, dispatcher)
+            vitals = Vitals({"redis": gate.ping, "database": self._ask_database})
+            stack.push_async_callback(cancel, asyncio.create_task(vitals.run(), name="look at what is needed"))
+            self.started = True
             spare_the_collector()
             stack.push_async_callback(cancel, asyncio.create_task(_do_chores(settings, stop), name="chores"))
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
+
+    async def _ask_database(self) -> None:
+        assert self._engine is not None
+        async with reading(self._engine) as db:
+            await db.exec_driver_sql("SELECT 1")
 
     async def faults(self) -> list[str]:
         """What keeps this process from taking requests, each with what to do. Calls no model."""
@@ -282,15 +293,13 @@ class Gateway:
         if self.draining or self.hot is None:
             return ["not accepting requests: starting or stopping"]
         assert self._gate is not None
-        assert self._engine is not None
         assert self._journal is not None
         try:
             await self._gate.ping()
         except Exception as error:
             faults.append(f"Redis is away ({type(error).__name__}); check REDIS_URL or the embedded server's log")
         try:
-            async with reading(self._engine) as db:
-                await db.exec_driver_sql("SELECT 1")
+            await self._ask_database()
         except Exception as error:
             faults.append(f"the database is away ({type(error).__name__}); check DATABASE_URL")
         if (reason := self._journal.unavailable) is not None:
@@ -306,6 +315,25 @@ def _limit_store(settings: Settings) -> LimitStore:
     except ValueError as error:
         fix = "correct REDIS_URL; gateway/admission/README.md shows the forms"
         raise ConfigError("redis_url", str(error), source="the settings", fix=fix) from error
+
+
+def watch_process(journal: Journal, gate: Gate, dispatcher: Dispatcher) -> None:
+    """Gauges of what this process has at hand, read at each scrape."""
+    METRICS.watch(
+        Standing("farebox_waiting", "What waits: reservations, settlements, records not on disk.", ("what",), lambda: (
+            (("holds",), gate.open_count),
+            (("settlements",), gate.pending_count),
+            (("records",), journal.unsynced_records),
+        ))
+    )  # fmt: skip
+    METRICS.watch(
+        Standing("farebox_breaker", "Of each deployment asked: 0 closed, 1 half open, 2 open.", ("deployment",),
+                 lambda: (((name,), CONDITIONS[condition]) for name, condition in dispatcher.conditions()))
+    )  # fmt: skip
+    METRICS.watch(
+        Standing("farebox_queue", "Requests that wait for their turn at a deployment.", ("deployment",),
+                 lambda: (((name,), waiting) for name, waiting in dispatcher.queues()))
+    )  # fmt: skip
 
 
 def create_app(

@@ -13,7 +13,7 @@ from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
 from billing.prices import BATCH, PriceSheet, variant_of
 from billing.rating import BY_TOKENS, Counts, charge, priced
-from billing.usage import Intent, Outcome, UsageRecord, input_tokens_total, output_tokens_total
+from billing.usage import Intent, Meter, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
 from gateway.errors import NoRouteLeft
 from gateway.exchange import SayError
@@ -120,6 +120,9 @@ class Settlement:
         amount_pusd = self._amount_pusd = priced_pusd or 0
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
+        if cached := record.quantities.get(Meter.CACHE_READ_TOKENS):
+            prices = sheet.tier(read).sale
+            METRICS.saved(record, cached * max(0, prices[Meter.INPUT_TOKENS] - prices[Meter.CACHE_READ_TOKENS]))
         counted = (0, 0) if record.estimated else (read, written)
         try:
             # Both are under way at once: a future, and a command that leaves before its reply is waited for.

@@ -21,6 +21,7 @@ from gateway.exchange import Headers, Reply
 from gateway.ingress.endpoints import Route
 from gateway.ingress.heartbeat import Heartbeat, beat_of
 from gateway.ingress.hotpath import Asked, HotPath, asks_for_stream, failed, streamed
+from gateway.ingress.hygiene import joined
 from gateway.observe.metrics import METRICS
 from providers.dialects import load
 from providers.neutral import ChatRequest
@@ -60,6 +61,8 @@ class ClientConnection(HttpToolsProtocol):
         if hot is None or route is None:
             return self._fall_through()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        if len(headers) != len(self.headers):
+            headers |= joined(self.headers)
         asked = Asked(method, path, query, headers, self._client_ip(headers))
         before, self.cycle = self.cycle, Exchange(self, hot, route, asked)
         if before is None or before.response_complete:

@@ -220,6 +220,7 @@ class Guard(_Below):
 
     def send_400_response(self, msg: str) -> None:
         told = "this is not HTTP/1.1 as RFC 9112 has it; check the client, or a proxy in between"
+        METRICS.malformed("http")
         self._refuse(self._objection or InvalidRequest(told, code="malformed_http"))
 
     # Inside

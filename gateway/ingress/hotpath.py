@@ -18,11 +18,12 @@ from gateway.ingress.errors import as_body, headers_for
 from gateway.ingress.invoked import Watch, told_whole
 from gateway.ingress.models import list_models, wants_models
 from gateway.observe.metrics import METRICS
+from gateway.observe.seldom import Seldom
 from gateway.pipeline import Pipeline
 from gateway.routing.catalog import Catalog
 from providers.dialects import load
 from providers.dialects.base import ErrorBody
-from providers.errors import ProviderError
+from providers.errors import BadRequest, ProviderError
 from providers.neutral import ChatRequest
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 _WARMING = "/v1/tcp_warming"
 _WARM = Route("openai_chat", "warming")
 _MODELS = Route("openai_chat", "models")
+_SELDOM = Seldom()
 _ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -127,10 +129,17 @@ class HotPath:
     def _refusal(self, error: Exception, route: Route, request_id: str) -> Reply:
         body = as_body(error, request_id)
         METRICS.refused(route.dialect, body.code)
+        if isinstance(error, BadRequest | RecursionError):
+            METRICS.malformed("body")
         if body.status == 500:
             log.exception("unforeseen error", request_id=request_id, exc_info=error)
         elif not isinstance(error, GatewayError):
-            log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
+            if body.status >= 500:
+                log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
+            elif (unsaid := _SELDOM.unsaid()) is not None:  # The client's own mistakes: counted, and told now and then.
+                log.warning(
+                    "request refused", request_id=request_id, code=body.code, status=body.status, others_unsaid=unsaid
+                )
         told = headers_for(error, route.error_dialect, self._clock())
         headers = [("content-type", "application/json"), ("x-request-id", request_id), *told]
         return Reply(body.status, headers, load(route.error_dialect).encode_error(body), body)

@@ -26,6 +26,8 @@ _SINGLE: Final = frozenset(
     }
 )
 
+_LISTS: Final = frozenset({b"anthropic-beta", b"openai-beta", b"x-farebox-tags", b"x-goog-api-client"})
+
 
 def objection(headers: list[tuple[bytes, bytes]], version: str) -> InvalidRequest | None:
     """Why a request with this head is not read further. headers: names in lower case. The parser has seen to
@@ -43,6 +45,16 @@ def objection(headers: list[tuple[bytes, bytes]], version: str) -> InvalidReques
             return InvalidRequest(f"the header {name.decode()} is there twice", code="malformed_http")
         seen.add(name)
     return None
+
+
+def joined(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """What lists things and was sent in several lines, in the one line that means the same (RFC 9110, 5.3)."""
+    said: dict[str, str] = {}
+    for name, value in headers:
+        if name in _LISTS:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            said[key] = f"{said[key]}, {text}" if key in said else text
+    return said
 
 
 def without_upgrade(data: bytes) -> bytes:

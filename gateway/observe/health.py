@@ -27,11 +27,14 @@ _LIVENESS: Final = ("/health/liveness", "/health/liveliness", "/health")
 class Health:
     """faults: what keeps this process from taking requests; empty when it is ready. Asked at each readiness check."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, started: Callable[[], bool]) -> None:
+        """started: whether everything has been built once; true from then on."""
         self._faults = faults
+        self._started = started
         self._answers: Mapping[str, Callable[[], Awaitable[Said]]] = {
             **dict.fromkeys(_LIVENESS, self._liveness),
             "/health/readiness": self._readiness,
+            "/health/startup": self._startup,
             "/metrics": self._metrics,
             "/": self._root,
         }
@@ -53,6 +56,12 @@ class Health:
     async def _liveness(self) -> Said:
         """The event loop turns. Says nothing of databases: a restart would not mend those."""
         return _ALIVE
+
+    async def _startup(self) -> Said:
+        """For orchestrators that leave a slow start alone: once it has been built, others say how it is."""
+        if not self._started():
+            return 503, "application/json", b'{"status":"starting"}'
+        return 200, "application/json", b'{"status":"started"}'
 
     async def _readiness(self) -> Said:
         found = await self._faults()

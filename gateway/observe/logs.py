@@ -15,6 +15,7 @@ import structlog
 
 from gateway.config import LogSettings
 from gateway.observe.redact import redact
+from gateway.observe.seldom import SeldomFilter
 
 # Chatty below warning, and what they say at info we say ourselves.
 _QUIET = ("alembic", "aiosqlite", "httpx", "httpcore", "asyncio", "sqlalchemy", "uvicorn.access", "litestar")
@@ -85,3 +86,6 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(max(level, logging.WARNING))
+    # It warns of each request that is no HTTP, which is whatever strangers send; metrics count them.
+    told = logging.getLogger("uvicorn.error")
+    told.filters[:] = [SeldomFilter()]

@@ -6,11 +6,12 @@ Labels are few and bounded: a client can ask for any model name, and each new la
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from billing.usage import UsageRecord
+from billing.usage import UsageRecord, output_tokens_total
 from gateway.observe.tally import Spread, Tally
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -19,6 +20,7 @@ OTHER = "other"
 
 # Seconds. From a cache hit on the next desk to a long reasoning answer.
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -29,6 +31,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
         self._guardrails: set[str] = set()
+        self._watched: dict[str, Any] = {}
         self._serving = 0
         by_model = ("provider", "model")
         self._requests = Tally(
@@ -106,7 +109,30 @@ class Metrics:
             "Guardrail reports and logged bodies that were not written down: they are never waited for.",
             ("kind",),
         )
+        self._per_token = Spread(
+            "farebox_output_token_seconds",
+            "From one token of an answer that streams to the next, its average of each request.",
+            by_model,
+            TOKEN_BUCKETS,
+        )
+        self._overrun = Tally(
+            "farebox_overrun_usd", "What requests cost above what was held for them, in US dollars.", by_model
+        )
+        self._cached = Tally(
+            "farebox_cache_saved_usd", "What was not charged because a provider's cache held it.", by_model
+        )
+        self._kept = Tally(
+            "farebox_kept_answers", "Questions that an alias keeps answers for, by hit or miss.", ("result",)
+        )
+        self._malformed = Tally(
+            "farebox_malformed_requests", "Requests that are no HTTP, or no request of their dialect.", ("what",)
+        )
         for family in (
+            self._per_token,
+            self._overrun,
+            self._cached,
+            self._kept,
+            self._malformed,
             self._requests,
             self._refused,
             self._duration,
@@ -129,6 +155,7 @@ class Metrics:
             self._registry.register(family)
         in_flight = Gauge("farebox_in_flight", "Requests being served now.", registry=self._registry)
         in_flight.set_function(lambda: self._serving)
+        self._up = Gauge("farebox_up", "1 while it answers this process.", ("what",), registry=self._registry)
         self._catalogue = Gauge(
             "farebox_catalogue_version", "Version of the database's catalogue in force here.", registry=self._registry
         )
@@ -153,6 +180,11 @@ class Metrics:
             self._duration.observe(place, max(record.duration_ms, 0) / 1000)
         if record.first_token_ms is not None:
             self._first_token.observe(place, max(record.first_token_ms, 0) / 1000)
+            if record.duration_ms is not None and (written := output_tokens_total(record.quantities)) > 1:
+                spread_ms = max(record.duration_ms - record.first_token_ms, 0)
+                self._per_token.observe(place, spread_ms / 1000 / (written - 1))
+        if amount_pusd > record.hold_pusd:
+            self._overrun.add(place, (amount_pusd - record.hold_pusd) / 10**12)
         for meter, quantity in record.quantities.items():
             if quantity:
                 self._quantities.add((meter, provider, model), quantity)
@@ -162,6 +194,29 @@ class Metrics:
     def catalogue(self, version: int, *, refused: bool) -> None:
         self._catalogue.set(version)
         self._catalogue_refused.set(int(refused))
+
+    def saved(self, record: UsageRecord, saved_pusd: int) -> None:
+        """saved_pusd: what its cached tokens would have cost beside what they did."""
+        self._cached.add((record.provider, self._bounded(record.alias)), saved_pusd / 10**12)
+
+    def kept_answer(self, result: str) -> None:
+        """result: hit or miss."""
+        self._kept.add((result,))
+
+    def malformed(self, what: str) -> None:
+        """what: `http` or `body`."""
+        self._malformed.add((what,))
+
+    def up(self, what: str, is_up: bool) -> None:
+        """what: `redis` or `database`."""
+        self._up.labels(what).set(int(is_up))
+
+    def watch(self, family: Any) -> None:
+        """A family of gauges that is read at each scrape (`observe.vitals.Standing`); one of a name, the newest."""
+        if (before := self._watched.pop(family.name, None)) is not None:
+            self._registry.unregister(before)
+        self._watched[family.name] = family
+        self._registry.register(family)
 
     def refused(self, dialect: str, code: str) -> None:
         """code: a GatewayError's own, never a text."""

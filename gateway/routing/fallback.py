@@ -119,6 +119,15 @@ class Dispatcher:
     def outlook(self, deployment_ids: list[str]) -> Outlook:
         return self.health.outlook(deployment_ids, self._clock())
 
+    def conditions(self) -> list[tuple[str, str]]:
+        """Of every deployment that was asked, by its id, for metrics."""
+        now = self._clock()
+        return [(name, health.breaker.condition(now)) for name, health in self.health.items()]
+
+    def queues(self) -> list[tuple[str, int]]:
+        """How many wait, where a deployment bounds how many it is asked at once; for metrics."""
+        return [(name, turnstile.queue.waiting) for name, turnstile in self._turnstiles.items()]
+
     def heard(self, deployment_id: str, headers: Mapping[str, str]) -> None:
         """headers: of an answer, which may tell what is left of a quota."""
         if (quota := quota_of(headers, self._clock(), time.time())) is not None:

@@ -384,6 +384,9 @@ class HealthTable:
     def __len__(self) -> int:
         return len(self._of)
 
+    def items(self) -> list[tuple[str, Health]]:
+        return list(self._of.items())
+
     def of(self, deployment_id: str) -> Health:
         if (health := self._of.get(deployment_id)) is None:
             if len(self._of) >= DEPLOYMENTS_MAX:
