@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -31,11 +32,13 @@ from gateway.batches import store as batch_store
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
 from gateway.batches.runner import Runner
+from gateway.bodies.recorder import Recorder
 from gateway.config import ConfigError, Settings, Source
 from gateway.embedded.secrets import Secrets
 from gateway.guardrails.watch import Watch
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
+from gateway.kept import key_ring
 from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
 from gateway.observe.notebook import Notebook
@@ -249,6 +252,7 @@ class Gateway:
                 answers,
                 watch,
                 shadows,
+                Recorder(notebook, partial(key_ring, settings)),
             )
             if settings.batches.parallel:
                 runner = Runner(

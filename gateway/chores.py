@@ -49,6 +49,11 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
 
         return await forget(engine, before_ns=now_ns - settings.guardrails.reports_days * 24 * 3600 * 10**9)
 
+    async def forget_bodies(now_ns: int) -> int:
+        from gateway.bodies.store import forget_bodies as forget
+
+        return await forget(engine, now_ns=now_ns)
+
     def exporter(name: str, export_to: ExportSettings) -> Chore:
         async def tell_service(_: int) -> int:
             return await export(engine, http, name, export_to, time.time_ns)
@@ -61,6 +66,7 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
             Chore("expire grants", 60, expire),
             Chore("alerts", 30, tell),
             Chore("guardrail reports", 3600, forget_reports),
+            Chore("logged bodies", 600, forget_bodies),
             *([Chore("retention", 3600, keep, lease_s=4 * 3600)] if settings.retention.days is not None else []),
             *(exporter(name, export_to) for name, export_to in settings.exports.items()),
         ]

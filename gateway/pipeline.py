@@ -14,6 +14,7 @@ from gateway.answers import Answers
 from gateway.background import Background
 from gateway.batches.api import Batches, Files
 from gateway.batches.messages import MessageBatches
+from gateway.bodies.recorder import Recorder
 from gateway.chat import Chat
 from gateway.counting import Counting
 from gateway.desk import Desk
@@ -71,7 +72,9 @@ class Pipeline:
         answers: Answers,
         watch: Watch,
         shadows: Shadows,
+        recorder: Recorder,
     ) -> None:
+        self._recorder = recorder
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher, watch)
         chat = Chat(self._desk, providers, answers, watch, strict, as_body, shadows)
@@ -98,7 +101,8 @@ class Pipeline:
         """For somebody who has been asked already: a line of a batch. Raises: as `Way.serve`."""
         if inbound.route.operation not in _HOLD_MANY:  # Each of their requests is looked at when it is run.
             check_shape(inbound.body, self._limits)
-        return await self._ways[inbound.route.operation].serve(inbound, who)
+        reply = await self._ways[inbound.route.operation].serve(inbound, who)
+        return reply if who.bodies is None else self._recorder.passing(inbound, who, reply)
 
     async def principal(self, inbound: Inbound) -> Principal:
         """Who asks. Raises: Unauthenticated, Forbidden."""

@@ -335,3 +335,29 @@ guardrail_reports: Final = Table(
     Index(None, "request_id"),
     Index(None, "at_ns"),
 )
+
+# Projects whose bodies are logged. No row: not logged.
+body_log_projects: Final = Table(
+    "body_log_projects",
+    metadata,
+    Column("project_id", String(64), ForeignKey("projects.id"), primary_key=True),
+    Column("days", Integer, nullable=False),
+    Column("detectors", _Json, nullable=False),
+)
+
+# Redacted and sealed (gateway.envelope) for their request's row: people's words, kept for a while only.
+body_logs: Final = Table(
+    "body_logs",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("request_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("ciphertext", LargeBinary, nullable=False),
+    # One request's; what is past its time.
+    Index(None, "request_id"),
+    Index(None, "expires_at_ns"),
+)

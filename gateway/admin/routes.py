@@ -10,6 +10,7 @@ from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
 from gateway.admin.api.alerts import alert_handlers
+from gateway.admin.api.bodies import body_handlers
 from gateway.admin.api.catalog import catalog_handlers
 from gateway.admin.api.commands import command_handlers
 from gateway.admin.api.comparing import comparing_handlers
@@ -58,6 +59,7 @@ HANDLERS = [
     *invoice_handlers,
     *alert_handlers,
     *guardrail_handlers,
+    *body_handlers,
     *installation_handlers,
     *command_handlers,
 ]

@@ -34,10 +34,11 @@ from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
 from gateway.admission.store import LimitStore, link_to
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
 from gateway.identity import key_secrets
-from gateway.schema import guardrails, loss_modes, rate_limits, virtual_keys
+from gateway.schema import body_log_projects, guardrails, loss_modes, rate_limits, virtual_keys
 from gateway.tasks import cancel
 
 if TYPE_CHECKING:
+    from gateway.bodies.store import BodyLogging
     from gateway.guardrails.guard import Guard
 
 log = structlog.get_logger(__name__)
@@ -286,6 +287,7 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         team_id=row["team_id"],
         strict=await _strict(db, row),
         guard=await _guard(db, _ids(row)),
+        bodies=await _bodies(db, row["project_id"]),
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]
@@ -338,6 +340,15 @@ async def _guard(db: AsyncConnection, ids: dict[str, str]) -> Guard | None:
     from gateway.guardrails.store import guard_of_rows  # Most gateways have none, and need not load what they are.
 
     return guard_of_rows(rows)
+
+
+async def _bodies(db: AsyncConnection, project_id: str) -> BodyLogging | None:
+    said = body_log_projects.c
+    if (await db.execute(select(said.project_id).where(said.project_id == project_id))).first() is None:
+        return None
+    from gateway.bodies.store import logging_of  # As above: few projects log any.
+
+    return await logging_of(db, project_id)
 
 
 async def _limits(db: AsyncConnection, row: Any) -> tuple[Limit, ...]:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from billing.accounts import Window, window_start_ns
 
 if TYPE_CHECKING:
+    from gateway.bodies.store import BodyLogging
     from gateway.guardrails.guard import Guard
 
 Unit = Literal["requests", "tokens", "parallel"]
@@ -82,7 +83,7 @@ class Budget(Struct, frozen=True):
 class Principal(Struct, frozen=True):
     """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
     provider has no word for is refused; None: as the settings say. guard: what its prompts and answers must pass; None:
-    nothing."""
+    nothing. bodies: how its project logs them; None: it does not."""
 
     key_id: str
     public_id: str
@@ -95,6 +96,7 @@ class Principal(Struct, frozen=True):
     team_id: str | None = None
     strict: bool | None = None
     guard: Guard | None = None
+    bodies: BodyLogging | None = None
 
     @property
     def depends_on_facts(self) -> bool:

@@ -1,0 +1,99 @@
+"""Which projects log bodies, and the logged ones: sealed rows that go after their time, each reading audited."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing.db import reading, writing
+from billing.schema import projects
+from gateway import audit
+from gateway.bodies.recorder import of_row
+from gateway.envelope import KeyRing, Sealed
+from gateway.errors import InvalidRequest, NotFound
+from gateway.guardrails import detectors
+from gateway.schema import body_log_projects, body_logs
+
+DAYS_MAX = 3650
+
+
+class BodyLogging(Struct, frozen=True):
+    """days: how long a body is kept. detectors: what is taken out before (gateway.guardrails.detectors)."""
+
+    project_id: str
+    days: int
+    detectors: tuple[str, ...]
+
+
+class Bodies:
+    """changed: has every process read its keys again (`KeyAdmin.changed`)."""
+
+    def __init__(self, engine: AsyncEngine, changed: Callable[[], Awaitable[None]]) -> None:
+        self._engine = engine
+        self._changed = changed
+
+    async def projects(self) -> list[BodyLogging]:
+        """Those that log."""
+        async with reading(self._engine) as db:
+            rows = await db.execute(select(body_log_projects).order_by(body_log_projects.c.project_id))
+        return [BodyLogging(row.project_id, row.days, tuple(row.detectors)) for row in rows]
+
+    async def set(
+        self, project_id: str, days: int | None, found: tuple[str, ...], *, actor: str, now_ns: int
+    ) -> BodyLogging | None:
+        """days: None stops it; what is kept stays until its time. Raises: NotFound, InvalidRequest."""
+        if days is not None and not 1 <= days <= DAYS_MAX:
+            raise InvalidRequest(f"bodies are kept 1 to {DAYS_MAX} days", param="days")
+        try:
+            detectors.named(found)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="detectors") from None
+        new = None if days is None else BodyLogging(project_id, days, found)
+        table = body_log_projects.c
+        async with writing(self._engine) as db:
+            if (await db.execute(select(projects.c.id).where(projects.c.id == project_id))).first() is None:
+                raise NotFound(f"no project {project_id!r}", param="project_id")
+            before = (await db.execute(select(body_log_projects).where(table.project_id == project_id))).first()
+            await db.execute(delete(body_log_projects).where(table.project_id == project_id))
+            if new is not None:
+                row: dict[str, Any] = msgspec.to_builtins(new)
+                await db.execute(insert(body_log_projects).values(row))
+            await audit.append(
+                db, actor=actor, action="bodies.set", subject=project_id, at_ns=now_ns,
+                before={"days": None if before is None else before.days},
+                after={"days": days, "detectors": list(found)},
+            )  # fmt: skip
+        await self._changed()
+        return new
+
+    async def read(self, request_id: str, ring: KeyRing, *, actor: str, now_ns: int) -> dict[str, Any]:
+        """`request` and `response`. The reading stands in the audit before anybody reads.
+
+        Raises: NotFound; CannotOpen."""
+        query = select(body_logs).where(body_logs.c.request_id == request_id, body_logs.c.expires_at_ns > now_ns)
+        async with writing(self._engine) as db:
+            row = (await db.execute(query.order_by(body_logs.c.id.desc()).limit(1))).first()
+            if row is None:
+                raise NotFound(f"no bodies of the request {request_id!r} are kept", param="request_id")
+            await audit.append(db, actor=actor, action="bodies.read", subject=request_id, at_ns=now_ns)
+        plain = ring.open(Sealed(row.key_id, row.wrapped, row.ciphertext), of_row(request_id))
+        said: dict[str, Any] = msgspec.json.decode(plain)
+        return said
+
+
+async def logging_of(db: AsyncConnection, project_id: str) -> BodyLogging | None:
+    """With a key: None where its project logs nothing, as most do."""
+    row = (await db.execute(select(body_log_projects).where(body_log_projects.c.project_id == project_id))).first()
+    return None if row is None else BodyLogging(row.project_id, row.days, tuple(row.detectors))
+
+
+async def forget_bodies(engine: AsyncEngine, *, now_ns: int) -> int:
+    """The chore. Returns: how many went."""
+    async with writing(engine) as db:
+        done = await db.execute(delete(body_logs).where(body_logs.c.expires_at_ns <= now_ns))
+    return done.rowcount
