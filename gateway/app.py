@@ -198,6 +198,7 @@ class Gateway:
 
             def outlook(deployment_ids: list[str]) -> Outlook:
                 return dispatcher.outlook(deployment_ids)
+
             notebook = Notebook(engine)
             writing_down = asyncio.create_task(notebook.run(), name="write notes down")
             stack.push_async_callback(notebook.aclose, writing_down)

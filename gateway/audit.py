@@ -7,12 +7,12 @@ keep the newest hash elsewhere (`verify` tells it) to see that too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import desc, insert, select, text
+from sqlalchemy import ColumnElement, RowMapping, desc, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import schema
@@ -66,6 +66,50 @@ def chained(previous: bytes, row: Mapping[str, Any]) -> bytes:
     """SHA-256 over the hash before and the row as JSON with sorted keys: in whatever order a database keeps them."""
     fields = [row[name] for name in ("at_ns", "actor", "action", "subject", "before", "after", "note")]
     return hashlib.sha256(previous + msgspec.json.encode(fields, order="sorted")).digest()
+
+
+class Wanted(Struct, frozen=True):
+    """Which rows. actor, action, subject: exactly this; why: words in the reason; times in unix ns, the last one not
+    included."""
+
+    actor: str | None = None
+    action: str | None = None
+    subject: str | None = None
+    why: str | None = None
+    since_ns: int = 0
+    until_ns: int | None = None
+
+    def where(self) -> list[ColumnElement[bool]]:
+        table = schema.audit.c
+        found = [table.at_ns >= self.since_ns]
+        for column, value in ((table.actor, self.actor), (table.action, self.action), (table.subject, self.subject)):
+            if value is not None:
+                found.append(column == value)
+        if self.why is not None:
+            found.append(table.note.icontains(self.why, autoescape=True))
+        if self.until_ns is not None:
+            found.append(table.at_ns < self.until_ns)
+        return found
+
+
+async def newest(db: AsyncConnection, wanted: Wanted, *, limit: int, before_id: int | None = None) -> list[RowMapping]:
+    """The last so many, in the order of time."""
+    query = select(schema.audit).where(*wanted.where()).order_by(desc(schema.audit.c.id)).limit(limit)
+    if before_id is not None:
+        query = query.where(schema.audit.c.id < before_id)
+    return list(reversed((await db.execute(query)).mappings().all()))
+
+
+async def lines(db: AsyncConnection, wanted: Wanted) -> AsyncIterator[bytes]:
+    """Every row as a line of JSON, the oldest first: enough to check the chain without this database."""
+    async with db.stream(select(schema.audit).where(*wanted.where()).order_by(schema.audit.c.id)) as result:
+        async for row in result.mappings():
+            yield msgspec.json.encode(plain(row)) + b"\n"
+
+
+def plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row as programs read it. hash: hexadecimal."""
+    return {**row, "hash": row["hash"].hex()}
 
 
 async def verify(db: AsyncConnection) -> Verdict:

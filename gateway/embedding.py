@@ -62,7 +62,6 @@ class Embedding:
             headers.append((bedrock_embeddings.TOKENS_HEADER, str(usage.input_tokens)))
         return Reply(200, headers, body)
 
-
     async def _looked_at(self, call: EmbeddingCall, inbound: Inbound, who: Principal) -> EmbeddingCall:
         """Raises: Blocked; InvalidRequest for tokens in place of text, which no guardrail can read."""
         request = call.request

@@ -45,9 +45,7 @@ class Shadows:
         self._say = say
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def follow(
-        self, shadow: Shadow, inbound: Inbound, serve: Callable[[Inbound, Principal], Awaitable[Reply]]
-    ) -> None:
+    def follow(self, shadow: Shadow, inbound: Inbound, serve: Callable[[Inbound, Principal], Awaitable[Reply]]) -> None:
         """Perhaps ask again what has just been answered. Never raises, never waits."""
         if inbound.is_shadow or self._chance() >= shadow.share:
             return

@@ -21,6 +21,8 @@ COMMANDS = {
     "config": "Show, check and describe the settings.",
     "keys": "Virtual keys: create, list, show, rotate, revoke.",
     "quotas": "Budgets and rate limits of every scope; teams.",
+    "users": "People: invite, roles, links, disable, sign out everywhere.",
+    "audit": "Who changed what, and the proof that nobody edited it since.",
     "usage": "What was used and what it cost.",
     "ledger": "Balances, and the proof that they add up.",
     "invoice": "What an organisation owes for a month, as text, CSV or PDF.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -9,13 +10,15 @@ import httpx
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
+from litestar.response import Stream
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
 from gateway import audit, schema
 from gateway.admin.api.values import Page, at_cursor, cursor
-from gateway.admin.times import Stamp, stamp
+from gateway.admin.services import Services
+from gateway.admin.times import Stamp, stamp, unstamp
 from gateway.admin.wants import Office
 from gateway.config import public
 
@@ -115,6 +118,24 @@ async def list_audit(
     return Page(shown, cursor(shown[-1].id) if len(rows) > limit else None)
 
 
+@get("/audit/export", name="audit.export", media_type="application/x-ndjson")
+async def export_audit(
+    services: Office,
+    subject: FromQuery[str | None] = None,
+    actor_name: Annotated[str | None, QueryParameter(name="actor")] = None,
+    action: FromQuery[str | None] = None,
+    why: FromQuery[str | None] = None,
+    start: Annotated[Stamp | None, QueryParameter(name="from")] = None,
+    end: Annotated[Stamp | None, QueryParameter(name="to")] = None,
+) -> Stream:
+    """Every change that is meant as JSON Lines, the oldest first, with the hashes that prove them."""
+    since_ns = 0 if start is None else unstamp(start)
+    until_ns = None if end is None else unstamp(end)
+    wanted = audit.Wanted(actor_name, action, subject, why, since_ns, until_ns)
+    headers = {"content-disposition": 'attachment; filename="audit.jsonl"'}
+    return Stream(_exported(services, wanted), media_type="application/x-ndjson", headers=headers)
+
+
 @get("/audit/verify", name="audit.verify")
 async def verify_audit(services: Office) -> AuditVerdict:
     """Go through the whole chain of hashes."""
@@ -134,7 +155,13 @@ async def read_settings(services: Office) -> SettingsView:
     return SettingsView(_version(), services.settings.base_url, server, public(services.settings))
 
 
-installation_handlers: list[HTTPRouteHandler] = [read_engine, list_audit, verify_audit, read_settings]
+installation_handlers: list[HTTPRouteHandler] = [read_engine, list_audit, export_audit, verify_audit, read_settings]
+
+
+async def _exported(services: Services, wanted: audit.Wanted) -> AsyncIterator[bytes]:
+    async with services.reader.reading() as db:
+        async for line in audit.lines(db, wanted):
+            yield line
 
 
 def _version() -> str:

@@ -121,6 +121,7 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "bodies.read": ADMINS,
     "engine.read": ANYONE,
     "audit.list": ADMINS,
+    "audit.export": ADMINS,
     "audit.verify": ADMINS,
     "users.list": ADMINS,
     "users.create": ADMINS,

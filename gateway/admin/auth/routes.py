@@ -218,7 +218,7 @@ async def create_user(data: JSONBody[NewUser], actor: Caller, services: Office) 
 
 @patch("/users/{user_id:str}", name="users.update")
 async def update_user(user_id: FromPath[str], data: JSONBody[UserChange], actor: Caller, services: Office) -> UserView:
-    """Change a role, or disable and enable. Disabling ends the person's sessions at once."""
+    """Change a role, or disable and enable. Disabling ends the person's sessions and tokens at once."""
     now_ns = services.clock()
     async with writing(services.engine) as db:
         user = await _existing(db, user_id)
@@ -231,6 +231,8 @@ async def update_user(user_id: FromPath[str], data: JSONBody[UserChange], actor:
             await people.set_role(db, user_id, data.role)
         if data.disabled is not None:
             await people.set_disabled(db, user_id, now_ns if data.disabled else None)
+            if data.disabled:
+                await people.revoke_tokens(db, user_id, at_ns=now_ns)
         changed = await _existing(db, user_id)
         await record(db, actor, "users.update", user_id, now_ns, before=_facts(user), after=_facts(changed))
     return _user(changed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from litestar.handlers import HTTPRouteHandler
 
@@ -317,3 +318,16 @@ async def test_a_rotated_key_is_shown_once_and_only_to_who_could_have_made_it(te
         assert (refused.status_code, refused.json()["field"]) == (422, "models")
         own = await narrow.send("POST", "/keys", {"project_id": "proj_shop", "name": "own"})
         assert (await narrow.call("POST", f"/keys/{own['key']['id']}/rotate", {})).is_success
+
+
+async def test_the_audit_goes_out_as_lines(small: World) -> None:
+    async with Browser(small.app()) as owner:
+        await owner.sign_in(await small.link(Role.OWNER))
+        await owner.send("POST", "/teams", {"name": "T"}, **{"x-farebox-why": "reorganisation"})
+        answer = await owner.call("GET", "/audit/export?why=REORG")
+        assert answer.headers["content-type"].startswith("application/x-ndjson")
+        rows = [msgspec.json.decode(line) for line in answer.content.splitlines()]
+        assert [(row["action"], row["note"]) for row in rows] == [("teams.create", "reorganisation")]
+        assert len((await owner.call("GET", "/audit/export")).content.splitlines()) == len(
+            (await owner.get("/audit", limit=500))["items"]
+        )

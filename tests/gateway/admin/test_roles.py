@@ -106,6 +106,7 @@ MATRIX = [
     ("GET", "/requests/none/bodies", None, ADMINS),
     ("GET", "/engine", None, ALL),
     ("GET", "/audit", None, ADMINS),
+    ("GET", "/audit/export?actor=none", None, ADMINS),
     ("GET", "/audit/verify", None, ADMINS),
     ("GET", "/users", None, ADMINS),
     ("POST", "/users", {"name": "", "role": "viewer"}, ADMINS),
