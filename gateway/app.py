@@ -45,7 +45,7 @@ from gateway.observe.notebook import Notebook
 from gateway.observe.vitals import CONDITIONS, Standing, Vitals
 from gateway.pipeline import Pipeline
 from gateway.routing.fallback import Dispatcher
-from gateway.routing.health import Outlook
+from gateway.routing.health import HealthTable, Outlook
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
@@ -81,6 +81,8 @@ class Gateway:
         self._source = source
         self.hot: HotPath | None = None
         """What `ingress.connection` asks for the data plane; None until everything is built."""
+        self.offer: Offer | None = None
+        self.health_table: HealthTable | None = None
         self._engine: AsyncEngine | None = None
         self._gate: Gate | None = None
         self._journal: Journal | None = None
@@ -163,7 +165,7 @@ class Gateway:
             )
             providers = ProviderSet({}, transport, timeouts)
             stack.push_async_callback(providers.aclose)
-            offer = Offer(engine, settings, self._source, providers, own.engine_key)
+            offer = self.offer = Offer(engine, settings, self._source, providers, own.engine_key)
             await offer.load()
             journal = self._journal = Journal.open(settings.data_dir / "journal", owner())
             stack.push_async_callback(journal.close)
@@ -225,6 +227,8 @@ class Gateway:
                 queue_max=settings.routing.queue_max,
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
+            self.health_table = dispatcher.health
+            offer.renewed = dispatcher.health.renew
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())
             dispatcher.tell_warm = shared.tell
             stack.push_async_callback(cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.catalogue.document import AliasEntry, Credentials, DeploymentEntry, Document, ProviderEntry
 from gateway.config import PUSD_DIGITS, UNIT_DIGITS, ConfigError, Settings, is_price
@@ -112,9 +113,8 @@ def _provider(name: str, entry: ProviderEntry, settings: Settings, credentials: 
     path = f"providers.{name}"
     if name in settings.providers or name == LOCAL:
         yield _twice(path, "provider", name)
-    if entry.kind not in names() or entry.kind == LOCAL:
-        kinds = [each for each in names() if each != LOCAL]
-        yield Fault(f"{path}.kind", f"no adapter is called {entry.kind!r}", _nearest(entry.kind, kinds))
+    if entry.kind == LOCAL:
+        yield Fault(f"{path}.kind", "the local engine is no provider to add", "openai_like speaks to any engine")
         return
     fields: Mapping[str, str] = {}
     if entry.credential is not None:
@@ -123,15 +123,35 @@ def _provider(name: str, entry: ProviderEntry, settings: Settings, credentials: 
             return
         # Whether a value can be had is asked elsewhere; here only that there is one.
         fields = dict.fromkeys(credentials[entry.credential], "x")
-        if "service_account_json" in fields:
-            fields = {**fields, "service_account_json": "{}"}
     endpoint = Endpoint(entry.kind, entry.base_url, entry.region, Credential(fields), entry.options)
+    yield from _unmade(path, endpoint)
+
+
+def file_faults(settings: Settings) -> list[Fault]:
+    """Providers of a file that was edited while we run, whose adapter cannot be made."""
+    found = []
+    for name, said in settings.providers.items():
+        if said.enabled:
+            fields = dict.fromkeys(said.credential, "x")
+            endpoint = Endpoint(said.kind or name, said.base_url, said.region, Credential(fields), said.options)
+            found += _unmade(f"providers.{name}", endpoint)
+    return found
+
+
+def _unmade(path: str, endpoint: Endpoint) -> Iterator[Fault]:
+    if endpoint.provider not in names():
+        problem = f"no adapter is called {endpoint.provider!r}"
+        yield Fault(f"{path}.kind", problem, _nearest(endpoint.provider, [each for each in names() if each != LOCAL]))
+        return
+    if "service_account_json" in endpoint.credential.fields:
+        fields = {**endpoint.credential.fields, "service_account_json": "{}"}
+        endpoint = replace(endpoint, credential=Credential(fields))
     try:
-        if entry.base_url is not None:
-            checked_base_url(name, entry.base_url)
-        class_of(entry.kind)(endpoint, _Nobody(), Timeouts())
+        if endpoint.base_url is not None:
+            checked_base_url(endpoint.provider, endpoint.base_url)
+        class_of(endpoint.provider)(endpoint, _Nobody(), Timeouts())
     except (ValueError, TypeError, KeyError) as error:
-        text = str(error).removeprefix(f"{name}: ").removeprefix(f"{entry.kind}: ")
+        text = str(error).removeprefix(f"{endpoint.provider}: ")
         about = next((each for each in ("base_url", "region", "project") if each in text), "options")
         yield Fault(f"{path}.{about}", text, f"give it its {about}")
 

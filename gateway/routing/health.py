@@ -399,6 +399,15 @@ class HealthTable:
         self._promises.append(promise)
         return promise
 
+    def renew(self, endpoints: set[str]) -> None:
+        """These providers (or `provider@account`) have another address or credential now: what opened their breakers is
+        over. Latencies are forgotten as well; trips under way keep the Health that they began with."""
+        for name in list(self._of):
+            provider, _, model = name.partition("/")
+            # Models have an @ in their names, too: what may be meant is renewed.
+            if provider in endpoints or f"{provider}@{model.rpartition('@')[2]}" in endpoints:
+                del self._of[name]
+
     def outlook(self, deployment_ids: Iterable[str], now: float) -> Outlook:
         while self._promises and self._promises[0].until <= now:
             self._promises.popleft().keep()

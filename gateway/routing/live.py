@@ -21,7 +21,7 @@ from billing.db import reading, writing
 from gateway.catalogue import store
 from gateway.catalogue.declared import declare
 from gateway.catalogue.document import EMPTY, Credentials, Document, merged
-from gateway.catalogue.faults import Fault, faults, without
+from gateway.catalogue.faults import Fault, faults, file_faults, without
 from gateway.config import ConfigError, Settings, Source, own_environment
 from gateway.config_parts import Secret
 from gateway.envelope import CannotOpen
@@ -78,7 +78,8 @@ class Live:
         try:
             file = self.file if stamp == self._stamp else await asyncio.to_thread(self._read_file)
             document, credentials = await self._read()
-            found = faults(file, document, credentials)
+            found = [] if file is self.file else file_faults(file)
+            found += faults(file, document, credentials)
             if found and not self._started:
                 document, found = self._start_without(file, document, credentials, found), []
             if found:

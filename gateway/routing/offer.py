@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -45,6 +46,10 @@ class Offer:
         self._providers = providers
         self.live = Live(engine, settings, source, None if providers is None else providers.adopt, engine_key)
         self._version = ""
+        self.number = 0
+        """Which version of the database's catalogue requests go by."""
+        self.renewed: Callable[[set[str]], None] = lambda names: None
+        """Told which providers (or `provider@account`) are reached otherwise now than before."""
         self._loading = asyncio.Lock()
         self.prices = PriceBook((), ())
         self.catalog = Catalog({}, {})
@@ -88,7 +93,11 @@ class Offer:
                 await self._providers.sweep()
 
     def _swap(self, prices: PriceBook) -> None:
+        before = self.catalog.endpoints
         self.prices, self.catalog = prices, from_settings(self.live.settings, prices, self.live.keys)
+        self.number = self.live.number
+        if renewed := {name for name, key in self.catalog.endpoints.items() if before.get(name, key) != key}:
+            self.renewed(renewed)
 
     def price_of(
         self, deployment: Deployment, at_ns: int, *, variant: str = STANDARD, organisation_id: str | None = None

@@ -208,14 +208,14 @@ async def preview(data: JSONBody[Preview], services: Office) -> PlanView:
 @get("/catalogue", name="catalogue.read")
 async def read_catalogue(services: Office, limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50) -> CatalogueView:
     """Which version is in force, what is wrong with a newer one, and who changed what."""
-    live = services.yard.offer.live
+    offer = services.yard.offer
     async with services.reader.reading() as db:
         history = await store.versions(db, limit=limit)
         newest = await store.newest_number(db)
     return CatalogueView(
-        live.number,
+        offer.number,
         newest,
-        live.faults,
+        offer.live.faults,
         [CatalogueChange(each.number, stamp(each.at_ns), each.actor, each.change) for each in history],
     )
 
