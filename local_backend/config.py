@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uds: str | None = None
     device: str = "auto"  # cpu, cuda, cuda:1 ...
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quantization: Literal["auto", "none", "int8", "int8wo", "int4wo", "fp8"] = "auto"
+    quantization: Literal["auto", "none", "int16", "int8", "int8wo", "int4wo", "fp8"] = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
     kernels: Literal["auto", "plain"] = "auto"
     batch_invariant: bool = False
@@ -67,7 +67,7 @@ HELP = {
     "uds": "serve on this Unix socket instead of TCP",
     "device": "auto, cpu, cuda or cuda:N",
     "dtype": "auto: bfloat16 on CUDA; on CPU float16 weights with float32 arithmetic",
-    "quantization": "auto: as the checkpoint has it; none: widened; int8, int8wo, int4wo, fp8: quantized while loading",
+    "quantization": "auto: as the checkpoint has it; none: widened; int16, int8, int8wo, int4wo, fp8: at load",
     "kv_dtype": "numbers in the KV cache (default: as the activations); int8 and fp8 hold two to four times the tokens",
     "kernels": "plain: torch's own operations alone, no compiled or Triton kernels",
     "speculation": "ngram: guess what the text has said before; pays where answers repeat the prompt",

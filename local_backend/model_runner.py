@@ -18,7 +18,7 @@ from local_backend.memory import CachePlan, free_host_memory, plan_cache, return
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models import build
 from local_backend.quantization.neutral import SCHEMES, Scheme
-from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear
+from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear, PlanesLinear
 from local_backend.sampler import Sampled, sample
 from local_backend.scheduler import Chunk, Step
 from local_backend.sequence import Sequence
@@ -57,13 +57,14 @@ class ModelRunner:
             )
         max_model_len = min(settings.max_model_len or self.config.max_position, self.config.max_position)
         weights = Weights(model_dir, self.device)
+        forms = forms_for(self.device, self.dtype, self.ops, half_weights, settings)
         with torch.inference_mode():
             linears = Linears(
                 weights,
-                forms_for(self.device, self.dtype, self.ops, half_weights, settings.batch_invariant),
+                forms,
                 dtype=self.dtype,
                 scheme=pick_scheme(settings.quantization, self.device),
-                widened=settings.quantization == "none",
+                widened=settings.quantization in ("none", "int16"),
             )
             self.model = build(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
             weights.close()
@@ -86,7 +87,7 @@ class ModelRunner:
                 kv_dtype,
                 self.device,
             )
-        self.dtype_name = dtype_name(settings.quantization, weights.quantization, half_weights, self.dtype)
+        self.dtype_name = dtype_name(settings, weights.quantization, forms, self.dtype)
 
     def run(self, step: Step) -> list[Sampled | None]:
         """See Runner. One forward pass over all chunks, then sampling for those that reach their last token."""
@@ -197,23 +198,33 @@ def pick_kv_dtype(wanted: str, activations: torch.dtype) -> torch.dtype:
 
 
 def forms_for(
-    device: torch.device, dtype: torch.dtype, ops: ReferenceOps, half_weights: bool, invariant: bool
+    device: torch.device, dtype: torch.dtype, ops: ReferenceOps, half_weights: bool, settings: Settings
 ) -> Forms:
     """What runs matrices on the device."""
     if device.type == "cuda":
         from local_backend.quantization.run_cuda import CudaForms
 
+        if settings.quantization == "int16":
+            raise ModelUnavailable("int16 is a form for CPUs; on a GPU none runs in bfloat16")
+
         return CudaForms(dtype)
-    return CpuForms(dtype, ops, half_weights=half_weights, invariant=invariant)
+    planes = settings.quantization == "int16"
+    if planes and not PlanesLinear.available(ops):
+        raise ModelUnavailable(
+            "int16 needs a processor with VNNI or AMX and the fused kernels (a C compiler); use none"
+        )
+    return CpuForms(dtype, ops, half_weights=half_weights, invariant=settings.batch_invariant, planes=planes)
 
 
-def dtype_name(wanted: str, stored: str | None, half_weights: bool, dtype: torch.dtype) -> str:
+def dtype_name(settings: Settings, stored: str | None, forms: Forms, dtype: torch.dtype) -> str:
     """What the weights are, for `/health` and the log."""
-    if wanted not in ("auto", "none"):
-        return f"{wanted} weights"
-    if stored is not None and wanted == "auto":
+    if settings.quantization not in ("auto", "none"):
+        return f"{settings.quantization} weights"
+    if stored is not None and settings.quantization == "auto":
         return f"{stored} weights"
-    return "float16 weights" if half_weights else str(dtype).removeprefix("torch.")
+    if isinstance(forms, CpuForms) and forms.half_weights:
+        return "float16 weights"
+    return str(dtype).removeprefix("torch.")
 
 
 def free_memory(device: torch.device) -> int:

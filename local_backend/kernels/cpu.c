@@ -14,6 +14,7 @@
 #endif
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
+typedef int32_t int_lanes __attribute__((vector_size(64), aligned(4)));
 typedef int8_t signed_bytes __attribute__((vector_size(16), aligned(1)));
 enum { LANES = 16 };
 #if defined(__AVX512F__)
@@ -27,11 +28,26 @@ enum { PARALLEL_FROM = 1 << 16 };      /* multiply-adds below which waking a thr
 static inline lanes load(const float *p) { return *(const lanes *)p; }
 
 static inline float total(lanes v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v); /* by halves, as below */
+#else
   float s[LANES];
   memcpy(s, &v, sizeof v);
   for (int width = LANES / 2; width; width /= 2)
     for (int i = 0; i < width; i++) s[i] += s[i + width];
   return s[0];
+#endif
+}
+
+/* The first `count` of 16 numbers, the rest filled up. */
+static inline lanes load_some(const float *p, int count, float filling) {
+  float s[LANES];
+  for (int i = 0; i < LANES; i++) s[i] = i < count ? p[i] : filling;
+  return load(s);
+}
+
+static inline lanes choose(int_lanes where, lanes yes, lanes no) {
+  return (lanes)(((int_lanes)yes & where) | ((int_lanes)no & ~where));
 }
 
 static inline float dot(const float *a, const float *b, int n) {
@@ -47,26 +63,57 @@ static inline float dot(const float *a, const float *b, int n) {
   return sum;
 }
 
-/* e**x to 2e-7 relative: 2**n * e**r, |r| <= ln 2 / 2 (Cephes expf polynomial). */
-static inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  int32_t n = (int32_t)(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
-  float r = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+/* e**x to 2e-7 relative: 2**n * e**r, |r| <= ln 2 / 2 (Cephes expf polynomial). Below -87 it stays e**-87; NaN is NaN.
+   Adding and taking away 1.5 * 2**23 rounds to a whole number, which then stands in the low bits. */
+static inline lanes exponential(lanes x) {
+  x = choose(x < -87.0f, (lanes){0} - 87.0f, x);
+  x = choose(x > 88.0f, (lanes){0} + 88.0f, x);
+  lanes shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  union { int32_t i; float f; } power = {.i = (n + 127) << 23};
-  return p * power.f;
+  return p * (lanes)(((int_lanes)shifted - 0x4b400000 + 127) << 23);
 }
 
 static inline float half_to_float(uint16_t h) {
   _Float16 f;
   memcpy(&f, &h, 2);
   return (float)f;
+}
+
+/* 16 numbers of a narrow type as floats. gcc 12 takes __builtin_convertvector apart lane by lane: hence intrinsics. */
+static inline lanes from_halves(const void *p) {
+  lanes wide;
+#if defined(__AVX512F__)
+  wide = (lanes)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif defined(__F16C__) && defined(__AVX2__)
+  __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(p)), high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1));
+  memcpy(&wide, &low, 32);
+  memcpy((char *)&wide + 32, &high, 32);
+#else
+  for (int i = 0; i < LANES; i++) wide[i] = half_to_float(((const uint16_t *)p)[i]);
+#endif
+  return wide;
+}
+
+static inline lanes from_bytes(signed_bytes codes) {
+  lanes wide;
+#if defined(__AVX512F__)
+  wide = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+#elif defined(__AVX2__)
+  __m128i all = (__m128i)codes;
+  __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
+  __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
+  memcpy(&wide, &low, 32);
+  memcpy((char *)&wide + 32, &high, 32);
+#else
+  for (int i = 0; i < LANES; i++) wide[i] = (float)codes[i];
+#endif
+  return wide;
 }
 
 /* ---- norms ---- */
@@ -98,7 +145,14 @@ void silu_mul(float *out, const float *gate_up, int rows, int n) {
   for (int t = 0; t < rows; t++) {
     const float *gate = gate_up + (size_t)t * 2 * n, *up = gate + n;
     float *row = out + (size_t)t * n;
-    for (int i = 0; i < n; i++) row[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+      *(lanes *)(row + i) = load(gate + i) / (1.0f + exponential(-load(gate + i))) * load(up + i);
+    if (i < n) {
+      lanes rest = load_some(gate + i, n - i, 0);
+      rest = rest / (1.0f + exponential(-rest)) * load_some(up + i, n - i, 0);
+      memcpy(row + i, &rest, (size_t)(n - i) * sizeof(float));
+    }
   }
 }
 
@@ -131,19 +185,27 @@ static void put(const cache_t *c, void *to, float *scale, size_t at, const float
   }
 }
 
-static inline const float *get(const cache_t *c, const void *from, const float *scale, size_t at, float *room) {
-  int dim = c->dim;
-  if (c->kind == F32) return (const float *)from + at * dim;
+/* Numbers `from` to `from + count` of one row of the cache, in `room` unless they are floats already. */
+static inline const float *get(const cache_t *c, const void *rows, const float *scale, size_t at, int from, int count,
+                               float *room) {
+  size_t start = at * c->dim + from;
+  if (c->kind == F32) return (const float *)rows + start;
   if (c->kind == BF16) {
-    const uint16_t *p = (const uint16_t *)from + at * dim;
-    for (int i = 0; i < dim; i++) {
+    const uint16_t *p = (const uint16_t *)rows + start;
+    for (int i = 0; i < count; i++) {
       uint32_t bits = (uint32_t)p[i] << 16;
       memcpy(room + i, &bits, 4);
     }
   } else {
-    const int8_t *p = (const int8_t *)from + at * dim;
+    const int8_t *p = (const int8_t *)rows + start;
     float unit = scale[at];
-    for (int i = 0; i < dim; i++) room[i] = (float)p[i] * unit;
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+      signed_bytes some;
+      memcpy(&some, p + i, sizeof some);
+      *(lanes *)(room + i) = from_bytes(some) * unit;
+    }
+    for (; i < count; i++) room[i] = (float)p[i] * unit;
   }
   return room;
 }
@@ -175,33 +237,100 @@ void rope_store(float *qkv, const float *cos, const float *sin, const int64_t *s
 
 /* ---- attention over pages: one query row at a time ---- */
 
-static void attend_head(float *out, const float *query, const cache_t *c, const int64_t *table, int first, int context,
-                        int group, int kv_head, float scale, float softcap, float *scores, float *room) {
-  int dim = c->dim, count = context - first;
-  for (int j = 0; j < count; j++) {
-    int p = first + j;
-    size_t at = ((size_t)table[p / c->block_size] * c->block_size + p % c->block_size) * c->kv_heads + kv_head;
-    const float *key = get(c, c->keys, c->key_scale, at, room);
-    for (int g = 0; g < group; g++) scores[(size_t)g * count + j] = dot(query + (size_t)g * dim, key, dim) * scale;
+typedef struct {
+  const cache_t *cache;
+  const int64_t *table;
+  int first, context, kv_head; /* tokens `first` to `context` are looked at */
+} view_t;
+
+/* Where token p stands in the cache; consecutive ones of a page follow each other at steps of kv_heads. */
+static inline size_t place(const view_t *v, int p) {
+  int size = v->cache->block_size;
+  return ((size_t)v->table[p / size] * size + p % size) * v->cache->kv_heads + v->kv_head;
+}
+
+static inline int page_end(const view_t *v, int p) {
+  int size = v->cache->block_size, end = (p / size + 1) * size;
+  return end < v->context ? end : v->context;
+}
+
+/* Scores to shares of one, in place. */
+static void soften(float *s, int count, float softcap) {
+  if (softcap > 0)
+    for (int j = 0; j < count; j++) s[j] = softcap * tanhf(s[j] / softcap);
+  lanes peaks = load_some(s, count < LANES ? count : LANES, -INFINITY), sums = {0};
+  int j = LANES;
+  for (; j + LANES <= count; j += LANES) peaks = choose(load(s + j) > peaks, load(s + j), peaks);
+  float peak = -INFINITY;
+  for (int i = 0; i < LANES; i++) peak = peaks[i] > peak ? peaks[i] : peak;
+  for (; j < count; j++) peak = s[j] > peak ? s[j] : peak;
+  for (j = 0; j + LANES <= count; j += LANES) {
+    lanes e = exponential(load(s + j) - peak);
+    *(lanes *)(s + j) = e;
+    sums += e;
   }
-  for (int g = 0; g < group; g++) {
-    float *s = scores + (size_t)g * count, peak = -INFINITY, sum = 0;
-    if (softcap > 0)
-      for (int j = 0; j < count; j++) s[j] = softcap * tanhf(s[j] / softcap);
-    for (int j = 0; j < count; j++) peak = s[j] > peak ? s[j] : peak;
-    for (int j = 0; j < count; j++) s[j] = exponential(s[j] - peak);
-    for (int j = 0; j < count; j++) sum += s[j];
-    float share = 1.0f / sum;
-    for (int j = 0; j < count; j++) s[j] *= share;
-    memset(out + (size_t)g * dim, 0, (size_t)dim * 4);
+  if (j < count) {
+    lanes e = exponential(load_some(s + j, count - j, 0) - peak);
+    memcpy(s + j, &e, (size_t)(count - j) * sizeof(float));
+    sums += load_some(s + j, count - j, 0);
   }
-  for (int j = 0; j < count; j++) {
-    int p = first + j;
-    size_t at = ((size_t)table[p / c->block_size] * c->block_size + p % c->block_size) * c->kv_heads + kv_head;
-    const float *value = get(c, c->values, c->value_scale, at, room);
-    for (int g = 0; g < group; g++) {
-      float weight = scores[(size_t)g * count + j], *o = out + (size_t)g * dim;
-      for (int i = 0; i < dim; i++) o[i] += weight * value[i];
+  float share = 1.0f / total(sums);
+  for (j = 0; j < count; j++) s[j] *= share;
+}
+
+/* out += shares times values, for `groups` heads and `width` lanes from number `from` on; the sums stay in registers. */
+static inline __attribute__((always_inline)) void weigh(float *out, const float *shares, const view_t *v, int from,
+                                                        int groups, int width, float *room) {
+  const cache_t *c = v->cache;
+  lanes sums[4][4] = {{{0}}};
+  int count = v->context - v->first;
+  for (int p = v->first; p < v->context;) {
+    size_t at = place(v, p);
+    for (int end = page_end(v, p); p < end; p++, at += c->kv_heads) {
+      const float *value = get(c, c->values, c->value_scale, at, from, width * LANES, room);
+      for (int g = 0; g < groups; g++)
+        for (int w = 0; w < width; w++)
+          sums[g][w] += shares[(size_t)g * count + p - v->first] * load(value + w * LANES);
+    }
+  }
+  for (int g = 0; g < groups; g++)
+    for (int w = 0; w < width; w++) *(lanes *)(out + (size_t)g * c->dim + from + w * LANES) = sums[g][w];
+}
+
+static void attend_head(float *out, const float *query, const view_t *v, int group, float scale, float softcap,
+                        float *scores, float *room) {
+  const cache_t *c = v->cache;
+  int dim = c->dim, count = v->context - v->first;
+  for (int p = v->first; p < v->context;) {
+    size_t at = place(v, p);
+    for (int end = page_end(v, p); p < end; p++, at += c->kv_heads) {
+      const float *key = get(c, c->keys, c->key_scale, at, 0, dim, room);
+      for (int g = 0; g < group; g++)
+        scores[(size_t)g * count + p - v->first] = dot(query + (size_t)g * dim, key, dim) * scale;
+    }
+  }
+  for (int g = 0; g < group; g++) soften(scores + (size_t)g * count, count, softcap);
+  int from = 0;
+  for (int width; (width = dim - from >= 4 * LANES ? 4 : dim - from >= LANES ? 1 : 0); from += width * LANES) {
+    int g = 0;
+    for (int some; g < group; g += some) {
+      float *to = out + (size_t)g * dim;
+      const float *shares = scores + (size_t)g * count;
+      some = group - g >= 4 ? 4 : group - g >= 2 ? 2 : 1;
+      if (width == 4)
+        some == 4   ? weigh(to, shares, v, from, 4, 4, room)
+        : some == 2 ? weigh(to, shares, v, from, 2, 4, room)
+                    : weigh(to, shares, v, from, 1, 4, room);
+      else
+        for (int k = 0; k < some; k++) weigh(to + (size_t)k * dim, shares + (size_t)k * count, v, from, 1, 1, room);
+    }
+  }
+  for (int g = 0; from < dim && g < group; g++) { /* what is left of a head that is no whole number of lanes */
+    float *o = out + (size_t)g * dim + from;
+    memset(o, 0, (size_t)(dim - from) * sizeof(float));
+    for (int p = v->first; p < v->context; p++) {
+      const float *value = get(c, c->values, c->value_scale, place(v, p), from, dim - from, room);
+      for (int i = 0; i < dim - from; i++) o[i] += scores[(size_t)g * count + p - v->first] * value[i];
     }
   }
 }
@@ -224,9 +353,9 @@ void attend(float *out, const float *query, int64_t stride, const cache_t *c, co
     for (int i = 0; i < rows * kv; i++) {
       int t = i / kv, h = i % kv, context = (int)contexts[t];
       int first = window > 0 && context > window ? context - window : 0;
-      attend_head(out + ((size_t)t * heads + h * group) * dim, query + t * stride + (size_t)h * group * dim, c,
-                  tables + owners[t] * pages, first, context, group, h, scale, softcap, scores,
-                  scores + (size_t)longest * group);
+      view_t view = {c, tables + owners[t] * pages, first, context, h};
+      attend_head(out + ((size_t)t * heads + h * group) * dim, query + t * stride + (size_t)h * group * dim, &view,
+                  group, scale, softcap, scores, scores + (size_t)longest * group);
     }
     free(scores);
   }
@@ -234,53 +363,62 @@ void attend(float *out, const float *query, int64_t stride, const cache_t *c, co
 
 /* ---- products with quantized weights ---- */
 
+/* The bits of the largest magnitude in a row: as integers they order like the numbers, and a NaN is above infinity. */
+static inline int32_t peak_bits(const float *row, int n) {
+  int32_t peak = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t bits;
+    memcpy(&bits, row + i, 4);
+    bits &= 0x7fffffff;
+    peak = bits > peak ? bits : peak;
+  }
+  return peak;
+}
+
 /* Rows of x to int8, each by its own largest value: x ~ codes * scale. A row that holds a NaN gets a NaN scale. */
 void quantize_rows(int8_t *codes, float *scale, const float *x, int rows, int n) {
 #pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
   for (int t = 0; t < rows; t++) {
     const float *row = x + (size_t)t * n;
-    float peak = 0;
-    int bad = 0;
-    for (int i = 0; i < n; i++) {
-      float a = fabsf(row[i]);
-      peak = a > peak ? a : peak;
-      bad |= row[i] != row[i];
-    }
+    int8_t *to = codes + (size_t)t * n;
+    int32_t bits = peak_bits(row, n);
+    float peak;
+    memcpy(&peak, &bits, 4);
     float back = peak > 0 ? 127.0f / peak : 0.0f;
-    for (int i = 0; i < n; i++) codes[(size_t)t * n + i] = (int8_t)(int32_t)rintf(row[i] * back);
-    scale[t] = bad ? NAN : peak / 127.0f;
+    for (int i = 0; i < n; i++) to[i] = (int8_t)(int32_t)rintf(row[i] * back);
+    scale[t] = peak / 127.0f;
   }
 }
 
-/* 16 numbers of a narrow type as floats. gcc 12 takes __builtin_convertvector apart lane by lane: hence intrinsics. */
-static inline lanes from_halves(const void *p) {
-  lanes wide;
-#if defined(__AVX512F__)
-  wide = (lanes)_mm512_cvtph_ps(_mm256_loadu_si256(p));
-#elif defined(__F16C__) && defined(__AVX2__)
-  __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(p)), high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1));
-  memcpy(&wide, &low, 32);
-  memcpy((char *)&wide + 32, &high, 32);
-#else
-  for (int i = 0; i < LANES; i++) wide[i] = half_to_float(((const uint16_t *)p)[i]);
-#endif
-  return wide;
+/* Rows of x to 16 bits in two planes: x ~ (256 * high + low) * scale. codes: the high rows, then the low ones. */
+void split_rows(int8_t *codes, float *scale, const float *x, int rows, int n) {
+#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    const float *row = x + (size_t)t * n;
+    int8_t *high = codes + (size_t)t * n, *low = codes + (size_t)(rows + t) * n;
+    int32_t bits = peak_bits(row, n);
+    float peak;
+    memcpy(&peak, &bits, 4);
+    float back = peak > 0 ? 32639.0f / peak : 0.0f;
+    for (int i = 0; i < n; i++) {
+      int32_t code = (int32_t)rintf(row[i] * back), upper = (code + 128) >> 8;
+      high[i] = (int8_t)upper;
+      low[i] = (int8_t)(code - 256 * upper);
+    }
+    scale[t] = peak / 32639.0f;
+  }
 }
 
-static inline lanes from_bytes(signed_bytes codes) {
-  lanes wide;
-#if defined(__AVX512F__)
-  wide = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
-#elif defined(__AVX2__)
-  __m128i all = (__m128i)codes;
-  __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
-  __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
-  memcpy(&wide, &low, 32);
-  memcpy((char *)&wide + 32, &high, 32);
-#else
-  for (int i = 0; i < LANES; i++) wide[i] = (float)codes[i];
-#endif
-  return wide;
+/* What the planes' products come to, in the first rows of `a`: both planes of x times the high weights stand in `a`
+   (2 rows, outs), the high plane times the low weights in `b`. */
+void join_planes(float *a, const float *b, const float *scale, const float *bias, int rows, int outs) {
+#pragma omp parallel for if ((long)rows * outs > PARALLEL_FROM)
+  for (int t = 0; t < rows; t++) {
+    float *to = a + (size_t)t * outs;
+    const float *low = a + (size_t)(rows + t) * outs, *more = b + (size_t)t * outs;
+    for (int o = 0; o < outs; o++) to[o] = (to[o] + low[o] * (1.0f / 256) + more[o]) * scale[t];
+    for (int o = 0; bias && o < outs; o++) to[o] += bias[o];
+  }
 }
 
 /* One row of weights as floats: scale * (code - zero) in groups of inputs; bits 16 is float16 itself. */

@@ -65,6 +65,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rope_store": (POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
     "attend": (POINTER, POINTER, LONG, POINTER, POINTER, INT, POINTER, POINTER, INT, INT, FLOAT, FLOAT, INT),
     "quantize_rows": (POINTER, POINTER, POINTER, INT, INT),
+    "split_rows": (POINTER, POINTER, POINTER, INT, INT),
+    "join_planes": (POINTER, POINTER, POINTER, POINTER, INT, INT),
     "widen": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT),
     "weight_only": (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT),
 }
@@ -242,6 +244,30 @@ class CpuOps(ReferenceOps):
         scale = torch.empty(rows, 1)
         self._c.quantize_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n)
         return codes, scale
+
+    def split_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, n) float32 -> int8 codes (2 tokens, n), high bytes above low ones, and one scale a row."""
+        x = x.contiguous()
+        rows, n = x.shape
+        codes = torch.empty(2 * rows, n, dtype=torch.int8)
+        scale = torch.empty(rows, 1)
+        self._c.split_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n)
+        return codes, scale
+
+    def join_planes(
+        self, both: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The products of the planes (2 tokens, outs) and (tokens, outs) as one (tokens, outs), in place."""
+        rows, outs = low.shape
+        self._c.join_planes(
+            both.data_ptr(),
+            low.data_ptr(),
+            scale.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            rows,
+            outs,
+        )
+        return both[:rows]
 
     def weight_only(
         self,

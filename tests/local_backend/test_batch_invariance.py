@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from local_backend.errors import ModelUnavailable
+from local_backend.kernels.cpu import CpuOps
 from local_backend.messages import AddRequest, Sampling
-from tests.local_backend.support import make_engine, make_tiny_model
+from local_backend.quantization.run import PlanesLinear
+from tests.local_backend.support import cache_dir, make_engine, make_tiny_model
 
 SHUFFLES = 50
 PROBE = [7, 30, 99, 200, 41, 13, 77, 150, 8, 64, 33, 250, 19, 90, 111, 5, 6]
@@ -48,14 +50,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("quantization", ["int8", "none", "int4wo"])
-def test_fifty_shuffled_mixes_leave_every_bit_of_an_answer_alone(quantization: str, folder: Path) -> None:
-    chance = random.Random(quantization)
-    alone = probe(folder, chance, 0, quantization=quantization, batch_invariant=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": "int8"},
+        {"quantization": "none"},
+        {"quantization": "int16"},
+        {"quantization": "int4wo"},
+    ],
+    ids=str,
+)
+def test_fifty_shuffled_mixes_leave_every_bit_of_an_answer_alone(changes: dict[str, str], folder: Path) -> None:
+    if changes["quantization"] == "int16" and not PlanesLinear.available(CpuOps(cache_dir() / "kernels")):
+        pytest.skip("NO VNNI HERE: int16 does not run")
+    chance = random.Random(str(changes))
+    alone = probe(folder, chance, 0, **changes, batch_invariant=True)
     assert len(alone) == 8
-    for _ in range(SHUFFLES if quantization == "int8" else 10):
-        crowd = probe(folder, chance, chance.randrange(1, 12), quantization=quantization, batch_invariant=True)
-        assert crowd == alone
+    for _ in range(SHUFFLES if changes["quantization"] == "int8" else 10):
+        assert probe(folder, chance, chance.randrange(1, 12), **changes, batch_invariant=True) == alone
 
 
 def test_it_is_refused_where_it_cannot_be_kept(folder: Path) -> None:

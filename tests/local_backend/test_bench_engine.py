@@ -35,7 +35,7 @@ def bench(*arguments: str) -> list[str]:
 def test_our_side_prints_one_line_of_figures(tmp_path: Path) -> None:
     (line,) = bench("--json", "--quick", "--tiny", "--no-peers", "--keep", str(tmp_path))
     engines = json.loads(line)["engines"]
-    assert set(engines) == {"ours_fp16", "ours_int8", "ours_int4wo"}
+    assert set(engines) - {"ours_int16"} == {"ours_fp16", "ours_int8", "ours_int4wo"}
     assert all(figure > 0 for row in engines.values() for figure in row.values())
 
 

@@ -18,6 +18,7 @@ from local_backend.quantization.run import (
     CpuForms,
     HalfWeightLinear,
     Int8Linear,
+    PlanesLinear,
     SevenBitLinear,
     WeightOnlyLinear,
 )
@@ -121,7 +122,8 @@ def test_a_nan_stays_in_its_row(fused: CpuOps) -> None:
     x = torch.randn(3, 64)
     x[1, 7] = float("nan")
     form = CpuForms(torch.float32, fused, half_weights=True).make(quantize(torch.randn(32, 64), SCHEMES["int8"]), None)
-    for out in (fused.rms_norm(x, torch.ones(64), 1e-5), fused.silu_mul(x), form(x)):
+    forms = [form, PlanesLinear(torch.randn(32, 64), None, fused)] if Int8Linear.available(fused) else [form]
+    for out in (fused.rms_norm(x, torch.ones(64), 1e-5), fused.silu_mul(x), *(form(x) for form in forms)):
         assert not out[1].isfinite().all()
         assert out[0].isfinite().all()
         assert out[2].isfinite().all()
@@ -192,6 +194,25 @@ def test_int8_products_err_by_rounding_alone(fused: CpuOps, form: str, shape: tu
     error = (got - want).norm(dim=1) / want.norm(dim=1)
     assert error.max() < (0.03 if form == "int8" else 0.06)
     for row in range(rows):  # alone, in any company: the same to the bit
+        assert torch.equal(linear(x[row : row + 1])[0], got[row])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 33, 130])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_two_planes_of_int8_are_sixteen_bits(fused: CpuOps, shape: tuple[int, int], rows: int) -> None:
+    if not Int8Linear.available(fused):
+        pytest.skip("NO VNNI HERE: plain weights run through fbgemm, tested beside this")
+    torch.manual_seed(rows)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
+    weight[0] = 0.0
+    linear = PlanesLinear(weight, bias, fused)
+    x[0] *= 1000
+    got, want = linear(x), reference_product(weight, x) + bias
+    assert ((got - want).norm(dim=1) / want.norm(dim=1)).max() < 1e-3
+    extremes = torch.full((1, shape[1]), -3.0)  # the ends of the range: codes of -32639
+    ends = PlanesLinear(-weight.sign(), None, fused)(extremes)
+    torch.testing.assert_close(ends, 3.0 * weight.sign().sum(1)[None], atol=1e-3 * shape[1], rtol=1e-4)
+    for row in range(rows):
         assert torch.equal(linear(x[row : row + 1])[0], got[row])
 
 

@@ -25,8 +25,8 @@ from tests.bench.engine.peers import Peer, PeerFailed, Work, llamacpp, llamacpp_
 WORK = {"decode_1": Work(1, 128, 33), "decode_16": Work(16, 64, 33), "prefill": Work(1, 512, 3)}
 QUICK = {"decode_1": Work(1, 32, 9), "decode_16": Work(16, 16, 9), "prefill": Work(1, 128, 3)}
 CONTEXT = 640
-SCHEMES = {"ours_fp16": "none", "ours_int8": "int8", "ours_int4wo": "int4wo"}
-AGAINST = {"ours_fp16": "llamacpp_q8_0", "ours_int8": "llamacpp_q8_0", "ours_int4wo": "llamacpp_q4_0"}
+SCHEMES = {"ours_fp16": "none", "ours_int16": "int16", "ours_int8": "int8", "ours_int4wo": "int4wo"}
+AGAINST = dict.fromkeys(SCHEMES, "llamacpp_q8_0") | {"ours_int4wo": "llamacpp_q4_0"}
 
 
 def main() -> int:
@@ -98,8 +98,18 @@ def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool) -> list
             peers.append(llamacpp(name, python, path, folder, shape.vocab, 16, CONTEXT, threads))
     longest = min(CONTEXT, shape.context)
     for name, quantization in SCHEMES.items():
+        if quantization == "int16" and not runs_int16():
+            print("NO VNNI HERE: int16 is left out", file=sys.stderr)
+            continue
         peers.append(ours(name, plain, folder, threads, quantization=quantization, max_model_len=longest))
     return peers
+
+
+def runs_int16() -> bool:
+    """True on a processor with units for 8-bit products."""
+    import torch
+
+    return bool(torch.cpu._is_vnni_supported())
 
 
 def summary(seen: dict[str, list[dict[str, Any]]], work: dict[str, Work]) -> dict[str, float]:
@@ -119,7 +129,7 @@ def ratios(engines: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Ours over llama.cpp's at like bytes."""
     out: dict[str, dict[str, float]] = {}
     for name, peer in AGAINST.items():
-        if peer in engines:
+        if peer in engines and name in engines:
             pairs = {key: (engines[name][key], engines[peer][key]) for key in engines[name] if key != "ready_s"}
             out[f"{name} / {peer}"] = {key: round(mine / other, 2) for key, (mine, other) in pairs.items()}
     return out

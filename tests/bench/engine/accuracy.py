@@ -32,13 +32,14 @@ PROMPTS = (
 ANSWER = 24
 SCHEMES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "kernels": "plain"},
-    "float16": {"quantization": "none"},
+    "none": {"quantization": "none"},
+    "int16": {"quantization": "int16"},
     "int8wo": {"quantization": "int8wo"},
     "int4wo": {"quantization": "int4wo"},
     "fp8": {"quantization": "fp8"},
     "int8": {"quantization": "int8"},
-    "float16, kv int8": {"quantization": "none", "kv_dtype": "int8"},
-    "float16, kv fp8": {"quantization": "none", "kv_dtype": "fp8"},
+    "none, kv int8": {"quantization": "none", "kv_dtype": "int8"},
+    "none, kv fp8": {"quantization": "none", "kv_dtype": "fp8"},
 }
 
 
