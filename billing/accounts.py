@@ -174,6 +174,16 @@ def window_start_ns(window: Window, at_ns: int) -> int:
     return int(start.timestamp()) * 10**9
 
 
+def window_end_ns(window: Window, at_ns: int) -> int | None:
+    """When the window ends that `at_ns` lies in. None: never."""
+    if window is Window.TOTAL:
+        return None
+    if window is not Window.MONTH:
+        return window_start_ns(window, at_ns) + (3600 if window is Window.HOUR else 86_400) * 10**9
+    # The longest month has 31 days: 32 after its beginning lies in the next one.
+    return window_start_ns(window, window_start_ns(window, at_ns) + 32 * 86_400 * 10**9)
+
+
 async def create_organisation(
     db: AsyncConnection, organisation_id: str, name: str, *, at_ns: int, credit_limit_pusd: int | None = None
 ) -> Organisation:

@@ -14,6 +14,7 @@ from gateway.admin.api.bodies import body_handlers
 from gateway.admin.api.catalog import catalog_handlers
 from gateway.admin.api.commands import command_handlers
 from gateway.admin.api.comparing import comparing_handlers
+from gateway.admin.api.forecast import forecast_handlers
 from gateway.admin.api.guardrails import guardrail_handlers
 from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.invoices import invoice_handlers
@@ -25,8 +26,10 @@ from gateway.admin.api.providers import provider_handlers
 from gateway.admin.api.provisioning import provisioning_handlers
 from gateway.admin.api.requests import request_handlers
 from gateway.admin.api.routing import routing_handlers
+from gateway.admin.api.savings import savings_handlers
 from gateway.admin.api.tail import tail_handlers
 from gateway.admin.api.usage import usage_handlers
+from gateway.admin.api.usage_export import export_handlers
 from gateway.admin.auth import guard
 from gateway.admin.auth.passkeys import passkey_handlers
 from gateway.admin.auth.roles import uncovered
@@ -46,10 +49,13 @@ HANDLERS = [
     *passkey_handlers,
     *provisioning_handlers,
     *usage_handlers,
+    *export_handlers,
+    *savings_handlers,
     *tail_handlers,
     *request_handlers,
     *key_handlers,
     *project_handlers,
+    *forecast_handlers,
     *member_handlers,
     *catalog_handlers,
     *provider_handlers,

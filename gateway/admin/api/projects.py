@@ -125,7 +125,7 @@ async def set_budget(
 
     scope_id: of an organisation, a team, a project or a key; of a project, for each of its end users by itself; of an
     organisation or project with `?name=` of a model (a glob of aliases, counted together), a provider or a tag."""
-    now_ns, of = services.clock(), _named(scope_id, name)
+    now_ns, of = services.clock(), named(scope_id, name)
     async with reading(services.engine) as db:
         await _existing(db, level, scope_id)
     await services.keys.set_budget(
@@ -154,7 +154,7 @@ async def raise_budget(
     name: FromQuery[str | None] = None,
 ) -> BudgetView:
     """Add to a limit for a time. 0 ends a raise now."""
-    of, amount_pusd = _named(scope_id, name), amount_of(data.raise_usd, "raise_usd")
+    of, amount_pusd = named(scope_id, name), amount_of(data.raise_usd, "raise_usd")
     await services.keys.raise_budget(
         level, of, window, amount_pusd, unstamp(data.until), actor=actor.name, now_ns=services.clock(), why=actor.why
     )
@@ -171,7 +171,7 @@ async def remove_budget(
     name: FromQuery[str | None] = None,
 ) -> None:
     """Without a budget nothing but the organisation's credit bounds the spending."""
-    of = _named(scope_id, name)
+    of = named(scope_id, name)
     await _seen(services, level, of, window)
     await services.keys.set_budget(level, of, window, None, actor=actor.name, now_ns=services.clock(), why=actor.why)
 
@@ -181,7 +181,7 @@ project_handlers: list[HTTPRouteHandler] = [
 ]  # fmt: skip
 
 
-def _named(scope_id: str, name: str | None) -> str:
+def named(scope_id: str, name: str | None) -> str:
     return scope_id if name is None else f"{scope_id}/{name}"
 
 

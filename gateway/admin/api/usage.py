@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Annotated, Any
 
-from litestar import Request, Response, get
+from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
@@ -150,7 +148,7 @@ async def usage(
     """Totals by one dimension, with a time series of the biggest.
 
     Any dimension filters too, repeated for several values: `?by=model&provider=groq&key=key_1&key=key_2`."""
-    period, filters, _ = _asked(request, services, sight, start, end, by)
+    period, filters, _ = asked(request, services, sight, start, end, by)
     step, money = bucket_for(period, bucket), actor.role in TELLERS
     async with services.reader.reading() as db:
         found = await reports.explore(db, by, step, period, filters, limit=limit, top=TOP)
@@ -163,46 +161,7 @@ async def usage(
         )
 
 
-@get("/usage.csv", name="usage.export", media_type="text/csv")
-async def export(
-    request: Request[Any, Any, Any],
-    actor: Caller,
-    sight: Within,
-    services: Office,
-    start: From = None,
-    end: To = None,
-    by: FromQuery[str] = "alias",
-    bucket: FromQuery[str | None] = None,
-) -> Response[bytes]:
-    """The same as a table: one line for each group, or for each step and group when `bucket` is given."""
-    period, filters, column = _asked(request, services, sight, start, end, by)
-    lines: list[tuple[str, Group | Point]]
-    money = actor.role in TELLERS
-    async with services.reader.reading() as db:
-        found = await reports.groups(db, by, period, filters, limit=EXPORT_ROWS)
-        if bucket is None:
-            lines = [("", group) for group in found]
-        else:
-            step = bucket_for(period, bucket)
-            top = [group.name for group in found[:500]]
-            points = await reports.series(db, by, step, period, filters, top)
-            lines = [(stamp(point.at_ns).isoformat(), point) for point in points]
-        names = await reports.labels(db, by, [line.name for _, line in lines][:500])
-    file = io.StringIO()
-    table = csv.writer(file)
-    fields = ("requests", "failed", "input_tokens", "output_tokens", "charge_usd", "cost_usd", "unpriced")
-    table.writerow((*(("start",) if bucket else ()), column, "label", *fields))
-    for at, line in lines:
-        view = totals_view(line.totals, money=money)
-        numbers = [getattr(view, field) for field in fields]
-        table.writerow(
-            (*((at,) if bucket else ()), _inert(line.name), _inert(names.get(line.name, line.name)), *numbers)
-        )
-    headers = {"content-disposition": f'attachment; filename="usage-by-{column}.csv"'}
-    return Response(file.getvalue().encode(), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-usage_handlers: list[HTTPRouteHandler] = [overview, usage, export]
+usage_handlers: list[HTTPRouteHandler] = [overview, usage]
 
 
 async def budgets_within(db: AsyncConnection, sight: Sight, found: list[Budget]) -> list[Budget]:
@@ -268,7 +227,7 @@ def _share(budget: Budget, used: int) -> float:
     return used / budget.limit_pusd if budget.limit_pusd else 1.0
 
 
-def _asked(
+def asked(
     request: Request[Any, Any, Any],
     services: Services,
     sight: Sight,
@@ -311,8 +270,3 @@ def _points(points: list[Point]) -> list[SeriesPoint]:
         )
         for point in points
     ]
-
-
-def _inert(text: str) -> str:
-    """A name that a spreadsheet would take for a formula comes from a client, and must stay text."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text

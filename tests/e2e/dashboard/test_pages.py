@@ -23,10 +23,15 @@ PAGES = {
     "usage?period=30d": "Spend by model",
     "usage?period=30d&by=key&metric=tokens&provider=openai": "Tokens by key",
     "usage?provider=nobody": "Nothing matches",
+    "usage?from=2026-11-15T00:00:00Z&to=2026-11-16T00:00:00Z": "in steps of an hour",
     "requests?period=30d": "web-production",
     "start": "Point your client here",
     "playground": "Ask something",
+    "playground?beside=gpt-5-mini": "Beside it",
+    "requests?period=30d&live=1": "Requests show here as they end",
     "keys": "nightly-batch",
+    "keys?tab=budgets": "New budget",
+    "keys?tab=budgets&budget=project:proj_shop:month": "A day, lately",
     "keys?new=1": "More limits",
     "models": "claude-sonnet-5",
     "models?price=openai/gpt-5-mini": "Set a price from now on",
@@ -71,7 +76,7 @@ async def test_every_page_is_quiet_local_and_accessible(scheme: Scheme, sqlite_t
         # One request, with everything about it.
         await watched.page.goto(f"{base}/ui/requests?period=30d&outcome=completed")
         await watched.page.get_by_role("row", name="web-production").first.click()
-        await expect(watched.page.get_by_text("Ledger postings")).to_be_visible()
+        await expect(watched.page.get_by_text("Its way")).to_be_visible()
         wrong += [f"request: {each}" for each in await watched.violations()]
         await picture(watched, file_name("request", scheme))
         assert not wrong

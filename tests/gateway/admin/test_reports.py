@@ -130,7 +130,7 @@ async def test_the_table_for_spreadsheets_is_exact_and_inert(made: World, browse
     assert answer.headers["content-disposition"] == 'attachment; filename="usage-by-alias.csv"'
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     assert {row["alias"]: parse_usd(row["charge_usd"]) for row in rows} == dict(_by(made, records, lambda r: r.alias))
-    from gateway.admin.api.usage import _inert
+    from gateway.admin.api.usage_export import _inert
 
     assert [_inert(name) for name in ("=1+1", "@SUM(A1)", "gpt")] == ["'=1+1", "'@SUM(A1)", "gpt"]
 

@@ -1,7 +1,9 @@
 import { post, type ShownKey } from "./api";
 
-export interface Message { role: "user" | "assistant" | "system"; content: string }
-export interface Ending { requestId: string | null; cost: number | null; input: number | null; output: number | null; firstMs: number | null; totalMs: number; finish: string | null; provider: string | null }
+export type Part = { type: "text"; text: string } | { type: "image_url"; image_url: { url: string } };
+export interface ToolCall { id: string; type: "function"; function: { name: string; arguments: string } }
+export interface Message { role: "user" | "assistant" | "system" | "tool"; content: string | Part[]; tool_calls?: ToolCall[]; tool_call_id?: string }
+export interface Ending { requestId: string | null; cost: number | null; input: number | null; output: number | null; firstMs: number | null; totalMs: number; finish: string | null; provider: string | null; calls: ToolCall[] }
 export class Refused extends Error {
   constructor(readonly status: number, readonly code: string, message: string) { super(message); }
 }
@@ -17,10 +19,10 @@ export async function ownKey(project: string): Promise<string> {
   return made.secret;
 }
 
-interface Asked { key: string; model: string; messages: Message[]; maxTokens?: number; temperature?: number; signal: AbortSignal; text: (piece: string) => void }
+interface Asked { key: string; model: string; messages: Message[]; maxTokens?: number; temperature?: number; tools?: unknown[]; signal: AbortSignal; text: (piece: string) => void }
 
 /** One streamed answer over the same endpoint that every client uses. Throws Refused with the server's own words. */
-export async function ask({ key, model, messages, maxTokens, temperature, signal, text }: Asked): Promise<Ending> {
+export async function ask({ key, model, messages, maxTokens, temperature, tools, signal, text }: Asked): Promise<Ending> {
   const began = performance.now();
   const answer = await fetch("/v1/chat/completions", {
     method: "POST",
@@ -29,11 +31,12 @@ export async function ask({ key, model, messages, maxTokens, temperature, signal
     body: JSON.stringify({
       model, messages, stream: true, stream_options: { include_usage: true },
       ...(maxTokens ? { max_tokens: maxTokens } : {}), ...(temperature === undefined ? {} : { temperature }),
+      ...(tools?.length ? { tools } : {}),
     }),
   });
   const ending: Ending = {
     requestId: answer.headers.get("x-request-id"), provider: answer.headers.get("x-farebox-provider"),
-    cost: null, input: null, output: null, firstMs: null, totalMs: 0, finish: null,
+    cost: null, input: null, output: null, firstMs: null, totalMs: 0, finish: null, calls: [],
   };
   if (!answer.ok || !answer.body) {
     const said = await answer.json().catch(() => ({}));
@@ -55,6 +58,14 @@ export async function ask({ key, model, messages, maxTokens, temperature, signal
       if (typeof piece === "string" && piece) {
         ending.firstMs ??= Math.round(performance.now() - began);
         text(piece);
+      }
+      for (const call of (choice?.delta?.tool_calls ?? []) as (Partial<ToolCall> & { index: number })[]) {
+        // A call comes in pieces: its name first, then its arguments bit by bit.
+        const begun = (ending.calls[call.index] ??= { id: "", type: "function", function: { name: "", arguments: "" } });
+        begun.id ||= call.id ?? "";
+        begun.function.name += call.function?.name ?? "";
+        begun.function.arguments += call.function?.arguments ?? "";
+        ending.firstMs ??= Math.round(performance.now() - began);
       }
       ending.finish = choice?.finish_reason ?? ending.finish;
       if (chunk.usage) {

@@ -6,6 +6,11 @@ const HOURS: Record<Period, number> = { "1h": 1, "24h": 24, "7d": 168, "30d": 72
 export const asPeriod = (value: unknown, otherwise: Period = "24h"): Period =>
   typeof value === "string" && value in PERIODS ? (value as Period) : otherwise;
 
+/** A stretch that somebody zoomed into stands in the URL as two instants, and goes before the period. */
+export interface Zoom { from?: string | undefined; to?: string | undefined }
+export const zoomed = ({ from, to }: Zoom): { from: string; to: string } | null =>
+  from && to && Number.isFinite(Date.parse(from)) && Date.parse(from) < Date.parse(to) ? { from, to } : null;
+
 export function bounds(period: Period): { from: string; to: string } {
   const end = Math.ceil(Date.now() / 60_000) * 60_000;
   return { from: new Date(end - HOURS[period] * 3_600_000).toISOString(), to: new Date(end).toISOString() };

@@ -23,7 +23,7 @@ const overview = createRoute({
   validateSearch: (search): { period?: Period } => (search["period"] ? { period: asPeriod(search["period"]) } : {}),
   component: lazyRouteComponent(() => import("./pages/overview")),
 });
-export interface UsageSearch { period?: Period; by?: string; metric?: string; bucket?: string; [filter: string]: string | undefined }
+export interface UsageSearch { period?: Period; from?: string; to?: string; by?: string; metric?: string; bucket?: string; [filter: string]: string | undefined }
 const strings = (search: Record<string, unknown>): Record<string, string | undefined> =>
   Object.fromEntries(Object.entries(search).flatMap(([name, value]) => (text(value) ? [[name, text(value)]] : [])));
 const usage = createRoute({
@@ -41,7 +41,7 @@ const requests = createRoute({
 const keys = createRoute({
   getParentRoute: () => shell,
   path: "/keys",
-  validateSearch: (search): { project?: string; new?: string; all?: string } => strings(search),
+  validateSearch: (search): Record<string, string | undefined> => strings(search),
   component: lazyRouteComponent(() => import("./pages/keys")),
 });
 const models = createRoute({
@@ -59,7 +59,7 @@ const money = createRoute({
 const playground = createRoute({
   getParentRoute: () => shell,
   path: "/playground",
-  validateSearch: (search): { model?: string } => strings(search),
+  validateSearch: (search): { model?: string; beside?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/playground")),
 });
 const engine = createRoute({ getParentRoute: () => shell, path: "/engine", component: lazyRouteComponent(() => import("./pages/engine")) });

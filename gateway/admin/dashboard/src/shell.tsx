@@ -27,7 +27,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
     places: [
       { to: "/start", label: "Get started", icon: Rocket, about: "Snippets for your SDK and a test request" },
       { to: "/playground", label: "Playground", icon: MessageSquare, needs: "playground.key", about: "Talk to any model and see what it costs" },
-      { to: "/keys", label: "Keys", icon: KeyRound, about: "Virtual keys, limits and budgets" },
+      { to: "/keys", label: "Keys & quotas", icon: KeyRound, about: "Virtual keys, limits, budgets and where they lead" },
       { to: "/models", label: "Models & providers", icon: Boxes, about: "What can be asked for, and what it costs" },
     ],
   },

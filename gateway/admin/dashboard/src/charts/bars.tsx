@@ -6,13 +6,13 @@ import { series as colorOf } from "../theme";
 import { ticks } from "./scale";
 
 export interface Stack { at: string; values: Record<string, number> }
-interface Props { data: Stack[]; names: string[]; labels?: Record<string, string>; format: (value: number) => string; bucket: string; label: string; height?: number }
+interface Props { data: Stack[]; names: string[]; labels?: Record<string, string>; format: (value: number) => string; bucket: string; label: string; height?: number; pick?: ((at: string) => void) | undefined }
 
 const LEFT = 52;
 const BOTTOM = 22;
 
 /** Stacked bars over time. Drawn as plain SVG; the same numbers are in a table for those who cannot see it. */
-export function Bars({ data, names, labels = {}, format, bucket, label, height = 240 }: Props) {
+export function Bars({ data, names, labels = {}, format, bucket, label, height = 240, pick }: Props) {
   const { ref, width } = useElementSize();
   const [hover, setHover] = useState<number | null>(null);
   const id = useId();
@@ -51,7 +51,7 @@ export function Bars({ data, names, labels = {}, format, bucket, label, height =
                     return <rect key={name} x={x} width={bar} y={y(below)} height={Math.max(0.5, from - y(below))} rx={Math.min(2, bar / 4)} fill={colorOf(name === "(other)" ? 7 : nth)} />;
                   })}
                   {index % each === 0 && <text className="fb-axis" x={x + bar / 2} y={height - 5} textAnchor="middle">{when(at)}</text>}
-                  <rect className="fb-hit" x={LEFT + slot * index} width={slot} y={8} height={plot.height} onMouseEnter={() => setHover(index)} />
+                  <rect className="fb-hit" {...(pick ? { onClick: () => pick(at), style: { cursor: "zoom-in" } } : {})} x={LEFT + slot * index} width={slot} y={8} height={plot.height} onMouseEnter={() => setHover(index)} />
                 </g>
               );
             })}

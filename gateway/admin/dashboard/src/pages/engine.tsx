@@ -47,10 +47,15 @@ function Figures({ engine, samples }: { engine: Engine; samples: Sample[] }) {
   const hits = engine.figures["vllm:prefix_cache_hits_total"] ?? 0;
   const asked = engine.figures["vllm:prefix_cache_queries_total"] ?? 0;
   const written = rate("vllm:generation_tokens_total");
+  const steps = rate("farebox:engine_steps_total");
+  const batch = written.map((tokens, index) => (steps[index] ? tokens / (steps[index] ?? 1) : 0));
+  const read = rate("vllm:prompt_tokens_total");
   const cards: [string, string, number[]?][] = [
-    ["Tokens a second", compact(Math.round(last(written))), written],
-    ["Running", compact(last(gauge("vllm:num_requests_running"))), gauge("vllm:num_requests_running")],
-    ["Waiting", compact(last(gauge("vllm:num_requests_waiting"))), gauge("vllm:num_requests_waiting")],
+    ["Tokens written a second", compact(Math.round(last(written))), written],
+    ["Prompt tokens read a second", compact(Math.round(last(read))), read],
+    ["Running together (batch)", compact(last(gauge("vllm:num_requests_running"))), gauge("vllm:num_requests_running")],
+    ["Waiting (queue)", compact(last(gauge("vllm:num_requests_waiting"))), gauge("vllm:num_requests_waiting")],
+    ["Tokens a forward pass", last(batch).toFixed(1), batch],
     ["KV cache in use", percent(last(gauge("vllm:kv_cache_usage_perc"))), gauge("vllm:kv_cache_usage_perc")],
     ["Prefix cache hits", percent(asked ? hits / asked : 0)],
     ["First token, mean", ms(mean("vllm:time_to_first_token_seconds"))],

@@ -3,7 +3,7 @@ import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { ArrowDownRight, ArrowUpRight, Rocket } from "../parts/icons";
 import { useState } from "react";
-import { get, type Group as Totalled, type Overview } from "../api";
+import { get, type Group as Totalled, type Overview, type Savings } from "../api";
 import { Bars } from "../charts/bars";
 import { BarList } from "../charts/list";
 import { asMetric, METRICS, stacks, type Metric } from "../charts/points";
@@ -53,12 +53,13 @@ function Board({ data, period }: { data: Overview; period: Period }) {
   const names = [...data.models.map(({ name }) => name), ...(data.by_model.some(({ name }) => name === "(other)") ? ["(other)"] : [])];
   return (
     <Stack gap="lg">
-      <SimpleGrid cols={{ base: 1, xs: 2, lg: 5 }} spacing="md">
+      <SimpleGrid cols={{ base: 1, xs: 2, md: 3, lg: 6 }} spacing="md">
         <Figure title="Spend" value={<Money exact={now.charge_usd} />} now={Number(now.charge_usd)} before={Number(before.charge_usd)} spark={line("spend")} />
         <Figure title="Requests" value={compact(now.requests)} now={now.requests} before={before.requests} spark={line("requests")} />
         <Figure title="Tokens" value={compact(now.input_tokens + now.output_tokens)} now={now.input_tokens + now.output_tokens} before={before.input_tokens + before.output_tokens} spark={line("tokens")} />
         <Figure title="Error rate" value={percent(rate(now))} now={rate(now)} before={rate(before)} less spark={line("errors")} />
         <Figure title="First token, p95" value={ms(data.first_token_now.p95_ms)} now={data.first_token_now.p95_ms ?? 0} before={data.first_token_before.p95_ms ?? 0} less note={`median ${ms(data.first_token_now.p50_ms)}`} />
+        <Saved period={period} />
       </SimpleGrid>
       <Section title={`${METRICS[metric].label} by model`} actions={
         <Group gap={6} role="group" aria-label="Measure">
@@ -95,6 +96,20 @@ function Board({ data, period }: { data: Overview; period: Period }) {
         </Grid.Col>
       </Grid>
     </Stack>
+  );
+}
+
+/** Read apart from the rest: it goes through single requests, which takes longer than sums. */
+function Saved({ period }: { period: Period }) {
+  const query = useQuery({ queryKey: ["savings", period], queryFn: () => get<Savings>("/savings", bounds(period)), staleTime: 300_000, retry: false });
+  const data = query.data;
+  const short = period === "30d" || period === "90d";
+  return (
+    <Card className="fb-card" p="md">
+      <Text size="sm" c="dimmed">Saved by caches</Text>
+      <Text fz={24} fw={640} lh={1.3} lts="-0.02em" className="fb-num">{data ? <Money exact={data.saved_usd} /> : query.isError ? "–" : "…"}</Text>
+      <Text size="xs" c="dimmed" mt={4} mih={22}>{data ? `${compact(data.cached_tokens)} tokens read cached${data.kept_answers ? `, ${compact(data.kept_answers)} answers kept` : ""}${short ? ", last 7 days" : ""}` : query.isError ? "Not added up in time." : "Adding up"}</Text>
+    </Card>
   );
 }
 

@@ -1,15 +1,17 @@
 import { Alert, Anchor, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { Activity, Info } from "../parts/icons";
+import { Activity, Info, Radio } from "../parts/icons";
 import { get, Problem, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
 import { ago, compact, count, dateTime, ms, words } from "../format";
 import { CopyIcon, Facts, Money, State } from "../parts/bits";
 import { Page, PeriodPicker } from "../parts/page";
 import { Empty, Failure, Loaded, Loading } from "../parts/states";
-import { asPeriod, bounds } from "../period";
+import { Way } from "../parts/way";
+import { asPeriod, bounds, zoomed } from "../period";
 import { useMay } from "../session";
 import type { UsageSearch } from "../router";
+import { useTail } from "../tail";
 import { DIMENSIONS } from "./usage";
 
 const route = getRouteApi("/shell/requests");
@@ -19,19 +21,30 @@ export default function RequestsPage() {
   const search = route.useSearch() as UsageSearch & { id?: string };
   const navigate = route.useNavigate();
   const period = asPeriod(search.period, "7d");
+  const zoom = zoomed(search);
+  const live = search["live"] === "1";
   const filters = Object.fromEntries(Object.keys(DIMENSIONS).flatMap((name) => (search[name] ? [[name, search[name]]] : [])));
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
   const list = useInfiniteQuery({
-    queryKey: ["requests", period, filters],
-    queryFn: ({ pageParam }) => get<Slice<RequestRow>>("/requests", { ...bounds(period), ...filters, cursor: pageParam, limit: 50 }),
+    queryKey: ["requests", zoom ?? period, filters],
+    queryFn: ({ pageParam }) => get<Slice<RequestRow>>("/requests", { ...(zoom ?? bounds(period)), ...filters, cursor: pageParam, limit: 50 }),
     initialPageParam: "",
     getNextPageParam: (last) => last.next,
-    refetchInterval: 10_000,
+    ...(live ? {} : { refetchInterval: 10_000 }),
   });
-  const rows = list.data?.pages.flatMap(({ items }) => items) ?? [];
+  const tail = useTail(live, filters);
+  const listed = list.data?.pages.flatMap(({ items }) => items) ?? [];
+  // What was told live stands above what the list knows, and once.
+  const known = new Set(tail.rows.map(({ id }) => id));
+  const rows = [...tail.rows, ...listed.filter(({ id }) => !known.has(id))].sort((a, b) => (a.at < b.at ? 1 : a.at > b.at ? -1 : 0));
   return (
     <Page title="Requests" about="Newest first. Open one to see its price line by line and its postings."
-      actions={<PeriodPicker value={period} onChange={(next) => change({ period: next })} />}>
+      actions={<>
+        <Button size="xs" variant={live ? "light" : "default"} aria-pressed={live} onClick={() => change({ live: live ? undefined : "1" })}
+          leftSection={live ? <span className="fb-live" data-on={tail.state === "live" || undefined} aria-hidden /> : <Radio size={15} aria-hidden />} {...(live ? { c: "var(--mantine-color-text)" } : {})}>{live ? "Live" : "Watch live"}</Button>
+        <PeriodPicker value={zoom ? null : period} onChange={(next) => change({ period: next, from: undefined, to: undefined })} />
+      </>}>
+      {live && <Text size="xs" c="dimmed" role="status">{tail.state === "live" ? "Requests show here as they end, of every gateway." : "Connecting …"}</Text>}
       <Group gap="sm">
         <Select size="sm" w={190} aria-label="Outcome" placeholder="Any outcome" clearable value={search["outcome"] ?? null}
           data={OUTCOMES.map((value) => ({ value, label: words(value) }))} onChange={(next) => change({ outcome: next ?? undefined })} clearButtonProps={{ "aria-label": "Any outcome" }} />
@@ -100,6 +113,7 @@ function Whole({ data }: { data: RequestDetail }) {
       </Group>
       {request.estimated && <Alert color="yellow" icon={<Info size={16} aria-hidden />} title="Counted by estimate">The provider did not say what was used, so the text that came through was counted.</Alert>}
       <Timeline first={request.first_token_ms} whole={request.duration_ms} />
+      <Way data={data} />
       <section aria-label="Price">
         <Title order={3} fz="sm" mb={6}>Price, line by line</Title>
         {data.lines.length === 0 && <Text size="sm" c="dimmed">Nothing was used, so nothing is owed.</Text>}
@@ -116,19 +130,9 @@ function Whole({ data }: { data: RequestDetail }) {
         )}
         {sheet && <Text size="xs" c="dimmed" mt={6}>Price sheet {sheet.id}, by {sheet.source}, in force since {dateTime(sheet.effective_from)}{sheet.above_input_tokens ? `, tier above ${count(sheet.above_input_tokens)} input tokens` : ""}. Held before the call: ${data.hold_usd}.</Text>}
       </section>
-      {data.postings.length > 0 && (
-        <section aria-label="Postings">
-          <Title order={3} fz="sm" mb={6}>Ledger postings</Title>
-          <Table verticalSpacing={6} highlightOnHover={false}>
-            <Table.Thead><Table.Tr><Table.Th>Kind</Table.Th><Table.Th>Debit</Table.Th><Table.Th>Credit</Table.Th><Table.Th ta="right">Amount</Table.Th></Table.Tr></Table.Thead>
-            <Table.Tbody>{data.postings.map((each) => <Table.Tr key={each.id}><Table.Td>{words(each.kind)}</Table.Td><Table.Td className="fb-wrap">{each.debit}</Table.Td><Table.Td className="fb-wrap">{each.credit}</Table.Td><Table.Td ta="right"><Money exact={each.amount_usd} full /></Table.Td></Table.Tr>)}</Table.Tbody>
-          </Table>
-        </section>
-      )}
       <Facts rows={[
-        ["Time", dateTime(request.at)], ["Model asked for", request.alias], ["Served by", data.deployment], ["API dialect", request.dialect],
-        ["Key", request.key], ["Project", `${data.project} (${data.organisation})`], ["End user", request.end_user], ["Finish reason", request.finish_reason],
-        ["HTTP status", request.status], ["Attempts", request.attempts], ["Provider's id", data.upstream_id], ["Tags", data.tags.join(", ") || null],
+        ["Model asked for", request.alias], ["Served by", data.deployment], ["API dialect", words(request.dialect)],
+        ["End user", request.end_user], ["Attempts", request.attempts], ["Provider's id", data.upstream_id], ["Tags", data.tags.join(", ") || null],
       ]} />
     </Stack>
   );

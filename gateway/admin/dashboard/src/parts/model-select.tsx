@@ -18,8 +18,8 @@ export function firstModel(models: Models | undefined): string | null {
 }
 
 /** Any model that has a price. */
-export function ModelSelect({ value, onChange }: { value: string | null; onChange: (model: string) => void }) {
+export function ModelSelect({ value, onChange, label = "Model" }: { label?: string; value: string | null; onChange: (model: string) => void }) {
   const models = useModels();
   const names = priced(models.data).map(({ alias }) => alias);
-  return <Select label="Model" searchable allowDeselect={false} limit={80} data={names} value={value} placeholder={models.isPending ? "Loading" : "Choose a model"} nothingFoundMessage="No model by that name" onChange={(next) => next && onChange(next)} />;
+  return <Select label={label} searchable allowDeselect={false} limit={80} data={names} value={value} placeholder={models.isPending ? "Loading" : "Choose a model"} nothingFoundMessage="No model by that name" onChange={(next) => next && onChange(next)} />;
 }

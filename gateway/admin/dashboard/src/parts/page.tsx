@@ -19,9 +19,9 @@ export function Page({ title, about, actions, children }: { title: string; about
   );
 }
 
-export function PeriodPicker({ value, onChange }: { value: Period; onChange: (period: Period) => void }) {
+export function PeriodPicker({ value, onChange }: { value: Period | null; onChange: (period: Period) => void }) {
   return (
-    <SegmentedControl size="xs" aria-label="Period" value={value} onChange={(next) => onChange(next as Period)}
+    <SegmentedControl size="xs" aria-label="Period" value={value ?? ""} onChange={(next) => onChange(next as Period)}
       data={Object.entries(PERIODS).map(([name, label]) => ({ value: name, label }))} />
   );
 }

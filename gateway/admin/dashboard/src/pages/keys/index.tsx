@@ -1,22 +1,23 @@
-import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Text, TextInput } from "@mantine/core";
+import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Tabs, Text, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { Ban, Ellipsis, KeyRound, Pencil, Plus, Wallet } from "../parts/icons";
+import { Ban, Ellipsis, KeyRound, Pencil, Plus, RefreshCw, Wallet } from "../../parts/icons";
 import { useState } from "react";
-import { get, patch, post, put, remove, type Key, type Project } from "../api";
-import { ago, dateTime } from "../format";
-import { Money, Share, State } from "../parts/bits";
-import { KeyForm } from "../parts/key-form";
-import { notify } from "../parts/notify";
-import { Page } from "../parts/page";
-import { Empty, Failure, Loaded } from "../parts/states";
-import { useMay } from "../session";
+import { get, patch, post, put, remove, type Key, type Project, type ShownKey } from "../../api";
+import { ago, dateTime } from "../../format";
+import { Money, Once, Share, State } from "../../parts/bits";
+import { KeyForm } from "../../parts/key-form";
+import { notify } from "../../parts/notify";
+import { Page } from "../../parts/page";
+import { Empty, Failure, Loaded } from "../../parts/states";
+import { useMay } from "../../session";
+import { BudgetsTab } from "./budgets";
 
 const route = getRouteApi("/shell/keys");
-type Doing = { what: "revoke" | "budget" | "edit"; key: Key } | { what: "project" } | null;
+type Doing = { what: "revoke" | "budget" | "edit" | "rotate"; key: Key } | { what: "project" } | null;
 
 export default function KeysPage() {
-  const search = route.useSearch() as { project?: string; new?: string; all?: string };
+  const search = route.useSearch() as { project?: string; new?: string; all?: string; tab?: string; budget?: string };
   const navigate = route.useNavigate();
   const may = useMay();
   const [doing, setDoing] = useState<Doing>(null);
@@ -24,22 +25,30 @@ export default function KeysPage() {
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
   return (
-    <Page title="Keys" about="What your applications sign in with. Each has its own limits, budget and bill."
+    <Page title="Keys & quotas" about="What your applications sign in with. Each has its own limits, budget and bill."
       actions={<>
         {may("projects.create") && <Button variant="default" onClick={() => setDoing({ what: "project" })}>New project</Button>}
         {may("keys.create") && <Button leftSection={<Plus size={16} aria-hidden />} onClick={() => change({ new: "1" })}>Create key</Button>}
       </>}>
-      <Group>
-        <Select w={220} aria-label="Project" placeholder="All projects" clearable clearButtonProps={{ "aria-label": "All projects" }} value={search.project ?? null}
-          data={(projects.data ?? []).map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => change({ project: next ?? undefined })} />
-        <Switch label="Show revoked and expired" checked={search.all === "1"} onChange={(event) => change({ all: event.currentTarget.checked ? "1" : undefined })} />
-      </Group>
-      <Loaded query={keys}>{(data) => {
-        const shown = data.filter((key) => (!search.project || key.project_id === search.project) && (search.all === "1" || key.state === "active"));
-        return shown.length === 0
-          ? <Empty icon={KeyRound} title="No keys here" action={may("keys.create") && <Button mt="sm" onClick={() => change({ new: "1" })}>Create the first</Button>}>An application needs a key to ask for anything. Give each its own, so that its spending can be told apart and stopped.</Empty>
-          : <Rows keys={shown} may={may} act={setDoing} />;
-      }}</Loaded>
+      <Tabs value={search.tab ?? "keys"} onChange={(next) => void navigate({ search: { tab: next === "keys" ? undefined : next } as never })} keepMounted={false}>
+        <Tabs.List mb="md" aria-label="Keys and quotas"><Tabs.Tab value="keys">Keys</Tabs.Tab><Tabs.Tab value="budgets">Budgets</Tabs.Tab></Tabs.List>
+        <Tabs.Panel value="budgets"><BudgetsTab open={search.budget} show={(budget) => change({ budget })} may={may} /></Tabs.Panel>
+        <Tabs.Panel value="keys">
+          <Stack gap="lg">
+            <Group>
+              <Select w={220} aria-label="Project" placeholder="All projects" clearable clearButtonProps={{ "aria-label": "All projects" }} value={search.project ?? null}
+                data={(projects.data ?? []).map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => change({ project: next ?? undefined })} />
+              <Switch label="Show revoked and expired" checked={search.all === "1"} onChange={(event) => change({ all: event.currentTarget.checked ? "1" : undefined })} />
+            </Group>
+            <Loaded query={keys}>{(data) => {
+              const shown = data.filter((key) => (!search.project || key.project_id === search.project) && (search.all === "1" || key.state === "active"));
+              return shown.length === 0
+                ? <Empty icon={KeyRound} title="No keys here" action={may("keys.create") && <Button mt="sm" onClick={() => change({ new: "1" })}>Create the first</Button>}>An application needs a key to ask for anything. Give each its own, so that its spending can be told apart and stopped.</Empty>
+                : <Rows keys={shown} may={may} act={setDoing} />;
+            }}</Loaded>
+          </Stack>
+        </Tabs.Panel>
+      </Tabs>
       <KeyForm opened={search.new === "1"} close={() => change({ new: undefined })} />
       <Actions doing={doing} close={() => setDoing(null)} />
     </Page>
@@ -57,7 +66,7 @@ function Rows({ keys, may, act }: { keys: Key[]; may: (name: string) => boolean;
               <Table.Tr key={key.id}>
                 <Table.Td><Text size="sm" fw={550}>{key.name}</Text><Text size="xs" c="dimmed" className="fb-mono">{key.shown}…</Text></Table.Td>
                 <Table.Td>{key.project}</Table.Td>
-                <Table.Td><State name={key.state} /></Table.Td>
+                <Table.Td><State name={key.state} />{key.old_until && <Text size="xs" c="dimmed" title={dateTime(key.old_until)}>two secrets for now</Text>}</Table.Td>
                 <Table.Td ta="right"><Money exact={key.spent_usd} /></Table.Td>
                 <Table.Td>
                   {key.budgets.length === 0 && <Text size="sm" c="dimmed">none</Text>}
@@ -77,6 +86,7 @@ function Rows({ keys, may, act }: { keys: Key[]; may: (name: string) => boolean;
                       <Menu.Dropdown>
                         {may("budgets.set") && <Menu.Item leftSection={<Wallet size={15} aria-hidden />} onClick={() => act({ what: "budget", key })}>Set budget</Menu.Item>}
                         {may("keys.update") && <Menu.Item leftSection={<Pencil size={15} aria-hidden />} onClick={() => act({ what: "edit", key })}>Change limits</Menu.Item>}
+                        {may("keys.rotate") && <Menu.Item leftSection={<RefreshCw size={15} aria-hidden />} onClick={() => act({ what: "rotate", key })}>Rotate the secret</Menu.Item>}
                         {may("keys.revoke") && <Menu.Item color="red" leftSection={<Ban size={15} aria-hidden />} onClick={() => act({ what: "revoke", key })}>Revoke</Menu.Item>}
                       </Menu.Dropdown>
                     </Menu>
@@ -100,21 +110,29 @@ const whole = (value: FormDataEntryValue | null): number | null => (value === nu
 
 function Actions({ doing, close }: { doing: Doing; close: () => void }) {
   const queries = useQueryClient();
+  const [shown, setShown] = useState<ShownKey | null>(null);
   const act = useMutation({
-    mutationFn: async (work: () => Promise<string>) => notify(await work()),
-    onSuccess: () => { void queries.invalidateQueries(); leave(); },
+    mutationFn: (work: () => Promise<string | ShownKey>) => work(),
+    onSuccess: (came) => {
+      void queries.invalidateQueries();
+      if (typeof came !== "string") { setShown(came); return; }
+      notify(came);
+      leave();
+    },
   });
-  const leave = () => { act.reset(); close(); };
-  const titles = { revoke: "Revoke key", budget: "Set budget", edit: "Change limits", project: "New project" };
+  const leave = () => { act.reset(); setShown(null); close(); };
+  const titles = { rotate: "Rotate the secret", revoke: "Revoke key", budget: "Set budget", edit: "Change limits", project: "New project" };
   return (
-    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""}>
-      {doing && (
+    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""} closeOnClickOutside={!shown} size={shown ? "lg" : "md"}>
+      {shown && <Once secret={shown.secret} done={leave}>Copy it now: it cannot be shown again. {shown.key.old_until ? `The one before works until ${dateTime(shown.key.old_until)}.` : "The one before is refused from now on."}</Once>}
+      {doing && !shown && (
         <form onSubmit={(event) => {
           event.preventDefault();
           const said = new FormData(event.currentTarget);
           act.mutate(async () => {
             if (doing.what === "project") { await post("/projects", { name: String(said.get("name")) }); return "The project is there."; }
             const { key } = doing;
+            if (doing.what === "rotate") return post<ShownKey>(`/keys/${key.id}/rotate`, { overlap_hours: Number(said.get("overlap")) });
             if (doing.what === "revoke") { await remove(`/keys/${key.id}`); return `${key.name} is revoked.`; }
             if (doing.what === "budget") {
               await put(`/budgets/key/${key.id}/${String(said.get("window"))}`, { limit_usd: String(said.get("limit")).replaceAll(",", "").replace("$", "") });
@@ -128,6 +146,12 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
             {act.isError && <Failure error={act.error} />}
             {doing.what === "project" && <TextInput name="name" label="Name" required withAsterisk={false} data-autofocus />}
             {doing.what === "revoke" && <Text size="sm">Every gateway refuses <b>{doing.key.name}</b> within a second, for good. What it has spent stays on the books.</Text>}
+            {doing.what === "rotate" && (
+              <>
+                <Text size="sm"><b>{doing.key.name}</b> gets a new secret and stays the same key: limits, budgets and usage go on.</Text>
+                <Select name="overlap" label="The secret before works on" defaultValue="24" allowDeselect={false} data={[{ value: "0", label: "not at all" }, { value: "1", label: "for an hour" }, { value: "24", label: "for a day" }, { value: "168", label: "for a week" }, { value: "720", label: "for 30 days" }]} />
+              </>
+            )}
             {doing.what === "budget" && (
               <Group grow align="flex-start">
                 <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} data-autofocus defaultValue={doing.key.budgets[0]?.limit_usd ?? ""} />
@@ -146,7 +170,7 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
             )}
             <Group justify="flex-end">
               <Button variant="default" onClick={leave}>Cancel</Button>
-              <Button type="submit" loading={act.isPending} {...(doing.what === "revoke" ? { color: "red.8" } : {})}>{doing.what === "revoke" ? "Revoke" : "Save"}</Button>
+              <Button type="submit" loading={act.isPending} {...(doing.what === "revoke" ? { color: "red.8" } : {})}>{doing.what === "revoke" ? "Revoke" : doing.what === "rotate" ? "Rotate" : "Save"}</Button>
             </Group>
           </Stack>
         </form>
