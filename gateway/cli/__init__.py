@@ -21,6 +21,7 @@ COMMANDS = {
     "config": "Show, check and describe the settings.",
     "keys": "Virtual keys: create, list, show, rotate, revoke.",
     "quotas": "Budgets and rate limits of every scope; teams.",
+    "tokens": "API tokens, for automation and for `farebox --url`.",
     "users": "People: invite, roles, links, disable, sign out everywhere.",
     "audit": "Who changed what, and the proof that nobody edited it since.",
     "usage": "What was used and what it cost.",

@@ -67,7 +67,7 @@ def _address(url: str) -> str:
 
 def _headers(url: str, token: str | None) -> dict[str, str]:
     if not token:
-        fix = "make one in the dashboard under Settings, and export FAREBOX_TOKEN=..."
+        fix = "make one there (`farebox tokens create`, or the dashboard), and export FAREBOX_TOKEN=..."
         raise Problem("a remote installation wants an API token", fix=fix, code=WRONG_USAGE)
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:

@@ -146,6 +146,7 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
     "usage": TELLERS,
     "usage rebuild": ADMINS,
     "top": TELLERS,
+    "audit": ADMINS,
     "keys": ADMINS,
     "keys list": ANYONE,
     "quotas": TELLERS,

@@ -268,3 +268,19 @@ def test_watch_says_it_again_until_ctrl_c(there: There) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_token_is_made_and_revoked_by_command(there: There) -> None:
+    made = farebox_json("tokens", "create", "laptop", "--role", "finance", "--days", "7", cwd=there.up.folder)
+    environ = {"FAREBOX_URL": there.up.ready["base_url"], "FAREBOX_TOKEN": made["token"]}
+    farebox("ledger", "trial", cwd=there.folder, **environ)
+    farebox("keys", "create", "--project", "demo", cwd=there.folder, check=1, **environ)
+    dry = farebox_json("tokens", "create", "x", "--dry-run", cwd=there.up.folder)
+    assert dry["token"] is None
+    there.run("tokens", "revoke", made["id"])
+    assert "revoked" in farebox("ledger", "trial", cwd=there.folder, check=1, **environ).stderr
+    listed = {token["id"]: token for token in json.loads(there.run("tokens", "list", "--json").stdout)["tokens"]}
+    assert listed[made["id"]]["state"] == "revoked"
+    assert made["token"] not in str(listed)
+    assert "tokens list" in there.run("tokens", "revoke", "token_none", check=1).stderr
+    assert "users list" in there.run("tokens", "create", "x", "--of", "nobody", check=1).stderr
