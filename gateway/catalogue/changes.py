@@ -91,18 +91,18 @@ class Changes:
         ring: Callable[[], KeyRing],
         environ: Mapping[str, str],
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._settings = settings
         self._ring = ring
         self.environ = environ
 
     async def view(self) -> View:
-        async with reading(self._engine) as db:
+        async with reading(self.engine) as db:
             return View(await store.newest(db), await store.stored(db))
 
     async def entry(self, kind: Kind, name: str) -> Entry:
         """Raises: NotFound."""
-        async with reading(self._engine) as db:
+        async with reading(self.engine) as db:
             found = (await store.newest(db)).document.of(kind).get(name)
         if found is None:
             raise NotFound(f"no entry {name!r} among the {kind} of the database")
@@ -165,7 +165,7 @@ class Changes:
 
     async def restore(self, number: int, *, actor: str, now_ns: int, note: str | None = None) -> Version:
         """An earlier version once more, as a new one. Raises: NotFound, Refused."""
-        async with reading(self._engine) as db:
+        async with reading(self.engine) as db:
             found = await store.versions(db, limit=1, number=number)
         if not found:
             raise NotFound(f"no version {number}: the last {store.KEPT} are kept")
@@ -181,7 +181,7 @@ class Changes:
 
     async def forget(self, name: str, *, actor: str, now_ns: int, note: str | None = None) -> Version:
         """Raises: NotFound; Refused while an entry names it."""
-        async with reading(self._engine) as db:
+        async with reading(self.engine) as db:
             if name not in {each.name for each in await store.stored(db)}:
                 raise NotFound(f"no credential {name!r}")
         return await self._change(
@@ -191,7 +191,7 @@ class Changes:
     async def rewrap(self, *, actor: str, now_ns: int) -> int:
         """Every credential under the first key of the ring. Returns: how many were not. Raises: CannotOpen."""
         ring = await asyncio.to_thread(self._ring)
-        async with writing(self._engine) as db:
+        async with writing(self.engine) as db:
             count = await store.rewrap(db, ring)
             await audit.append(
                 db, actor=actor, action="credentials.rewrap", subject=ring.current, at_ns=now_ns, after={"rows": count}
@@ -227,7 +227,7 @@ class Changes:
         return merged(settings, version.document, credentials), version.document
 
     async def _now(self) -> tuple[Version, Credentials, Settings]:
-        async with reading(self._engine) as db:
+        async with reading(self.engine) as db:
             version = await store.newest(db)
             credentials: Credentials = {}
             if await store.any_stored(db):
@@ -263,7 +263,7 @@ class Changes:
                 raise Refused(found)
             version = Version(before.number + 1, after, now_ns, actor, f"{action} {subject}")
             try:
-                async with writing(self._engine) as db:
+                async with writing(self.engine) as db:
                     if await store.newest_number(db) != before.number:
                         continue  # Somebody was quicker: what was looked at is not what would be changed.
                     if sealing is not None and ring is not None:

@@ -7,27 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+import time
+from typing import Annotated, Any
 
 import msgspec
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from gateway.cli.common import AWAY, DEFAULTS, NOT_WELL, OK, Common, Problem, emit, make_table
+from gateway.cli.common import (
+    AWAY,
+    CHANGES,
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Changes,
+    Common,
+    Problem,
+    emit,
+    make_table,
+)
+from gateway.cli.offering import catalogue, in_force
+from gateway.cli.site import acting
 from gateway.config import Settings, child_environment
 
 app = App(name="models")
+
+ACTOR = "farebox models"
 
 
 @app.command(name="list")
 async def list_(*, common: Common = DEFAULTS) -> int:
     """Show the models that requests may name, and the local ones that are fetched or can be."""
-    settings = common.settings()
-    fetched = (await _catalogue(settings, "list"))["models"]
-    available = (await _catalogue(settings, "available"))["models"]
+    told = common.settings()
+    settings, document, _ = await in_force(told)
+    fetched = (await _catalogue(told, "list"))["models"]
+    available = (await _catalogue(told, "available"))["models"]
     here = {model["name"] for model in fetched}
     rows = [
         {"model": entry.alias, "where": ", ".join(f"{d.provider}/{d.model}" for d in entry.deployments)}
         for entry in settings.models
+    ]
+    rows += [
+        {"model": entry.place, "where": f"{entry.provider}, as {name}"} for name, entry in document.deployments.items()
     ]
     rows += [{"model": model["name"], "where": "local, fetched", "bytes": model["bytes"]} for model in fetched]
     rows += [
@@ -45,6 +66,91 @@ async def list_(*, common: Common = DEFAULTS) -> int:
         if provider.enabled
     ]
     emit(common, {"models": rows}, lambda: make_table(["model", "where"], [[r["model"], r["where"]] for r in rows]))
+    return OK
+
+
+@app.command
+async def add(
+    place: str,
+    /,
+    *,
+    name: str | None = None,
+    price: str | None = None,
+    price_as: str | None = None,
+    use: str | None = None,
+    region: str | None = None,
+    residency: str | None = None,
+    zdr: Annotated[bool, Parameter(negative="")] = False,
+    context_window: int | None = None,
+    max_output_tokens: int | None = None,
+    max_parallel: int | None = None,
+    replace: Annotated[bool, Parameter(negative="")] = False,
+    common: Changes = CHANGES,
+) -> int:
+    """Say what is to be known of a provider's model: price, limits, tags. Without this it can be asked for as well, if
+    the price book has a price for it.
+
+    Parameters
+    ----------
+    place:
+        PROVIDER/MODEL, the model by the provider's own name.
+    name:
+        What aliases name it by; the place, if left out.
+    price:
+        INPUT,OUTPUT in USD per million tokens, as 0.15,0.60.
+    price_as:
+        Sold at the price of this PROVIDER/MODEL of the price book.
+    use:
+        A stored credential in place of the provider's own: the same model by another account.
+    region, residency:
+        Where it is, and where what is sent there stays.
+    zdr:
+        You have it in writing that nothing sent there is kept.
+    context_window, max_output_tokens, max_parallel:
+        Its limits: tokens, and requests at once by each gateway process.
+    replace:
+        Change one that is there.
+    """
+    from decimal import Decimal, InvalidOperation
+
+    from gateway.catalogue.document import DeploymentEntry, plain
+    from gateway.offered import PriceSettings
+
+    provider, slash, model = place.partition("/")
+    if not slash or not model:
+        raise Problem(f"{place!r} is no PROVIDER/MODEL", fix="as east/amazon.nova-pro-v1:0", code=WRONG_USAGE)
+    own = None
+    if price is not None:
+        try:
+            given, answered = map(Decimal, price.split(","))
+        except (InvalidOperation, ValueError) as error:
+            raise Problem(f"{price!r} is no price", fix="INPUT,OUTPUT as 0.15,0.60", code=WRONG_USAGE) from error
+        own = PriceSettings(input=given, output=answered)
+    entry = DeploymentEntry(
+        provider=provider, model=model, price=own, price_as=price_as, credential=use, region=region,
+        residency=residency, zdr=zdr, context_window=context_window, max_output_tokens=max_output_tokens,
+        max_parallel=max_parallel,
+    )  # fmt: skip
+    async with catalogue(common) as changes:
+        await changes.put(
+            "deployments", name or entry.place, entry, actor=acting(ACTOR), now_ns=time.time_ns(), fresh=not replace
+        )
+    emit(common, {"model": name or entry.place, "entry": plain(entry)}, lambda: f"{entry.place} is on offer")
+    return OK
+
+
+@app.command
+async def remove(name: str, /, *, common: Changes = CHANGES) -> int:
+    """Forget what was said of a model with `models add`. Local weights go with `models rm`.
+
+    Parameters
+    ----------
+    name:
+        As it was added.
+    """
+    async with catalogue(common) as changes:
+        await changes.remove("deployments", name, actor=acting(ACTOR), now_ns=time.time_ns())
+    emit(common, {"model": name, "removed": True}, lambda: f"{name} is gone")
     return OK
 
 

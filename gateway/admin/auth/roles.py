@@ -164,6 +164,7 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
     "models list": ANYONE,
     "providers": ADMINS,
     "providers list": ANYONE,
+    "credentials": ADMINS,
     "route": ADMINS,
     "route explain": ANYONE,
     # Reads a database that the caller names.
