@@ -59,6 +59,7 @@ from providers.transport.http1 import Http1Transport
 if TYPE_CHECKING:
     from gateway.admin.office import FrontOffice
     from gateway.admin.services import CommandLine
+    from gateway.observe.traces import Traces
 
 log = structlog.get_logger(__name__)
 
@@ -280,6 +281,7 @@ class Gateway:
                 request_id=RequestIds(),
                 heartbeat_s=settings.server.heartbeat_s,
                 cancels_whole=settings.server.gone_client == "cancel",
+                traces=await self._traces(stack),
             )
             watch_process(journal, gate, dispatcher)
             vitals = Vitals({"redis": gate.ping, "database": self._ask_database})
@@ -290,6 +292,20 @@ class Gateway:
             log.info("gateway ready", models=len(offer.catalog.aliases), providers=sorted(offer.catalog.open_providers))
             yield
             self.draining = True
+
+    async def _traces(self, stack: AsyncExitStack) -> Traces | None:
+        """Raises: ConfigError where the extra is missing."""
+        telemetry = self._settings.telemetry
+        if telemetry.otlp_endpoint is None:
+            return None
+        try:
+            from gateway.observe.traces import Traces
+        except ImportError as error:
+            fix = "pip install 'farebox[otel]'"
+            raise ConfigError("telemetry.otlp_endpoint", f"{error}", source="the settings", fix=fix) from error
+        traces = Traces(telemetry)
+        stack.push_async_callback(asyncio.to_thread, traces.shutdown)
+        return traces
 
     async def _ask_database(self) -> None:
         assert self._engine is not None

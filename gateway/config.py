@@ -32,7 +32,7 @@ from gateway.offered import PriceSettings as PriceSettings
 from gateway.offered import ProviderSettings as ProviderSettings
 from gateway.offered import Strategy as Strategy
 from gateway.sections import AdmissionSettings as AdmissionSettings
-from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings
+from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings, TelemetrySettings
 from gateway.sections import LogSettings as LogSettings
 from gateway.sections import TimeoutSettings as TimeoutSettings
 from gateway.signing_in import AdminSettings, faults
@@ -133,6 +133,7 @@ class Settings(Section, frozen=True):
     mail: MailSettings = MailSettings()
     alerts: AlertSettings = AlertSettings()
     guardrails: GuardrailSettings = GuardrailSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     exports: dict[Name, ExportSettings] = field(default_factory=dict)
     """Metering services that get an event for each request, by a name of your own."""
     retention: RetentionSettings = RetentionSettings()
@@ -186,6 +187,7 @@ class Settings(Section, frozen=True):
             ("mail.password", self.mail.password),
             ("alerts.signing_secret", self.alerts.signing_secret),
             ("guardrails.signing_secret", self.guardrails.signing_secret),
+            ("telemetry.sentry_dsn", self.telemetry.sentry_dsn),
         ):
             if given is not None:
                 named[path] = given

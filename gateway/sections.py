@@ -7,8 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from msgspec.structs import replace
+
+from gateway.config_parts import Secret
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
@@ -134,3 +136,21 @@ class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON lines else."""
+
+
+class TelemetrySettings(Section, frozen=True):
+    """OpenTelemetry by OTLP over HTTP (the extra `farebox[otel]`), and Sentry (`farebox[sentry]`)."""
+
+    otlp_endpoint: str | None = None
+    """As http://collector:4318, without /v1/traces. None: nothing is traced, and nothing of it is loaded."""
+    headers: dict[str, Secret] = field(default_factory=dict)
+    """What the collector wants to see, as {authorization = "env:OTLP_TOKEN"}."""
+    service_name: str = "farebox"
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Of the requests whose client has not decided: its own decision is kept to."""
+    metrics: bool = True
+    """gen_ai.client.token.usage and gen_ai.client.operation.duration go the same way."""
+    every_s: Annotated[float, Meta(ge=0.05, le=600)] = 5.0
+    """How often what was collected leaves."""
+    sentry_dsn: Secret | None = None
+    """Unforeseen errors go there, without bodies, headers or keys. None: nowhere."""

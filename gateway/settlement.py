@@ -19,6 +19,7 @@ from gateway.errors import NoRouteLeft
 from gateway.exchange import SayError
 from gateway.metering import estimated_usage, outcome_of, quantities
 from gateway.observe.metrics import METRICS
+from gateway.observe.trail import TRAIL
 from gateway.routing.catalog import Deployment
 from gateway.routing.explaining import way_of
 from gateway.routing.policy import Leg, RoutePlan, Try
@@ -120,6 +121,8 @@ class Settlement:
         amount_pusd = self._amount_pusd = priced_pusd or 0
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
         METRICS.settled(record, amount_pusd)
+        if (trail := TRAIL.get()) is not None:
+            trail.settled(record)
         if cached := record.quantities.get(Meter.CACHE_READ_TOKENS):
             prices = sheet.tier(read).sale
             METRICS.saved(record, cached * max(0, prices[Meter.INPUT_TOKENS] - prices[Meter.CACHE_READ_TOKENS]))

@@ -17,7 +17,7 @@ from providers.dialects.hints import ASKING_HEADERS, HINT_HEADERS, without_hints
 from providers.errors import Broken, Interrupted, ProviderError, Unsupported, for_status
 from providers.neutral import ChatRequest, EmbeddingRequest, EmbeddingResponse, Usage
 from providers.neutral.rerank import RerankRequest, RerankResponse
-from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
+from providers.transport.base import TRACE_HEADERS, HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
 
 if TYPE_CHECKING:
@@ -361,6 +361,7 @@ class DialectProvider(ABC):
         headers = [("user-agent", "farebox")]
         if body:
             headers.append(("content-type", content_type))
+        headers += TRACE_HEADERS.get()
         if call is not None:
             headers += self.headers(call)
             headers += call.forward_headers

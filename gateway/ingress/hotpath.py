@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 from msgspec import Struct
@@ -19,12 +20,16 @@ from gateway.ingress.invoked import Watch, told_whole
 from gateway.ingress.models import list_models, wants_models
 from gateway.observe.metrics import METRICS
 from gateway.observe.seldom import Seldom
+from gateway.observe.trail import TRAIL
 from gateway.pipeline import Pipeline
 from gateway.routing.catalog import Catalog
 from providers.dialects import load
 from providers.dialects.base import ErrorBody
 from providers.errors import BadRequest, ProviderError
 from providers.neutral import ChatRequest
+
+if TYPE_CHECKING:
+    from gateway.observe.traces import Traces
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +64,13 @@ class HotPath:
         request_id: Callable[[], str],
         heartbeat_s: float | None = None,
         cancels_whole: bool = False,
+        traces: Traces | None = None,
     ) -> None:
         """heartbeat_s: silence on a stream after which a comment is sent. cancels_whole: a whole answer, too, is given
         up when its client goes."""
         self.heartbeat_s = heartbeat_s
         self.cancels_whole = cancels_whole
+        self._traces = traces
         self._pipeline = pipeline
         self._catalog = catalog
         self.max_body_bytes = max_body_bytes
@@ -97,6 +104,17 @@ class HotPath:
     ) -> Reply:
         """The answer, or the error in the client's dialect: raises nothing but cancellation."""
         now_ns = self._clock()
+        if self._traces is not None:
+            TRAIL.set(self._traces.begin(route, asked.headers, request_id, now_ns))
+            reply = await self._serve(asked, route, body, request_id, refused, now_ns)
+            if isinstance(reply.body, bytes) and (trail := TRAIL.get()) is not None:
+                trail.end()
+            return reply
+        return await self._serve(asked, route, body, request_id, refused, now_ns)
+
+    async def _serve(
+        self, asked: Asked, route: Route, body: bytes, request_id: str, refused: GatewayError | None, now_ns: int
+    ) -> Reply:
         try:
             if refused is not None:
                 raise refused
@@ -129,6 +147,8 @@ class HotPath:
     def _refusal(self, error: Exception, route: Route, request_id: str) -> Reply:
         body = as_body(error, request_id)
         METRICS.refused(route.dialect, body.code)
+        if (trail := TRAIL.get()) is not None:
+            trail.refused(body.code, body.status)
         if isinstance(error, BadRequest | RecursionError):
             METRICS.malformed("body")
         if body.status == 500:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gateway.errors import NoRouteLeft
 from gateway.observe.metrics import METRICS
+from gateway.observe.trail import TRAIL, Attempt
 from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.hedging import HedgeBudget, raced
@@ -43,7 +44,7 @@ class Arrival(Struct, Generic[T], frozen=True):
 class Journey:
     """The rest of an answer that has begun: its deployment has one in flight until `end`, which is owed for streams."""
 
-    __slots__ = ("_clock", "_correct", "_counted", "_leave", "_provider", "_trip")
+    __slots__ = ("_clock", "_correct", "_counted", "_leave", "_provider", "_trail", "_trip")
 
     def __init__(
         self,
@@ -52,10 +53,12 @@ class Journey:
         clock: Callable[[], float],
         correct: Callable[[int], None] | None = None,
         leave: Callable[[int], None] | None = None,
+        trail: Attempt | None = None,
     ) -> None:
-        """correct: to be told how many tokens of the prompt were found cached. leave: that the turn has ended, after
-        how many tokens."""
+        """trail: of the call, to be ended with it. correct: to be told how many tokens of the prompt were found cached.
+        leave: that the turn has ended, after how many tokens."""
         self._trip = trip
+        self._trail = trail
         self._leave = leave
         self._correct = correct
         self._provider = provider
@@ -64,10 +67,14 @@ class Journey:
 
     def failed(self, error: ProviderError) -> None:
         self._trip.failed(error, self._clock())
+        if self._trail is not None:
+            self._trail.end(error)
         self._count(type(error).__name__)
 
     def end(self, output_tokens: int | None = None, cached_tokens: int | None = None) -> None:
         self._trip.end(self._clock(), output_tokens)
+        if self._trail is not None:
+            self._trail.end()
         if self._leave is not None:
             self._leave(output_tokens or 0)
             self._leave = None
@@ -230,6 +237,8 @@ class Dispatcher:
             if run.plan.promise is not None:
                 run.plan.promise.keep()
         trip = Trip(health, began, leg.fresh_tokens)
+        trace = TRAIL.get()
+        trail = None if trace is None else trace.attempt(leg, run.attempts)
         going_on = False
         try:
             if run.attempts == 1:
@@ -241,6 +250,8 @@ class Dispatcher:
         except ProviderError as error:
             now = self._clock()
             trip.failed(error, now)
+            if trail is not None:
+                trail.end(error)
             METRICS.attempted(provider, type(error).__name__)
             run.tries.append((leg.deployment.id, _ended(error), round((now - began) * 1000)))
             raise
@@ -249,8 +260,10 @@ class Dispatcher:
                 trip.end(self._clock())
                 if leave is not None:
                     leave(0)
+                if trail is not None:
+                    trail.end()
         correct = self._corrector(run.plan, leg) if run.plan.chain else None
-        journey = Journey(trip, provider, self._clock, correct, leave if going_on else None)
+        journey = Journey(trip, provider, self._clock, correct, leave if going_on else None, trail)
         if not streams:
             journey.end()
         if run.attempts > 1:

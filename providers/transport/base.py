@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Protocol
+from contextvars import ContextVar
+from typing import Final, Protocol
 
 from msgspec import Struct
+
+TRACE_HEADERS: Final[ContextVar[tuple[tuple[str, str], ...]]] = ContextVar("trace headers", default=())
+"""What a call carries of the trace that it is part of (W3C Trace Context): set by whoever keeps one."""
 
 
 class Timeouts(Struct, frozen=True):
