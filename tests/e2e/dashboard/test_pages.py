@@ -57,7 +57,7 @@ PAGES = {
 }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_page_is_quiet_local_and_accessible(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
     async with (
