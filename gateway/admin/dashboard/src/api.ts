@@ -51,6 +51,15 @@ export type Token = Schemas["TokenView"];
 export type IssuedToken = Schemas["IssuedToken"];
 export type Settings = Schemas["SettingsView"];
 export type Session = Schemas["SessionView"];
+export type SignedOut = Schemas["SignedOut"];
+export type WaysIn = Schemas["WaysIn"];
+export type Passkey = Schemas["PasskeyView"];
+export type Member = Schemas["MemberView"];
+export type Invited = Schemas["Invited"];
+export type Team = Schemas["TeamView"];
+export type Organisation = Schemas["OrganisationSummary"];
+export type Provisioning = Schemas["Provisioning"];
+export type IssuedScimToken = Schemas["IssuedScimToken"];
 export type Role = Schemas["Role"];
 export interface Page<T> { items: T[]; next: string | null }
 

@@ -12,7 +12,7 @@ const shell = createRoute({ getParentRoute: () => root, id: "shell", component: 
 const signIn = createRoute({
   getParentRoute: () => root,
   path: "/sign-in",
-  validateSearch: (search): { next?: string } => ({ next: text(search["next"]) }),
+  validateSearch: (search): { next?: string; problem?: string } => ({ next: text(search["next"]), problem: text(search["problem"]) }),
   component: lazyRouteComponent(() => import("./pages/sign-in")),
 });
 const home = createRoute({ getParentRoute: () => shell, path: "/", beforeLoad: () => { throw redirect({ to: "/overview" }); } });
@@ -83,10 +83,17 @@ const settings = createRoute({
   component: lazyRouteComponent(() => import("./pages/settings")),
 });
 
+const organisation = createRoute({
+  getParentRoute: () => shell,
+  path: "/organisation",
+  validateSearch: (search): { tab?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/organisation")),
+});
+
 export const router = createRouter({
   routeTree: root.addChildren([
     signIn,
-    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, audit, reference, settings]),
+    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, audit, organisation, reference, settings]),
   ]),
   basepath: "/ui",
   defaultPreload: "intent",

@@ -2,9 +2,9 @@ import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, NavLink, ScrollA
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Wallet, type Icon } from "./parts/icons";
+import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Users, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
-import { remove } from "./api";
+import { remove, type SignedOut } from "./api";
 import { Logo } from "./parts/logo";
 import { Failure, Loading } from "./parts/states";
 import { sessionQuery } from "./session";
@@ -38,6 +38,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
       { to: "/alerts", label: "Alerts", icon: Bell, needs: "alerts.list", about: "Who is told of budgets, balances, unusual days" },
       { to: "/engine", label: "Local engine", icon: Cpu, about: "Batch, cache and speed of our own engine" },
       { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
+      { to: "/organisation", label: "Organisation", icon: Users, about: "Members, teams, single sign-on, SCIM, your passkeys" },
       { to: "/settings", label: "Settings", icon: Settings, about: "People, tokens, your password" },
     ],
   },
@@ -135,7 +136,9 @@ function Person({ name, role }: { name: string; role: string }) {
   const queries = useQueryClient();
   const [asked, { open }] = useDisclosure();
   const leave = async () => {
-    await remove("/auth/session");
+    const { url } = await remove<SignedOut>("/auth/session");
+    // Out of the provider as well, which sends the browser back to our sign-in page.
+    if (url) { location.assign(url); return; }
     queries.setQueryData(["session"], null);
     queries.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== "session" });
   };

@@ -14,6 +14,7 @@ import { useMay, useSession } from "../session";
 const route = getRouteApi("/shell/settings");
 const ROLES: { value: Role; label: string }[] = [
   { value: "viewer", label: "Viewer: sees usage" }, { value: "developer", label: "Developer: makes keys" }, { value: "finance", label: "Finance: money, prices, budgets" },
+  { value: "member", label: "Member: only what Organisation says" }, { value: "team_lead", label: "Team lead: people, keys and budgets" },
   { value: "admin", label: "Admin: people and everything above" }, { value: "owner", label: "Owner: everything" },
 ];
 

@@ -1,9 +1,9 @@
-import { Anchor, Box, Button, Card, Center, PasswordInput, Stack, Text, TextInput, Title } from "@mantine/core";
+import { Anchor, Box, Button, Card, Center, Divider, PasswordInput, Stack, Text, TextInput, Title } from "@mantine/core";
 import { useDocumentTitle } from "@mantine/hooks";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi, useRouter } from "@tanstack/react-router";
 import { useEffect, useState } from "react";
-import { begun, post, put, type Session } from "../api";
+import { begun, get, post, put, Problem, type Session, type WaysIn } from "../api";
 import { Logo } from "../parts/logo";
 import { Failure, Loading } from "../parts/states";
 import { sessionQuery } from "../session";
@@ -21,7 +21,8 @@ let pending = takeToken();
 export default function SignIn() {
   useDocumentTitle("Sign in · Farebox");
   const queries = useQueryClient();
-  const { next } = route.useSearch();
+  const { next, problem } = route.useSearch();
+  const ways = useQuery({ queryKey: ["ways"], queryFn: () => get<WaysIn>("/auth/ways"), staleTime: 60_000 }).data;
   const router = useRouter();
   const session = useQuery(sessionQuery);
   const [welcome, setWelcome] = useState<Session | null>(null);
@@ -36,6 +37,11 @@ export default function SignIn() {
   };
   const byLink = useMutation({ mutationFn: (token: string) => post<Session>("/auth/link", { token }), onSuccess: enter });
   const byPassword = useMutation({ mutationFn: (said: { name: string; password: string }) => post<Session>("/auth/password", said), onSuccess: enter });
+  // Loaded with the first click: most people never need it on this page.
+  const byPasskey = useMutation({
+    mutationFn: async () => (await import("../parts/passkeys")).signInByPasskey(),
+    onSuccess: (said) => { begun(said); queries.setQueryData(["session"], said); go(); },
+  });
   const { mutate } = byLink;
   useEffect(() => {
     if (pending) { mutate(pending); pending = null; }
@@ -59,9 +65,18 @@ export default function SignIn() {
                 <Title order={1} fz="lg">Sign in</Title>
                 {byLink.isError && <Failure error={byLink.error} />}
                 {byPassword.isError && <Failure error={byPassword.error} />}
+                {byPasskey.isError && <Failure error={byPasskey.error} />}
+                {problem && !byPassword.isError && !byPasskey.isError && <Failure error={troubled(problem)} />}
+                {ways?.providers.map(({ name, label }) => (
+                  <Button key={name} component="a" href={`/admin/v1/auth/oidc/${name}/begin?next=${encodeURIComponent(onward(next))}`} variant={ways.passwords ? "default" : "filled"} fullWidth>Sign in with {label}</Button>
+                ))}
+                {ways?.passkeys && <Button variant="default" fullWidth loading={byPasskey.isPending} onClick={() => byPasskey.mutate()}>Sign in with a passkey</Button>}
+                {ways?.passwords !== false && <>
+                {ways && (ways.passkeys || ways.providers.length > 0) && <Divider label="or" />}
                 <TextInput name="name" label="Name" autoComplete="username" required withAsterisk={false} autoFocus />
                 <PasswordInput name="password" label="Password" autoComplete="current-password" required withAsterisk={false} visibilityToggleButtonProps={{ "aria-label": "Show the password" }} />
                 <Button type="submit" loading={byPassword.isPending} fullWidth>Sign in</Button>
+                </>}
                 <Text size="xs" c="dimmed">The first time, use the link that <b>farebox up</b> prints. Lost your password? An admin can give you a new link.</Text>
               </Stack>
             </form>
@@ -72,6 +87,26 @@ export default function SignIn() {
     </Center>
   );
 }
+
+/** A page of ours, as it stands behind /ui. */
+const onward = (next: string | undefined): string => (next && /^\/(ui\/)?[a-z]/.test(next) && !next.includes("//") ? next.replace(/^\/ui/, "") : "/overview");
+
+/** What went wrong on the way to a provider and back: the server says which, the words are here. */
+const PROBLEMS: Record<string, [string, string]> = {
+  "away": ["The sign-on provider does not answer.", "Try again in a moment. An owner can still get in by a link that farebox users link prints."],
+  "misconfigured": ["Single sign-on is not set up right.", "Tell an owner: the gateway's log names what does not fit."],
+  "unknown-provider": ["There is no such provider here.", "Choose one of those below."],
+  "stale": ["This sign-in was begun elsewhere, or took too long.", "Begin again from here."],
+  "denied": ["The provider says that you declined.", "Begin again, and allow it."],
+  "not-admitted": ["You are signed in there, but may not enter here.", "Ask an owner to add you, or your group."],
+  "not-known": ["Nobody here goes by this identity.", "Ask an owner to invite you first."],
+  "disabled": ["You are disabled here.", "Ask an owner or admin."],
+  "too-many-attempts": ["Too many failed sign-ins.", "Wait a quarter of an hour."],
+};
+const troubled = (kind: string): Problem => {
+  const [what, todo] = PROBLEMS[kind] ?? ["The provider's answer was not accepted.", "Begin again. If it stays, tell an owner: the gateway's log says why."];
+  return new Problem(0, kind, what, todo);
+};
 
 function FirstPassword({ session, done }: { session: Session; done: () => void }) {
   const save = useMutation({ mutationFn: (password: string) => put("/auth/password", { password }), onSuccess: done });
