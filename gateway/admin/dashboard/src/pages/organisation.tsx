@@ -185,7 +185,7 @@ function SignOn() {
       {data.grants.length > 0 && (
         <Section title="What groups grant" about="Looked at anew with each sign-in, and at once with SCIM.">
           <Table.ScrollContainer minWidth={520}><Table>
-            <Table.Thead><Table.Tr><Table.Th>Group</Table.Th><Table.Th>Of</Table.Th><Table.Th>Role</Table.Th><Table.Th>In</Table.Th></Table.Tr></Table.Thead>
+            <Table.Thead><Table.Tr><Table.Th>Group</Table.Th><Table.Th>From</Table.Th><Table.Th>Role</Table.Th><Table.Th>In</Table.Th></Table.Tr></Table.Thead>
             <Table.Tbody>{data.grants.map((each) => (
               <Table.Tr key={`${each.group} ${each.scope} ${each.scope_id} ${each.role} ${each.source}`}><Table.Td>{each.group}</Table.Td><Table.Td>{each.source === "*" ? "any source" : each.source}</Table.Td><Table.Td>{words(each.role)}</Table.Td><Table.Td>{each.scope} <Text span size="xs" c="dimmed" className="fb-mono">{each.scope_id}</Text></Table.Td></Table.Tr>
             ))}</Table.Tbody>
