@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "Look at everything that Farebox needs and say what to mend.",
     "config": "Show, check and describe the settings.",
     "keys": "Virtual keys: create, list, show, rotate, revoke.",
+    "projects": "What keys and budgets belong to.",
     "quotas": "Budgets and rate limits of every scope; teams.",
     "tokens": "API tokens, for automation and for `farebox --url`.",
     "users": "People: invite, roles, links, disable, sign out everywhere.",
@@ -55,8 +56,8 @@ def build() -> App:
         help="Any SDK in, any provider out, every token paid for exactly once.",
         version=_version,
         help_epilogue="Settings: flags, FAREBOX_SECTION__KEY, farebox.toml or .yaml, in this order. "
-        "Every command takes --config, --data and --json. Exit codes: 0 done, 1 refused or not well, 2 wrong usage, "
-        "3 something needed is away.",
+        "Every command takes --config, --data and --json; --url or FAREBOX_URL, with FAREBOX_TOKEN, sends it away. "
+        "Exit codes: 0 done, 1 refused or not well, 2 wrong usage, 3 something needed is away.",
     )
     for name, about in COMMANDS.items():
         app.command(f"gateway.cli.{_MODULES.get(name, name)}:app", name=name, help=about)

@@ -86,7 +86,7 @@ async def open_(
     name: str, /, *, limit: str = "0usd", currency: str = "USD", id: str = "",  # noqa: A002 - the flag is called --id.
     common: Changes = CHANGES,
 ) -> int:  # fmt: skip
-    """Open an organisation's account. Its projects are made in the dashboard or by the admin API.
+    """Open an organisation's account. Its projects: `farebox projects create`.
 
     Parameters
     ----------

@@ -149,6 +149,8 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
     "audit": ADMINS,
     "keys": ADMINS,
     "keys list": ANYONE,
+    "projects": ADMINS,
+    "projects list": ANYONE,
     "quotas": TELLERS,
     "quotas team": ADMINS,
     "ledger": TELLERS,

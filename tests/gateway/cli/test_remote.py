@@ -284,3 +284,33 @@ def test_a_token_is_made_and_revoked_by_command(there: There) -> None:
     assert made["token"] not in str(listed)
     assert "tokens list" in there.run("tokens", "revoke", "token_none", check=1).stderr
     assert "users list" in there.run("tokens", "create", "x", "--of", "nobody", check=1).stderr
+
+
+def test_who_leaves_in_the_middle_ends_the_command_and_makes_room(there: There) -> None:
+    """Only a few commands run at once: those of callers who left must not be among them."""
+    url = f"{there.up.ready['base_url']}/admin/v1/commands"
+    headers = {"authorization": f"Bearer {there.tokens['owner']}"}
+    argv = ["demo", "--days", "1", "--a-day", "1", "--traffic", "--seconds", "3600", "--rate", "5"]
+    try:
+        for _ in range(6):
+            with httpx.stream("POST", url, json={"argv": argv}, headers=headers, timeout=60) as response:
+                assert response.status_code == 200
+                lines = response.iter_lines()
+                while '"progress"' not in next(lines):
+                    pass
+        assert "key" in there.run("keys", "list").stdout
+    finally:
+        there.run("demo", "--clear")
+
+
+def test_a_project_is_made_there_and_here(there: There) -> None:
+    made = json.loads(there.run("projects", "create", "search", "--json").stdout)
+    assert "has a project" in there.run("projects", "create", "search", check=1).stderr
+    there.run("projects", "create", "never", "--dry-run")
+    org = json.loads(there.run("ledger", "open", "Another", "--json").stdout)["id"]
+    assert org in there.run("projects", "create", "x", check=1).stderr
+    there.run("projects", "create", "search", "--organisation", org)
+    listed = json.loads(there.run("projects", "list", "--json", role="viewer").stdout)["projects"]
+    assert sorted(each["name"] for each in listed if each["name"] != "demo") == ["search", "search"]
+    there.run("keys", "create", "--project", made["id"], "--name", "of the new one")
+    assert "1 to 200" in farebox("projects", "create", "", cwd=there.up.folder, check=1).stderr
