@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_invariant: bool = False
     speculation: Literal["off", "ngram"] = "off"
     draft_tokens: Positive = 8  # guessed at once, at most
+    adapters: str | None = None  # LoRA: name=folder,name=folder
     max_model_len: Positive | None = None
     max_running: Positive = 64  # sequences in one step
     max_waiting: Positive = 512  # sequences beyond those; then 429
@@ -72,6 +73,7 @@ HELP = {
     "kernels": "plain: torch's own operations alone, no compiled or Triton kernels",
     "speculation": "ngram: guess what the text has said before; pays where answers repeat the prompt",
     "batch_invariant": "an answer at temperature 0 is the same to the bit, whatever runs beside it",
+    "adapters": "LoRA adapters in PEFT's form, name=folder,name=folder; clients ask for MODEL:name",
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
     "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
     "token_budget": "tokens computed in one step, prefill and decode together",
@@ -94,6 +96,17 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise BadSetting(f"not a size: {text!r} (write it as 512MiB or 2GiB)")
     return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def adapter_folders(text: str | None) -> dict[str, Path]:
+    """`name=folder,name=folder` by name. Raises BadSetting."""
+    found: dict[str, Path] = {}
+    for part in (text or "").split(",") if text else []:
+        name, equals, folder = part.strip().partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]+", name) or not folder or name in found:
+            raise BadSetting(f"adapters: {part.strip()!r} is not name=folder with a name of its own")
+        found[name] = Path(folder)
+    return found
 
 
 def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
@@ -158,6 +171,8 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
         if isinstance(text := values.get(name), str):
             values[name] = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
+        adapter_folders(settings.adapters)
+        return settings
     except msgspec.ValidationError as error:
         raise BadSetting(str(error)) from None

@@ -21,7 +21,14 @@ from typing import BinaryIO
 from local_backend.block_manager import BlockManager
 from local_backend.encoder import EncoderEngine, build_encoder
 from local_backend.encoder_config import is_encoder
-from local_backend.errors import BadLogits, ConstraintFailed, DeadlineExceeded, EngineError, QueueFull
+from local_backend.errors import (
+    BadLogits,
+    ConstraintFailed,
+    DeadlineExceeded,
+    EngineError,
+    ModelUnavailable,
+    QueueFull,
+)
 from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
     FRAME_HEAD,
@@ -85,10 +92,12 @@ class Engine:
             message.id,
             list(message.prompt),
             message.sampling,
-            message.cache_salt.encode(),
+            # The same tokens have other keys and values under an adapter.
+            (f"{terms.adapter}\0{message.cache_salt}" if terms.adapter else message.cache_salt).encode(),
             tenant=terms.tenant,
             priority=terms.priority,
             deadline=None if terms.timeout_s is None else self.clock() + terms.timeout_s,
+            adapter=terms.adapter,
         )
         if terms.grammar is None:
             self._add(seq)
@@ -195,6 +204,8 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
     Raises ModelUnavailable."""
     settings, started = configure.settings, time.monotonic()
     if is_encoder(model_dir):
+        if settings.adapters:
+            raise ModelUnavailable("adapters correct models that generate text; this one is an encoder")
         return build_encoder(model_dir, settings, started)
     runner = ModelRunner(model_dir, settings)
     plan = runner.plan

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from local_backend import openai_response
 from local_backend.client import CoreClient
-from local_backend.config import Settings
+from local_backend.config import Settings, adapter_folders
 from local_backend.errors import (
     BodyTooLarge,
     EngineError,
@@ -168,6 +168,9 @@ class Face:
         so that a router knows what to send here. routes: of POST requests."""
         self.settings = settings
         self.served_name = served_name
+        # Name -> adapter: the model itself first, with none.
+        adapters = adapter_folders(settings.adapters)
+        self.names = {served_name: ""} | {f"{served_name}:{adapter}": adapter for adapter in adapters}
         self.core = core
         self.max_position = max_position
         self.capabilities = capabilities
@@ -229,28 +232,30 @@ class Face:
         await exchange.raw(200, self.metrics.text(), [(b"content-type", kind)])
 
     async def models(self, exchange: Exchange) -> None:
-        """The one model."""
-        await exchange.reply({"object": "list", "data": [self._card()]})
+        """The model, and with each of its adapters."""
+        await exchange.reply({"object": "list", "data": [self._card(name) for name in self.names]})
 
     async def model(self, exchange: Exchange) -> None:
         """One model by name."""
-        self._check_model(exchange.path.removeprefix("/v1/models/"))
-        await exchange.reply(self._card())
+        name = exchange.path.removeprefix("/v1/models/")
+        self._check_model(name)
+        await exchange.reply(self._card(name))
 
     def _check_model(self, name: str) -> None:
-        if name != self.served_name:
-            raise ModelNotFound(f"no model {name!r} here; this engine serves {self.served_name!r}", param="model")
+        if name not in self.names:
+            raise ModelNotFound(f"no model {name!r} here; this engine serves {', '.join(self.names)!r}", param="model")
 
     def _max_model_len(self) -> int:
         """The core may have shortened it to what its cache holds; before it is ready the model's own bound stands."""
         return self.core.ready.max_model_len if self.core.ready else self.max_position
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.served_name,
+            "id": name,
             "object": "model",
             "created": self.started,
             "owned_by": "farebox",
+            "parent": None if name == self.served_name else self.served_name,
             "max_model_len": self._max_model_len(),
             "capabilities": self.capabilities,
         }

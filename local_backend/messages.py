@@ -52,6 +52,7 @@ class Terms(Struct, frozen=True, array_like=True):
     tenant: str = ""  # whose share of the engine this uses
     priority: int = 0  # lower goes first, as in vLLM
     timeout_s: float | None = None  # from its arrival in the core until its last token
+    adapter: str = ""  # with whose corrections the model works; "": none
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):

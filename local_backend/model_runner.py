@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 
-from local_backend.config import Settings
+from local_backend.adapters import Adapters
+from local_backend.config import Settings, adapter_folders
 from local_backend.errors import ModelUnavailable
 from local_backend.kernels import ops_for
 from local_backend.kernels.cache import AttentionBatch, KVCache
@@ -58,16 +59,23 @@ class ModelRunner:
         max_model_len = min(settings.max_model_len or self.config.max_position, self.config.max_position)
         weights = Weights(model_dir, self.device)
         forms = forms_for(self.device, self.dtype, self.ops, half_weights, settings)
+        folders = adapter_folders(settings.adapters)
+        if folders and settings.batch_invariant:
+            raise ModelUnavailable("adapters are not batch-invariant: their small products depend on the batch")
         with torch.inference_mode():
+            self.adapters = Adapters(folders, self.dtype, self.device) if folders else None
             linears = Linears(
                 weights,
                 forms,
                 dtype=self.dtype,
                 scheme=pick_scheme(settings.quantization, self.device),
                 widened=settings.quantization in ("none", "int16"),
+                adapters=self.adapters,
             )
             self.model = build(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
             weights.close()
+            if self.adapters is not None:
+                self.adapters.check()
             return_freed_memory()
             kv_dtype = pick_kv_dtype(settings.kv_dtype, self.dtype)
             self.plan: CachePlan = plan_cache(
@@ -139,6 +147,8 @@ class ModelRunner:
                 rows = 1 + len(step.chunks[index].draft)
                 wanted += range(len(ids) - rows, len(ids))
                 sampling += [index] * rows
+        if self.adapters is not None:
+            self.adapters.begin([(chunk.seq.adapter, chunk.count) for chunk in chunks])
         batch = AttentionBatch(chunks, self.cache.block_size, self.device, self.dtype)
         logits = self.model(batch.ints(ids), batch.ints(positions), self.cache, batch, batch.ints(wanted))
         return logits, sampling

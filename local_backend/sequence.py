@@ -53,6 +53,7 @@ class Sequence:
     priority: int = 0  # lower goes first
     deadline: float | None = None  # monotonic seconds
     draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`, for the next step alone
+    adapter: str = ""  # with whose corrections the model works
     rank: int = 0  # the scheduler's: place among those of one tenant
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Sequence:
 
     def ahead(self, guessed: list[int]) -> Sequence:
         """This sequence as it would be with some guesses in it: same blocks, same prompt; for the runner's eyes."""
-        view = Sequence(self.id, self.tokens + guessed, self.sampling)
+        view = Sequence(self.id, self.tokens + guessed, self.sampling, adapter=self.adapter)
         view.prompt_tokens, view.block_table = self.prompt_tokens, self.block_table
         return view
 

@@ -95,7 +95,14 @@ class Server(Face):
         exchange.ignored = ignored
         generation = await _off_loop(len(raw) > LONG_BODY or body.is_slow, chat_generation, body, self.text)
         encoder = ChatEncoder(exchange.id, body.model, int(time.time()), self.tokenizer)
-        await self._answer(exchange, generation, encoder, stream=bool(body.stream), include_usage=body.include_usage)
+        await self._answer(
+            exchange,
+            generation,
+            encoder,
+            self.names[body.model],
+            stream=bool(body.stream),
+            include_usage=body.include_usage,
+        )
 
     async def completion(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
@@ -109,14 +116,28 @@ class Server(Face):
             return self.tokenizer.decode(generation.prompts[answer // generation.n]) if body.echo else ""
 
         encoder = CompletionEncoder(exchange.id, body.model, int(time.time()), self.tokenizer, echo)
-        await self._answer(exchange, generation, encoder, stream=bool(body.stream), include_usage=body.include_usage)
+        await self._answer(
+            exchange,
+            generation,
+            encoder,
+            self.names[body.model],
+            stream=bool(body.stream),
+            include_usage=body.include_usage,
+        )
 
     async def _answer(
-        self, exchange: Exchange, generation: Generation, encoder: Encoder, *, stream: bool, include_usage: bool
+        self,
+        exchange: Exchange,
+        generation: Generation,
+        encoder: Encoder,
+        adapter: str,
+        *,
+        stream: bool,
+        include_usage: bool,
     ) -> None:
         if self.draining:
             raise NotReady("the engine is shutting down")
-        generation = self._for_tenant(exchange, generation)
+        generation = self._for_tenant(exchange, generation, adapter)
         # A prompt too long is refused even while the core loads: waiting will not shorten it.
         for prompt in generation.prompts:
             check_length(prompt, self._max_model_len(), generation.prompt_param)
@@ -132,7 +153,7 @@ class Server(Face):
                 collected[delta.index].append(delta)
         await exchange.reply(encoder.whole(collected, totals))
 
-    def _for_tenant(self, exchange: Exchange, generation: Generation) -> Generation:
+    def _for_tenant(self, exchange: Exchange, generation: Generation, adapter: str) -> Generation:
         """Whose request it is: what the gateway says, else the client's salt. Raises InvalidRequest."""
         tenant = exchange.headers.get(b"x-farebox-tenant", b"").decode("latin-1")[:256]
         given = exchange.headers.get(b"x-farebox-timeout-s")
@@ -144,7 +165,9 @@ class Server(Face):
                 timeout_s = math.nan
             if not 0 < timeout_s < math.inf:
                 raise InvalidRequest("x-farebox-timeout-s is a number of seconds above 0", param="x-farebox-timeout-s")
-        terms = structs.replace(generation.terms, tenant=tenant or generation.cache_salt, timeout_s=timeout_s)
+        terms = structs.replace(
+            generation.terms, tenant=tenant or generation.cache_salt, timeout_s=timeout_s, adapter=adapter
+        )
         # A client's own salt divides its tenant's cache further; it never reaches into another's.
         salt = f"{tenant}\0{generation.cache_salt}" if tenant else generation.cache_salt
         return structs.replace(generation, terms=terms, cache_salt=salt)

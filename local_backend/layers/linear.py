@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from local_backend.adapters import Adapters
 from local_backend.errors import ModelUnavailable
 from local_backend.parallel import ALONE, Ranks
 from local_backend.quantization.neutral import QuantizedWeight, Scheme, join, quantize
@@ -35,8 +36,10 @@ class Linears:
         scheme: Scheme | None = None,
         widened: bool = False,
         ranks: Ranks = ALONE,
+        adapters: Adapters | None = None,
     ) -> None:
         """`scheme`: quantize to it while loading; None: as the checkpoint has it, or `widened` to plain weights."""
+        self.adapters = adapters
         self.weights, self.forms, self.dtype, self.ranks = weights, forms, dtype, ranks
         self.scheme, self.widened = scheme, widened
 
@@ -62,7 +65,12 @@ class Linears:
                 part for name, out in zip(names, outs, strict=True) for part in self._parted(name, [out], ins, bias)
             ]
         biases = [b for _, b in stored if b is not None]
-        return self._make(_side_by_side([matrix for matrix, _ in stored]), torch.cat(biases) if biases else None)
+        product = self._make(_side_by_side([matrix for matrix, _ in stored]), torch.cat(biases) if biases else None)
+        if self.adapters is None:
+            return product
+        return self.adapters.wrap(
+            product, [(names[0], sum(outs))] if len(names) == 1 else list(zip(names, outs, strict=True))
+        )
 
     def row(self, name: str, out: int, ins: int, *, bias: bool = False) -> Linear:
         """One matrix whose inputs are shared out among ranks, the results summed."""
@@ -73,6 +81,8 @@ class Linears:
         # The bias is added once: by the first rank, before the sum.
         first = bias and self.ranks.rank == 0
         product = self._make(matrix, self.weights.get(f"{name}.bias", out) if first else None)
+        if self.adapters is not None:
+            return self.adapters.wrap(product, [(name, out)])
         return product if self.ranks.size == 1 else Summed(product, self.ranks)
 
     def head(self, name: str, vocab: int, hidden: int, *, bias: bool = False) -> Linear:
