@@ -119,7 +119,7 @@ def build_encoder(model_dir: Path, settings: Settings, started: float) -> tuple[
     weights = Weights(model_dir, device)
     with torch.inference_mode():
         # The stored float32 as it is: these models are small, and vectors of two versions must compare.
-        model = Bert(config, Linears(weights, forms_for(device, dtype, ReferenceOps(), False, False), dtype=dtype))
+        model = Bert(config, Linears(weights, forms_for(device, dtype, ReferenceOps()), dtype=dtype))
     weights.close()
     return_freed_memory()
     engine = EncoderEngine(model, device, settings.token_budget or PADDED_TOKENS[device.type])

@@ -58,7 +58,14 @@ class ModelRunner:
             )
         max_model_len = min(settings.max_model_len or self.config.max_position, self.config.max_position)
         weights = Weights(model_dir, self.device)
-        forms = forms_for(self.device, self.dtype, self.ops, half_weights, settings)
+        forms = forms_for(
+            self.device,
+            self.dtype,
+            self.ops,
+            half_weights=half_weights,
+            invariant=settings.batch_invariant,
+            planes=wants_planes(settings.quantization, self.device, self.ops),
+        )
         folders = adapter_folders(settings.adapters)
         if folders and settings.batch_invariant:
             raise ModelUnavailable("adapters are not batch-invariant: their small products depend on the batch")
@@ -208,22 +215,31 @@ def pick_kv_dtype(wanted: str, activations: torch.dtype) -> torch.dtype:
 
 
 def forms_for(
-    device: torch.device, dtype: torch.dtype, ops: ReferenceOps, half_weights: bool, settings: Settings
+    device: torch.device,
+    dtype: torch.dtype,
+    ops: ReferenceOps,
+    *,
+    half_weights: bool = False,
+    invariant: bool = False,
+    planes: bool = False,
 ) -> Forms:
     """What runs matrices on the device."""
     if device.type == "cuda":
         from local_backend.quantization.run_cuda import CudaForms
 
-        if settings.quantization == "int16":
-            raise ModelUnavailable("int16 is a form for CPUs; on a GPU none runs in bfloat16")
-
         return CudaForms(dtype)
-    planes = settings.quantization == "int16"
-    if planes and not PlanesLinear.available(ops):
+    return CpuForms(dtype, ops, half_weights=half_weights, invariant=invariant, planes=planes)
+
+
+def wants_planes(wanted: str, device: torch.device, ops: ReferenceOps) -> bool:
+    """True if weights of 16 bits are held as two of int8. Raises ModelUnavailable where that cannot be."""
+    if wanted == "int16" and device.type == "cuda":
+        raise ModelUnavailable("int16 is a form for CPUs; on a GPU none runs in bfloat16")
+    if wanted == "int16" and not PlanesLinear.available(ops):
         raise ModelUnavailable(
             "int16 needs a processor with VNNI or AMX and the fused kernels (a C compiler); use none"
         )
-    return CpuForms(dtype, ops, half_weights=half_weights, invariant=settings.batch_invariant, planes=planes)
+    return wanted == "int16"
 
 
 def dtype_name(settings: Settings, stored: str | None, forms: Forms, dtype: torch.dtype) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from local_backend.errors import ModelUnavailable
 from local_backend.kernels import ops_for
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.cpu import CpuOps, NoCompiler, library
 from local_backend.kernels.reference import ReferenceOps
 from local_backend.messages import Sampling
+from local_backend.model_runner import wants_planes
 from local_backend.quantization.neutral import SCHEMES, QuantizedWeight, Scheme, pack4, quantize, unpack4
 from local_backend.quantization.run import (
     CpuForms,
@@ -214,6 +216,13 @@ def test_two_planes_of_int8_are_sixteen_bits(fused: CpuOps, shape: tuple[int, in
     torch.testing.assert_close(ends, 3.0 * weight.sign().sum(1)[None], atol=1e-3 * shape[1], rtol=1e-4)
     for row in range(rows):
         assert torch.equal(linear(x[row : row + 1])[0], got[row])
+
+
+def test_int16_is_refused_where_it_does_not_run(fused: CpuOps) -> None:
+    with pytest.raises(ModelUnavailable, match="VNNI or AMX"):
+        wants_planes("int16", CPU, PLAIN)
+    with pytest.raises(ModelUnavailable, match="a form for CPUs"):
+        wants_planes("int16", torch.device("cuda"), fused)
 
 
 def test_float8_rows_run_as_float16_numbers_times_their_scale(fused: CpuOps) -> None:
