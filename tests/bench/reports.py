@@ -26,6 +26,7 @@ from billing.db import create_engine, reading, writing
 from billing.migrate import migrations, upgrade
 from billing.statements import Dimension, spent, usage_by
 from gateway.admin import reports
+from gateway.admin.api.savings import saved
 from gateway.admin.api.usage import TOP
 from gateway.admin.times import BUCKETS, DAY_NS, Period
 from tests import services
@@ -141,6 +142,8 @@ async def measure(url: str, count: int) -> dict[str, Any]:
     ms["end users of one key, 30 days, from rows"] = await timed(
         engine, lambda db: explorer(db, "end_user", month, one), times=1
     )
+    week = Period(end_ns - 7 * DAY_NS, end_ns)
+    ms["saved by caches, 7 days, from rows"] = await timed(engine, lambda db: saved(db, week, {}), times=1)
     result["ms"] = ms
     await engine.dispose()
     return result

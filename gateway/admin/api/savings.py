@@ -8,6 +8,7 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.money import format_usd
 from billing.pricelist import load_sheet
@@ -40,20 +41,25 @@ async def read_savings(
     """Of the period, or of its last week. Filters as in `/usage`."""
     asked = period_of(start, end, services.clock())
     period = Period(max(asked.start_ns, asked.end_ns - LONGEST_NS), asked.end_ns)
-    table, saved, tokens = usage_records.c, 0, 0
-    cached = table.quantities[Meter.CACHE_READ_TOKENS.value].as_integer()
     async with services.reader.reading() as db:
-        where = reports.where(db, period, sight.filters(filters_of(request)))
-        query = select(table.price_id, func.sum(cached)).where(*where, cached > 0).group_by(table.price_id)
-        for price_id, count in (await db.execute(query)).all():
-            tokens += int(count)
-            if (sheet := await load_sheet(db, price_id)) is not None:
-                prices = sheet.tier(0).sale
-                anew = prices.get(Meter.INPUT_TOKENS, 0)
-                saved += int(count) * max(0, anew - prices.get(Meter.CACHE_READ_TOKENS, anew))
-        kept = select(func.count()).where(*where, table.attempts == 0)
-        answers = (await db.execute(kept)).scalar_one()
-    return Savings(stamp(period.start_ns), stamp(period.end_ns), tokens, format_usd(saved), answers)
+        tokens, pusd, answers = await saved(db, period, sight.filters(filters_of(request)))
+    return Savings(stamp(period.start_ns), stamp(period.end_ns), tokens, format_usd(pusd), answers)
 
 
 savings_handlers: list[HTTPRouteHandler] = [read_savings]
+
+
+async def saved(db: AsyncConnection, period: Period, filters: dict[str, list[str]]) -> tuple[int, int, int]:
+    """Cached tokens, what they saved in pUSD, and answers that were given again."""
+    table, tokens, pusd = usage_records.c, 0, 0
+    cached = table.quantities[Meter.CACHE_READ_TOKENS.value].as_integer()
+    where = reports.where(db, period, filters)
+    query = select(table.price_id, func.sum(cached)).where(*where, cached > 0).group_by(table.price_id)
+    for price_id, count in (await db.execute(query)).all():
+        tokens += int(count)
+        if (sheet := await load_sheet(db, price_id)) is not None:
+            prices = sheet.tier(0).sale
+            anew = prices.get(Meter.INPUT_TOKENS, 0)
+            pusd += int(count) * max(0, anew - prices.get(Meter.CACHE_READ_TOKENS, anew))
+    answers = (await db.execute(select(func.count()).where(*where, table.attempts == 0))).scalar_one()
+    return tokens, pusd, answers

@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx
 
-from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, BedrockEmulator
 from tests.gateway.cli.conftest import Up, emulated, farebox, farebox_json
 
-# At 120 dollars a million tokens, the longest answers cost more than the budget.
-MODEL = "gpt-4-32k"
+MODEL = f"east/{MODELS[0]}"
+# At 16.50 dollars a million, such an answer could cost more than the whole budget.
+LONG = 64_000
 
 
 def asked(up: Up, key: str, text: str, longest: int) -> httpx.Response:
@@ -24,28 +25,34 @@ def asked(up: Up, key: str, text: str, longest: int) -> httpx.Response:
 
 
 def test_a_newcomer_needs_no_browser(start: Callable[..., Up], tmp_path: Path) -> None:
-    upstream = OpenAIEmulator()
-    with emulated(upstream):
-        up = start("--no-local", OPENAI_API_KEY="sk-test", OPENAI_BASE_URL=f"{upstream.url}/v1").wait_ready()
+    bedrock = BedrockEmulator()
+    with emulated(bedrock):
+        up = start("--no-local").wait_ready()
 
-        def say(*arguments: str, check: int | None = 0) -> Any:
-            return farebox_json(*arguments, cwd=tmp_path, check=check)
+        def say(*arguments: str) -> Any:
+            return farebox_json(*arguments, cwd=tmp_path)
 
-        assert "openai" in farebox("providers", "list", cwd=tmp_path, OPENAI_API_KEY="sk-test").stdout
+        secrets = f"access_key_id={ACCESS_KEY_ID}\nsecret_access_key={SECRET_ACCESS_KEY}\n"
+        (tmp_path / "aws.txt").write_text(secrets)
+        east = ("east", "--kind", "bedrock", "--region", "us-east-1", "--base-url", bedrock.url, "--allow-private")
+        say("providers", "add", *east, "--credential", "aws.txt")
+        assert "It knows us" in farebox("providers", "test", "east", cwd=tmp_path).stdout
         made = say("keys", "create", "--project", "demo", "--name", "first", "--budget", "1usd")
         key, key_id = made["key"], made["id"]
-        answer = asked(up, key, "Say hello", 50)
+        until = time.monotonic() + 60
+        while (answer := asked(up, key, "Say hello", 50)).status_code == 404:
+            assert time.monotonic() < until  # The gateway is another process, and looks every second or so.
+        assert answer.status_code == 200, answer.text
         told = Decimal(answer.headers["x-farebox-cost-usd"])
         until = time.monotonic() + 60
         while not (lines := say("usage", "--by", "key")["lines"]):
             assert time.monotonic() < until
         assert Decimal(lines[0]["charge_usd"]) == told > 0
 
-        # Such an answer may cost 2.40 dollars: that does not fit into one, and nothing is sent.
-        refused = asked(up, key, "Write a novel", 20_000)
+        refused = asked(up, key, "Write a novel", LONG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
         say("quotas", "raise", "key", key_id, "$5", "--lasts", "1d")
-        assert asked(up, key, "Write a novel", 20_000).status_code == 200
+        assert asked(up, key, "Write a novel", LONG).status_code == 200
 
         month = time.strftime("%Y-%m", time.gmtime())
         organisation = say("ledger", "organisations")["organisations"][0]["id"]
