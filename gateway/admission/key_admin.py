@@ -340,8 +340,8 @@ class KeyAdmin:
             await db.execute(delete(loss_modes).where(mine))
             if mode is not None:
                 await db.execute(insert(loss_modes).values(scope=scope, scope_id=scope_id, mode=mode))
-            told = {"before": {"losses": before}, "after": {"losses": mode}}
-            await note(db, now_ns, actor, f"{scope}.losses", scope_id, **told)
+            was, now = {"losses": before}, {"losses": mode}
+            await note(db, now_ns, actor, f"{scope}.losses", scope_id, before=was, after=now)
         await self._announce(EVERYTHING)
 
     async def list_keys(self, *, project_id: str | None = None) -> list[KeyInfo]:
@@ -402,8 +402,9 @@ async def note(
 ) -> None:
     """One line of the audit, in the transaction of what it tells. Neither side may hold a secret. why: as the actor
     said it."""
-    what = {"actor": actor, "action": action, "subject": subject, "at_ns": now_ns}
-    await audit.append(db, **what, before=before, after=after, note=why)
+    await audit.append(
+        db, at_ns=now_ns, actor=actor, action=action, subject=subject, before=before, after=after, note=why
+    )
 
 
 async def _find(db: AsyncConnection, key: str) -> RowMapping:

@@ -40,7 +40,7 @@ class IdentityProvider(Emulator):
         self.now_s = 0
         self.basic = True
         self.issuer_said: str | None = None
-        self.keys = [RSAKey.generate_key(2048, {"kid": "one", "use": "sig"})]
+        self.keys: list[RSAKey | ECKey] = [RSAKey.generate_key(2048, {"kid": "one", "use": "sig"})]
         self.fetched_keys = 0
         self._codes: dict[str, dict[str, Any]] = {}
         self._access: dict[str, dict[str, Any]] = {}
@@ -52,7 +52,7 @@ class IdentityProvider(Emulator):
     def rotate(self, *, keep: bool = False) -> None:
         """A new signing key, of another kind; keep: the one before is still published."""
         new = ECKey.generate_key("P-256", {"kid": f"key-{secrets.token_hex(4)}", "use": "sig"})
-        self.keys = [new, *(self.keys if keep else [])]  # type: ignore[list-item]
+        self.keys = [new, *(self.keys if keep else [])]
 
     async def handle(self, request: Request, out: Out) -> None:
         if self.away:

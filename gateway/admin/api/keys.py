@@ -254,7 +254,7 @@ async def _views(db: AsyncConnection, infos: list[KeyInfo], now_ns: int) -> list
             created_by=info.created_by,
             spent_usd=usd(spent[info.id]) or "",
             last_used_at=stamp(last[info.id]) if info.id in last else None,
-            old_until=stamp(info.old_until_ns) if (info.old_until_ns or 0) > now_ns else None,
+            old_until=stamp(until) if (until := info.old_until_ns or 0) > now_ns else None,
             warning=info.warning(now_ns),
             budgets=[await budget_view(db, budget, now_ns) for budget in info.budgets],
         )

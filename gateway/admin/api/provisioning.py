@@ -81,7 +81,7 @@ async def read_provisioning(services: Office) -> Provisioning:
     async with reading(services.engine) as db:
         by_issuer = select(identity.identities.c.issuer, func.count()).group_by(identity.identities.c.issuer)
         people = {row[0]: row[1] for row in await db.execute(by_issuer)}
-        counts = [
+        scim_people, scim_groups = [
             (await db.execute(select(func.count()).select_from(table))).scalar_one()
             for table in (identity.scim_users, identity.scim_groups)
         ]
@@ -99,7 +99,8 @@ async def read_provisioning(services: Office) -> Provisioning:
         ],
         [GrantView(each.group, each.role, each.scope, each.scope_id, each.source) for each in admin.grants],
         f"{office}/scim/v2",
-        *counts,
+        scim_people,
+        scim_groups,
         tokens,
     )  # fmt: skip
 

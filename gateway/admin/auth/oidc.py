@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -22,6 +22,8 @@ from gateway.config_parts import ConfigError
 from gateway.signing_in import OidcSettings, is_safe
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _S: Final = 10**9
 DISCOVERY_NS: Final = 3_600 * _S
@@ -259,7 +261,7 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
         raise SignOnFailed("away", f"{answer.request.url.host} sent no JSON object") from error
 
 
-def _convert(answer: httpx.Response, kind: Any) -> Any:
+def _convert(answer: httpx.Response, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except msgspec.DecodeError as error:

@@ -217,8 +217,8 @@ async def _make(db: AsyncConnection, said: OidcSettings, claims: dict[str, Any],
             user = await people.create_user(db, name, Role.MEMBER, at_ns=now_ns)
         except IntegrityError as error:
             raise SignOnFailed("refused", "the name was taken meanwhile") from error
-        what = {"after": {"name": name, "subject": claims["sub"]}}
-        await audit.append(db, actor=said.source, action="users.create", subject=user.id, at_ns=now_ns, **what)
+        after = {"name": name, "subject": claims["sub"]}
+        await audit.append(db, actor=said.source, action="users.create", subject=user.id, at_ns=now_ns, after=after)
         return user.id
     raise SignOnFailed("refused", "no name is left for this person")
 

@@ -131,7 +131,7 @@ async def test_what_the_provider_did_not_sign_is_nobody(small: World, house: Ide
         assert (await db.execute(select(identity.identities))).first() is None
 
 
-LIES = [
+LIES: list[dict[str, Any]] = [
     {"iss": "https://evil.test"},
     {"iss": None},
     {"aud": "another client"},

@@ -36,7 +36,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
     places: [
       { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, ledger, invoices, price lists, bills" },
       { to: "/alerts", label: "Alerts", icon: Bell, needs: "alerts.list", about: "Who is told of budgets, balances, unusual days" },
-      { to: "/engine", label: "Local engine", icon: Cpu, about: "Batch, cache and speed of our own engine" },
+      { to: "/engine", label: "Local engine", icon: Cpu, needs: "engine.read", about: "Batch, cache and speed of our own engine" },
       { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
       { to: "/organisation", label: "Organisation", icon: Users, about: "Members, teams, single sign-on, SCIM, your passkeys" },
       { to: "/settings", label: "Settings", icon: Settings, about: "People, tokens, your password" },
