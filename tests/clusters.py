@@ -1,4 +1,4 @@
-"""A Redis Cluster of one's own: real servers on the loopback interface, whose masters are killed and replaced."""
+"""Redis of a test's own: one server with its file, or a cluster, whose masters are killed and taken over from."""
 
 from __future__ import annotations
 
@@ -165,6 +165,52 @@ class Nodes:
             return str((await node.info("replication"))["master_link_status"]) == "up"
         shards = await node.ask("CLUSTER", "SLOTS")
         return len(shards) == len(self.masters)
+
+
+class Valkey:
+    """A server with an append-only file, killed and started again on the same socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket = folder / "v.sock"
+        self.url = f"unix://{self._socket}?db=0"
+        self._client = Redis.from_url(self.url)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            services.valkey_server(), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700",
+            "--dir", str(self._folder), "--save", "", "--appendonly", "yes",
+            stdout=asyncio.subprocess.DEVNULL, preexec_fn=services._die_with_parent,
+        )  # fmt: skip
+        async with asyncio.timeout(services.START_TIMEOUT_S):
+            while not await self._answers():
+                assert self._process.returncode is None, "Valkey did not start"
+                await asyncio.sleep(0.02)
+
+    async def kill(self, *, forget: bool = False) -> None:
+        """forget: it will come back empty."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+        if forget:
+            shutil.rmtree(self._folder / "appendonlydir")
+
+    async def client_of(self, key: str) -> Redis:
+        return self._client
+
+    async def flushall(self) -> None:
+        await self._client.flushall()
+
+    async def close(self) -> None:
+        await self.kill()
+        await self._client.aclose()
+
+    async def _answers(self) -> bool:
+        try:
+            return bool(await self._client.ping())
+        except (RedisError, OSError):
+            return False
 
 
 @contextlib.asynccontextmanager

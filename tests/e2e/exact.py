@@ -48,7 +48,8 @@ from gateway.config import load
 from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from tests import services
-from tests.e2e.chaos import Replica, Valkey, _free_ports
+from tests.clusters import Valkey
+from tests.e2e.chaos import Replica, _free_ports
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.gemini import GeminiEmulator
 from tests.emulators.openai import OpenAIEmulator

@@ -41,6 +41,8 @@ from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from gateway.observe import logs
 
+# What is waited for happens, however busy the machine is; nobody is made to wait so long.
+WITHIN_S = 60.0
 PRICE = PriceSettings(input=Decimal("1.5"), output=Decimal("7.25"), cache_read=Decimal("0.15"))
 
 
@@ -135,7 +137,7 @@ class House:
     async def rows(self, at_least: int = 0) -> list[dict[str, Any]]:
         """Every usage row, once all that stands in the journals has been shipped and there are so many."""
         query = select(schema.usage_records).order_by(schema.usage_records.c.at_ns)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while True:
                 await self.shipped()
                 async with reading(self.engine) as db:
@@ -153,7 +155,7 @@ class House:
         return sum(b.normal_pusd for name, b in balances.items() if name == "revenue")
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
     """Raises: TimeoutError."""
     async with asyncio.timeout(within_s):
         while not condition():

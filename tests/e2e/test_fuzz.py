@@ -25,6 +25,7 @@ from tests.e2e.test_door import CHAT, fortress
 from tests.e2e.test_upgrade import free_port, serving
 from tests.e2e.wire import PATIENCE_S, ask, chat, line, request
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.server import Out, Request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SLOW = os.environ.get("FAREBOX_TEST_SLOW") == "1"
@@ -117,17 +118,37 @@ def _allow(files: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+class Crowded(OpenAIEmulator):
+    """Whoever asks for a paced answer gets its end when all the others have got their beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def handle(self, request: Request, out: Out) -> None:
+        pause, pauses = out.pause, 0
+
+        async def held(seconds: float) -> None:
+            nonlocal pauses
+            pauses += 1
+            await pause(seconds)
+            while pauses > 2 and not self.go_on.is_set():  # The first words are its beginning.
+                await pause(0.05)
+
+        out.pause = held  # type: ignore[method-assign]
+        await super().handle(request, out)
+
+
 @pytest.mark.timeout(300)
 async def test_a_crowd_of_connections_and_of_open_streams_is_served_by_one_worker(
     tmp_path: Path, sqlite_template: Path, redis_url: str
 ) -> None:
     connections, streams = (1_000, 2_000) if SLOW else (200, 150)
-    pace_ms = 500 if SLOW else 150
     _allow(4 * streams + 500)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
-    async with OpenAIEmulator() as upstream:
+    async with Crowded() as upstream:
         config = written(tmp_path, upstream.url, f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}", redis_url, port)
         key = await prepare(load(config, {}))
         async with serving(config, url) as worker:
@@ -145,7 +166,7 @@ async def test_a_crowd_of_connections_and_of_open_streams_is_served_by_one_worke
 
             async def long() -> bytes:
                 nonlocal began
-                body = chat(f"x-script: long=30 pace_ms={pace_ms}", stream=True)
+                body = chat("x-script: long=30 pace_ms=1", stream=True)
                 async with some:
                     reader, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.write(request(CHAT, body, key=key))
@@ -163,8 +184,9 @@ async def test_a_crowd_of_connections_and_of_open_streams_is_served_by_one_worke
 
             talks = [asyncio.create_task(long()) for _ in range(streams)]
             await asyncio.wait([asyncio.create_task(all_open.wait()), *talks], return_when=asyncio.FIRST_COMPLETED)
-            assert all_open.is_set()
+            assert all_open.is_set(), [talk.exception() or talk.result() for talk in talks if talk.done()]
             held = process.memory_info().rss - before
             print(f"{streams} open streams: {held / streams / 1024:.1f} KB each", file=sys.stderr)
+            upstream.go_on.set()
             ends = await asyncio.gather(*talks)
             assert all(b"[DONE]" in end for end in ends)

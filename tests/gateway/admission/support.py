@@ -123,7 +123,7 @@ async def relay_to(redis_url: str, folder: Path) -> AsyncIterator[Relay]:
         await relay.cut()
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait for a (possibly awaitable) condition to hold. Fails after `within_s`."""
     async with asyncio.timeout(within_s):
         while True:
