@@ -41,7 +41,8 @@ class Ask(Struct, frozen=True):
     needs: the operation and the features it uses. max_output_tokens: as the client stated it. answers: False where the
     model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
     session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
-    counts: at worst, of what is not sold by its text (reranking, sound, images)."""
+    counts: at worst, of what is not sold by its text (reranking, sound, images). grades: price variants that fit it
+    closer than its tier's, the closest first."""
 
     request_id: str
     dialect: str
@@ -57,6 +58,7 @@ class Ask(Struct, frozen=True):
     session: str | None = None
     prompt: Callable[[str], Chain] | None = None
     counts: Counts = BY_TOKENS
+    grades: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
     @property
@@ -140,6 +142,7 @@ class Desk:
         variant: str = STANDARD,
         preferences: Preferences = NONE,
         prompt: Callable[[str], Chain] | None = None,
+        grades: tuple[str, ...] = (),
     ) -> RoutePlan:
         """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel, InvalidRequest."""
         deployments = self._offer.catalog.deployments(alias)
@@ -147,7 +150,13 @@ class Desk:
             raise Forbidden(f"this key may not use {alias!r}", code="model_not_allowed", param="model")
 
         def price_of(deployment: Deployment) -> PriceSheet:
-            sheet = self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
+            for grade in grades:
+                with suppress(UnknownPrice):
+                    return sold(deployment, grade)
+            return sold(deployment, variant)
+
+        def sold(deployment: Deployment, name: str) -> PriceSheet:
+            sheet = self._offer.price_of(deployment, now_ns, variant=name, organisation_id=who.organisation_id)
             if load.counts and priced(load.counts, sheet) is None:
                 raise UnknownPrice(deployment.id, next(iter(load.counts[0])))
             return sheet
@@ -178,7 +187,7 @@ class Desk:
     def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
         """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""
         variant = variant_of(ask.service_tier)
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt, ask.grades)
         standings = self._dispatcher.outlook([leg.deployment.id for leg in route.legs])
         return explained(ask.alias, route, ask.load, standings)
 
@@ -187,7 +196,7 @@ class Desk:
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
         variant = variant_of(ask.service_tier)
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt)
+        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt, ask.grades)
         route = self._dispatcher.promised(route)
         if any(leg.deployment.max_parallel is not None for leg in route.legs):
             urgency = _URGENCY.get(ask.service_tier or "", 1)
@@ -215,6 +224,8 @@ class Desk:
             ask.alias,
             input_bytes=ask.size.text_bytes + ask.size.attachments,
             images=ask.size.images,
+            unseen=ask.size.unseen > 0,
+            teaches=not (ask.size.attachments or ask.size.unseen),
             max_output_tokens=ask.max_output_tokens,
             candidates=ask.candidates,
             deployment_max_output=most,
@@ -244,7 +255,7 @@ class Desk:
             estimate=dict(admission.estimate),
             hold_pusd=admission.hold_pusd,
             dialect=ask.dialect,
-            variant=variant_of(ask.service_tier),
+            variant=leg.sheet.variant,
             tags=ask.tags,
         )
 

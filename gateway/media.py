@@ -5,6 +5,7 @@ what the provider tells, else by what the sound's own bytes say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from math import ceil
 
@@ -45,6 +46,7 @@ _GIVEN_IMAGE_TOKENS = 6_240
 _BYTES_PER_TOKEN = 2
 _HEAD_BYTES = 65_536
 """Of a made sound: enough to see its bit rate."""
+_QUALITY = re.compile(r"[a-z]{1,12}")
 _SHARE_OF_QUALITY = {"low": 16, "medium": 4}
 
 
@@ -73,6 +75,7 @@ class Media:
             size=Size(len(request.text.encode())),
             answers=False,
             counts=at_worst(request),
+            grades=grades_of(request),
             tags=tags_of(inbound.headers),
         )
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
@@ -145,6 +148,15 @@ class Media:
             counts = told(watch.usage, request)
             await settlement.finish(replace(ending, status=200, counts=counts, likely=likely(request, head, size)))
         yield held
+
+
+def grades_of(request: MediaRequest) -> tuple[str, ...]:
+    """Price variants of an image of this quality and size, the closest first: `hd/1024x1792`, `hd/*`, `*/1024x1792`.
+
+    The slash keeps a client's word for quality from naming a service tier's variant."""
+    quality = request.quality if _QUALITY.fullmatch(request.quality) and request.quality != "auto" else ""
+    both = (f"{quality}/{request.size}",) if quality and request.size else ()
+    return both + ((f"{quality}/*",) if quality else ()) + ((f"*/{request.size}",) if request.size else ())
 
 
 def at_worst(request: MediaRequest) -> Counts:

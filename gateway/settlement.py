@@ -152,7 +152,7 @@ class Settlement:
         # A batch is run by us: it is charged as one, whatever tier of the provider's its lines went to.
         answered = asked if service_tier is None or asked == BATCH else variant_of(service_tier)
         if answered == asked:
-            return self.leg.sheet, asked
+            return self.leg.sheet, self.leg.sheet.variant
         try:
             return self._price_of(self.leg.deployment, answered), answered
         except UnknownPrice:

@@ -109,7 +109,8 @@ async def set_(
         What is not sold by the token, in USD for one: search_units=0.002, seconds=0.0001, characters=0.000015,
         images=0.04. May be given several times, and without --input and --output.
     variant:
-        The service tier that this is the price of: flex, priority, batch; the standard one unless told.
+        The service tier that this is the price of: flex, priority, batch; the standard one unless told. Or images of
+        one quality and size: hd/1024x1792, hd/*, */1024x1792; the closest that fits a request is its price.
     """
     from billing.db import writing
     from billing.pricelist import set_price

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from decimal import Decimal
@@ -16,6 +17,9 @@ import openai
 import pytest
 import pytest_asyncio
 
+from billing.db import create_engine, writing
+from billing.pricelist import set_price
+from billing.usage import Meter
 from gateway.config import PriceSettings
 from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.emulators import scripted
@@ -25,6 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INPUT_PUSD, OUTPUT_PUSD = 1_500_000, 7_250_000
 SECOND_PUSD, CHARACTER_PUSD, PIECE_PUSD = 10**8, 15 * 10**6, 4 * 10**10
+GRADED_PUSD = {"hd/1024x1792": 12 * 10**10, "hd/*": 8 * 10**10, "*/512x512": 2 * 10**10, "batch": 1}
 
 
 def per(unit: Any, usd: str) -> PriceSettings:
@@ -63,10 +68,18 @@ async def studio(
             model("speaker", "openai/gpt-4o-mini-tts"),
             model("painter", "openai/gpt-image-1"),
             model("painter-by-piece", "openai/dall-e-3", price=per("images", "0.04")),
+            model("painter-spare", "openai/fault-500", "openai/dall-e-2", price=per("images", "0.04")),
             model("unpriced", "openai/whisper-2", price=per("images", "0.04")),
             model("deaf", "cerebras/llama", price=by_second),
         )
         url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
+        engine = create_engine(url)
+        async with writing(engine) as db:
+            for variant, pusd in GRADED_PUSD.items():
+                prices = {Meter.IMAGES: pusd}
+                for what in ("dall-e-3", "fault-500"):
+                    await set_price(db, "openai", what, prices, prices, at_ns=time.time_ns(), variant=variant)
+        await engine.dispose()
         yield await stack.enter_async_context(house(settings_for(folder, url, _valkey, providers, models)))
 
 
@@ -193,6 +206,34 @@ async def test_images_by_the_token_and_by_the_piece(studio: House) -> None:
     before = await studio.charged_pusd()
     await sdk.images.generate(model="painter-by-piece", prompt="a whale", n=3)
     assert (await charged(studio, before))[0] == 3 * PIECE_PUSD
+
+
+@pytest.mark.parametrize(
+    ("asked", "variant"),
+    [
+        ({"quality": "hd", "size": "1024x1792"}, "hd/1024x1792"),
+        ({"quality": "hd", "size": "1024x1024"}, "hd/*"),
+        ({"quality": "hd"}, "hd/*"),
+        ({"quality": "standard", "size": "512x512"}, "*/512x512"),
+        ({"size": "512x512"}, "*/512x512"),
+        ({"quality": "auto", "size": "auto"}, ""),
+        ({"quality": "batch", "size": "1024x1024"}, ""),  # no word of a client's names another tier's price
+        ({}, ""),
+    ],
+)
+async def test_an_image_costs_what_its_quality_and_size_do(studio: House, asked: dict[str, Any], variant: str) -> None:
+    before = await studio.charged_pusd()
+    await sdk_of(studio).images.generate(model="painter-by-piece", prompt="a whale", n=2, **asked)
+    pusd, row = await charged(studio, before)
+    assert (pusd, row["variant"]) == (2 * GRADED_PUSD.get(variant, PIECE_PUSD), variant)
+    assert row["hold_pusd"] == pusd
+
+
+async def test_a_spare_without_such_a_price_is_charged_at_its_own(studio: House) -> None:
+    before = await studio.charged_pusd()
+    await sdk_of(studio).images.generate(model="painter-spare", prompt="a whale", quality="hd", size="1024x1792")
+    pusd, row = await charged(studio, before)
+    assert (pusd, row["variant"], row["model"]) == (PIECE_PUSD, "", "dall-e-2")
 
 
 async def test_a_streamed_image_and_an_edit(studio: House) -> None:

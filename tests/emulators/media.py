@@ -129,6 +129,8 @@ class MediaEmulator(Emulator):
         return await out.end()
 
     async def _draw(self, body: dict[str, Any], out: Out, given: int) -> None:
+        if body["model"] == "fault-500":
+            return await self._error(out, 500, "The server had an error")
         count = int(body.get("n") or 1)
         self.stats.answers += 1
         picture = base64.b64encode(b"\x89PNG" + body["prompt"].encode()).decode()

@@ -33,7 +33,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 class MediaRequest(Struct, frozen=True):
     """text: to be spoken, or what is to be drawn. sound: the file to be written down. given_images: to be edited.
-    pixels: of one image, None where the model chooses. quality: as the client said it."""
+    size, quality: of an image, as the client said them. pixels: None where the model chooses."""
 
     model: str
     operation: Medium
@@ -42,6 +42,7 @@ class MediaRequest(Struct, frozen=True):
     sound: bytes = b""
     given_images: int = 0
     images: int = 0
+    size: str = ""
     pixels: int | None = None
     quality: str = "auto"
     partial_images: int = 0
@@ -135,6 +136,7 @@ def decode_request(body: bytes, content_type: str, operation: Medium, model: str
         text=prompt,
         given_images=given,
         images=read.number("n", 1, 1, 10),
+        size=size[0] if size else "",
         pixels=int(size[1]) * int(size[2]) if size else None,
         quality=read.text("quality") or "auto",
         partial_images=read.number("partial_images", 0, 0, 3),
