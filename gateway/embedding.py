@@ -78,6 +78,8 @@ def dialect_of(inbound: Inbound) -> EmbeddingDialect:
             return bedrock_embeddings.TITAN
         case "bedrock_cohere_embed":
             return bedrock_embeddings.COHERE
+        case "cohere_embed":
+            return bedrock_embeddings.CohereOwn(inbound.route.version)
         case "openai_embeddings":
             return openai_embeddings.DIALECT
     return gemini_embeddings.BATCH if inbound.route.batch else gemini_embeddings.ONE

@@ -1,4 +1,4 @@
-"""Cohere: chat and embeddings by its OpenAI-compatible API, reranking by its own.
+"""Cohere: chat by its OpenAI-compatible API; reranking, and embeddings that want to know what they are for, by its own.
 
 Source: docs.cohere.com "Using Cohere models via the OpenAI SDK" (base URL, fields that it does not know) and
 cohere-python 7.3, read 2026-11.
@@ -9,17 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from providers.base import Call, Capabilities, Operation
-from providers.dialects import openai_chat
-from providers.dialects.base import Dialect
+from msgspec.structs import replace
+
+from providers.base import (
+    Call,
+    Capabilities,
+    EmbeddingAnswer,
+    EmbeddingCall,
+    Operation,
+    each_at_once,
+    read_whole,
+)
+from providers.dialects import bedrock_embeddings, openai_chat
+from providers.dialects.base import Dialect, Encoded
 from providers.dialects.rerank import Flavour
+from providers.neutral import EmbeddingResponse
 from providers.openai_like import PATHS, OpenAILike
+from providers.wire import jsonio
 
 
 class Cohere(OpenAILike):
     name = "cohere"
     default_base_url = "https://api.cohere.ai"
-    capabilities = Capabilities(operations=frozenset({"chat", "embeddings", "rerank"}), candidates=False)
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "embeddings", "rerank"}), candidates=False, file_input=False
+    )
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": openai_chat.DIALECT}
     rerank_flavour: ClassVar[Flavour] = "cohere"
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -36,7 +50,22 @@ class Cohere(OpenAILike):
         return self.place(self._operation(call), model)
 
     def place(self, operation: Operation, model: str) -> str:
-        return "/v2/rerank" if operation == "rerank" else f"/compatibility/v1{PATHS[operation]}"
+        own = {"rerank": "/v2/rerank", "embeddings": "/v2/embed"}
+        return own.get(operation) or f"/compatibility/v1{PATHS[operation]}"
+
+    async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
+        """See `providers.base.Embedder`. Up to 96 texts a call; more are several."""
+        dialect = bedrock_embeddings.CohereOwn()
+        texts, size = call.request.input, bedrock_embeddings.COHERE_TEXTS_MAX
+        parts = [replace(call.request, input=texts[at : at + size]) for at in range(0, len(texts), size)]
+        bodies = [dialect.encode_request(part, model=model, strict=call.strict) for part in parts]
+
+        async def ask(encoded: Encoded) -> EmbeddingResponse:
+            place = self.place("embeddings", model)
+            response = await self.exchange("POST", place, jsonio.encode(encoded.body), None, openai_chat.DIALECT)
+            return dialect.decode_response(await read_whole(response))
+
+        return EmbeddingAnswer(await each_at_once(bodies, ask), bodies[0].dropped)
 
     async def models(self) -> tuple[str, ...]:
         """Its list is of another form, and tells nothing that a request would not."""

@@ -50,6 +50,10 @@ Operation = Literal[
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
 
 
+# Dialects without errors of their own: they share those of their family.
+_WORDED_BY = {"openai_embeddings": "openai_chat", "cohere_embed": "rerank"}
+
+
 class Route(Struct, frozen=True):
     """model, stream: set where the path carries them, None where the body does.
 
@@ -72,7 +76,7 @@ class Route(Struct, frozen=True):
         """Who words a refusal: AWS's envelope has errors of its own, and embeddings share those of their family."""
         if self.envelope == "invoke_model":
             return "bedrock_converse"
-        return "openai_chat" if self.dialect == "openai_embeddings" else self.dialect
+        return _WORDED_BY.get(self.dialect, self.dialect)
 
 
 CHAT = Route("openai_chat", "chat")
@@ -82,6 +86,8 @@ RESPONSES = Route("openai_responses", "conversation")
 RESPONSES_COUNT = Route("openai_responses", "count_tokens")
 RERANK = Route("rerank", "rerank", version="1")
 RERANK_V2 = Route("rerank", "rerank", version="2")
+EMBED = Route("cohere_embed", "embeddings", version="1")
+EMBED_V2 = Route("cohere_embed", "embeddings", version="2")
 MESSAGES = Route("anthropic_messages", "chat")
 MESSAGES_COUNT = Route("anthropic_messages", "count_tokens")
 
@@ -108,6 +114,8 @@ EXACT: dict[str, Route] = {
     "/v1/rerank": RERANK,
     "/rerank": RERANK,
     "/v2/rerank": RERANK_V2,
+    "/v1/embed": EMBED,
+    "/v2/embed": EMBED_V2,
     "/providers/cohere/v2/rerank": RERANK_V2,  # as Azure's users know it
 }
 

@@ -295,10 +295,6 @@ class _Converse(Struct):
     usage: _ConverseUsage | None = None
 
 
-class _Titan(Struct, rename="camel"):
-    input_text_token_count: int | None = None
-
-
 def _counts_of(dialect: str, data: bytes) -> Counts:
     """Of a whole answer or one event. What we wrote ourselves, so that it parses."""
     match dialect:
@@ -314,8 +310,6 @@ def _counts_of(dialect: str, data: bytes) -> Counts:
             return Counts(
                 told.input_tokens, told.output_tokens, told.cache_read_input_tokens, told.cache_write_input_tokens
             )
-        case "bedrock_titan_embed":
-            return Counts(msgspec.json.decode(data, type=_Titan).input_text_token_count)
     return Counts()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cohere
 import httpx
 import openai
 import pytest
@@ -106,3 +107,43 @@ async def test_who_makes_none_says_so(yard: Yard) -> None:
             await sdk.embeddings.create(model="via-groq", input="x")
         with pytest.raises(openai.BadRequestError, match="input"):
             await sdk.embeddings.create(model="embed-openai", input=[])
+
+
+@pytest.mark.parametrize("alias", ["cohere/embed-v4.0", "bedrock/cohere.embed-english-v3", "embed-google"])
+async def test_coheres_own_client_gets_its_vectors(yard: Yard, alias: str) -> None:
+    before = await yard.gateway.charged_pusd()
+    async with cohere.AsyncClientV2(api_key=yard.gateway.key, base_url=yard.gateway.url) as sdk:
+        answer = await sdk.embed(
+            model=alias, texts=TEXTS, input_type="search_query", embedding_types=["float"], output_dimension=16
+        )
+    assert answer.embeddings.float_ == expected(16)
+    assert answer.meta is not None
+    assert answer.meta.billed_units is not None
+    tokens = int(answer.meta.billed_units.input_tokens or 0)
+    assert await yard.gateway.charged_pusd() - before == tokens * PRICE_PUSD > 0
+    async with cohere.AsyncClient(api_key=yard.gateway.key, base_url=yard.gateway.url) as old:
+        plain = await old.embed(model=alias, texts=TEXTS, input_type="search_document")
+    assert plain.embeddings == expected()
+    if alias.startswith("cohere/"):
+        assert yard.backends["cohere"].last.path == "/v2/embed"
+        assert yard.backends["cohere"].last.json()["input_type"] == "search_document"
+
+
+async def test_what_cohere_clients_are_refused(yard: Yard) -> None:
+    key = {"authorization": f"Bearer {yard.gateway.key}"}
+    base = {"model": "cohere/embed-v4.0", "texts": ["x"], "input_type": "search_query"}
+    async with httpx.AsyncClient(base_url=yard.gateway.url, headers=key) as http:
+        for more, said in (
+            ({"embedding_types": ["int8"]}, "int8"),
+            ({"images": ["data:image/png;base64,AAAA"]}, "images"),
+            ({"texts": ["x"] * 97}, "texts"),
+            ({"model": "nobody"}, "nobody"),
+            ({"model": "embed-openai"}, "task"),  # which OpenAI's have no word for
+        ):
+            answer = await http.post("/v2/embed", json={**base, **more})
+            assert answer.status_code in (400, 404), answer.text
+            assert said in answer.json()["message"]
+        lenient = await http.post(
+            "/v2/embed", json={**base, "model": "embed-openai"}, headers={"x-farebox-losses": "lenient"}
+        )
+        assert lenient.headers["x-farebox-dropped"] == "task"

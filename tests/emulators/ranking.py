@@ -1,4 +1,5 @@
 """Rerankers as they look on the wire: Cohere v2, Jina and vLLM, Text Embeddings Inference; the scores are shared words.
+Cohere's embeds as well.
 
 Source: cohere-python 7.3, Jina and vLLM references, text-embeddings-inference OpenAPI 1.8, read 2026-11.
 """
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from tests.emulators import scripted
+from tests.emulators.openai import vector
 from tests.emulators.server import Emulator, Out, Request, play_transport_fault
 
 Flavour = Literal["cohere", "jina", "tei"]
@@ -43,6 +45,8 @@ class RankingEmulator(Emulator):
         path = {"cohere": "/v2/rerank", "jina": "/v1/rerank", "tei": "/rerank"}[self.flavour]
         if request.headers.get("authorization") != f"Bearer {self.api_key}":
             return await out.json(401, {"message": "invalid api token"})
+        if (self.flavour, request.method, request.path) == ("cohere", "POST", "/v2/embed"):
+            return await self._embed(request.json(), out)
         if (request.method, request.path) != ("POST", path):
             return await out.json(404, {"message": f"unknown path {request.path}"})
         body = request.json()
@@ -71,6 +75,20 @@ class RankingEmulator(Emulator):
             await play_transport_fault(fault, out, "application/json", [str(answer).encode()])
             return None
         return await out.json(200, answer)
+
+    async def _embed(self, body: dict[str, Any], out: Out) -> None:
+        known = {"model", "texts", "input_type", "embedding_types", "output_dimension", "truncate", "priority"}
+        if unknown := sorted(set(body) - known):
+            return await out.json(400, {"id": "x", "message": f"invalid request: unknown field {unknown[0]}"})
+        if "input_type" not in body or not 1 <= len(body["texts"]) <= 96:
+            return await out.json(400, {"id": "x", "message": "invalid request: input_type and 1 to 96 texts"})
+        tokens = sum(scripted.count(text) for text in body["texts"])
+        self.stats.answers += 1
+        self.stats.input_tokens += tokens
+        found = [vector(text, body.get("output_dimension", 8)) for text in body["texts"]]
+        meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}}
+        answer = {"id": "emb-1", "embeddings": {"float": found}, "texts": body["texts"], "meta": meta}
+        return await out.json(200, {**answer, "response_type": "embeddings_by_type"})
 
 
 SERVED = {f"ranking-{flavour}": partial(RankingEmulator, flavour) for flavour in _FIELDS}

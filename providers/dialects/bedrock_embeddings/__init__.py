@@ -1,7 +1,9 @@
-"""The bodies that InvokeModel takes for embeddings: Amazon Titan's, one text at a time, and Cohere's, up to 96.
+"""The bodies that InvokeModel takes for embeddings: Amazon Titan's, one text at a time, and Cohere's, up to 96; and
+what Cohere's own clients send to `/v1/embed` and `/v2/embed`, which is the same with a model in it.
 
-Source: Bedrock user guide "Amazon Titan Text Embeddings" and "Cohere Embed", recorded answers of both, read 2026-11.
-What a Cohere model used is told in the header `x-amzn-bedrock-input-token-count` alone.
+Source: Bedrock user guide "Amazon Titan Text Embeddings" and "Cohere Embed", recorded answers of both, cohere-python
+7.3 and its API reference "Embed", read 2026-11. What a Cohere model on Bedrock used is told in the header
+`x-amzn-bedrock-input-token-count` alone.
 """
 
 from __future__ import annotations
@@ -42,12 +44,33 @@ class _CohereRequest(Struct):
     output_dimension: Annotated[int, Meta(ge=1)] | None = None
 
 
+class _OwnRequest(_CohereRequest, kw_only=True):
+    """As Cohere's own clients send it. The older API has a default for what the texts are for."""
+
+    model: str
+    input_type: Literal["search_document", "search_query", "classification", "clustering"] = "search_document"
+    images: list[str] | None = None
+    inputs: list[Any] | None = None
+
+
 class _ByType(Struct):
     floats: list[list[float]] = field(name="float")
 
 
 class _CohereAnswer(Struct):
     embeddings: list[list[float]] | _ByType
+
+
+class _Billed(Struct):
+    input_tokens: float | None = None
+
+
+class _MetaData(Struct):
+    billed_units: _Billed | None = None
+
+
+class _OwnAnswer(_CohereAnswer):
+    meta: _MetaData | None = None
 
 
 class Titan:
@@ -116,6 +139,51 @@ class Cohere(Titan):
             "response_type": "embeddings_floats",
             "texts": list(request.input),
             "embeddings": [list(vector) for vector in response.vectors],
+        }
+        return msgspec.json.encode(said)
+
+
+class CohereOwn(Cohere):
+    """As Cohere's clients speak it. version: of the API that they asked; the older one answers with bare vectors."""
+
+    name = "cohere_embed"
+
+    def __init__(self, version: str = "2") -> None:
+        self._version = version
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        asked = _decoded(body, _OwnRequest)
+        if asked.images or asked.inputs:
+            raise Unsupported(("images",), self.name)
+        if asked.embedding_types is not None and self._version == "1":
+            raise BadRequest("embedding_types: ask for them at /v2/embed", param="embedding_types")
+        extensions = {} if asked.truncate is None else {self.name: {"truncate": asked.truncate}}
+        texts, task = tuple(asked.texts), GEMINI_OF[asked.input_type]
+        return EmbeddingRequest(model or asked.model, texts, asked.output_dimension, task=task, extensions=extensions)
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        encoded = super().encode_request(request, model=model, strict=strict)
+        return Encoded({"model": model, **encoded.body, "embedding_types": ["float"]}, encoded.dropped)
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        answer = _read(body, _OwnAnswer)
+        billed = answer.meta.billed_units.input_tokens if answer.meta and answer.meta.billed_units else None
+        vectors = answer.embeddings.floats if isinstance(answer.embeddings, _ByType) else answer.embeddings
+        tokens = None if billed is None else int(billed)
+        return EmbeddingResponse("", tuple(map(tuple, vectors)), Usage(input_tokens=tokens))
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes:
+        vectors: Any = [list(vector) for vector in response.vectors]
+        typed = self._version == "2"
+        said = {
+            "id": "",
+            "response_type": "embeddings_by_type" if typed else "embeddings_floats",
+            "texts": list(request.input),
+            "embeddings": {"float": vectors} if typed else vectors,
+            "meta": {
+                "api_version": {"version": self._version},
+                "billed_units": {"input_tokens": response.usage.input_tokens or 0},
+            },
         }
         return msgspec.json.encode(said)
 
