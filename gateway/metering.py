@@ -28,16 +28,18 @@ _BYTES_PER_TOKEN = 3
 
 
 class Size(Struct, frozen=True):
-    """What an estimate of the input rests on: bytes of text and numbers of images, sounds and files."""
+    """What an estimate of the input rests on: bytes of text and numbers of images, sounds and files. unseen: documents
+    that the request only names."""
 
     text_bytes: int
     images: int = 0
     attachments: int = 0
+    unseen: int = 0
 
 
 def size_of(request: ChatRequest) -> Size:
     """Everything that the model will read, tools and schema included."""
-    text = images = attachments = 0
+    text = images = attachments = unseen = 0
     for message in request.messages:
         text += 4
         for part in message.content:
@@ -46,6 +48,8 @@ def size_of(request: ChatRequest) -> Size:
                     text += len(part.text.encode())
                 case ImagePart():
                     images += 1
+                case FilePart(url=str()) | FilePart(file_id=str()):
+                    unseen += 1
                 case AudioPart() | FilePart():
                     attachments += len(part.data or "") + len(getattr(part, "text", None) or "")
                 case ToolCallPart():
@@ -62,7 +66,7 @@ def size_of(request: ChatRequest) -> Size:
         text += len(tool.name) + len(tool.description or "") + len(str(tool.parameters or tool.raw or ""))
     if request.response_format is not None and request.response_format.schema is not None:
         text += len(str(request.response_format.schema))
-    return Size(text, images, attachments)
+    return Size(text, images, attachments, unseen)
 
 
 def part_bytes(part: Part) -> int:

@@ -15,7 +15,7 @@ from gateway.sections import Seconds, Section
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=200)]
 Usd = Annotated[Decimal, Meta(description="USD per million tokens, as a decimal string with at most six decimals")]
-Feature = Literal["tools", "image_input", "response_format", "reasoning", "logprobs", "candidates"]
+Feature = Literal["tools", "image_input", "file_input", "response_format", "reasoning", "logprobs", "candidates"]
 Strategy = Literal[
     "weighted",
     "priority",

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
-from providers.base import Call, Endpoint, Operation, UpstreamAnswer, read_whole
+from providers.base import Call, Capabilities, Endpoint, Operation, UpstreamAnswer, read_whole
 from providers.dialects.base import Dialect
 from providers.dialects.rerank import Flavour
 from providers.errors import ProviderError, Throttled, Unsupported
@@ -38,6 +38,7 @@ class AzureAI(OpenAILike):
     Credential: `api_key`, or what `providers.auth.entra` takes."""
 
     name = "azure_ai"
+    capabilities = Capabilities(operations=frozenset(PATHS))
     output_limit: ClassVar[str] = "max_completion_tokens"
     serves_responses: ClassVar[bool] = True
     rerank_flavour: ClassVar[Flavour] = "cohere"

@@ -36,6 +36,8 @@ class Capabilities(Struct, frozen=True):
     operations: frozenset[Operation] = frozenset({"chat"})
     tools: bool = True
     image_input: bool = True
+    file_input: bool = True
+    """Documents as parts of a message, PDF above all."""
     response_format: bool = True
     reasoning: bool = True
     logprobs: bool = True
@@ -274,10 +276,10 @@ class DialectProvider(ABC):
         self._transport = transport
         self.base_url = checked_base_url(self.name, self.base_url_of(endpoint))
         self.fetcher: Fetcher | None = None
-        if endpoint.options.get("fetch_images"):
-            from providers.transport.fetching import Fetcher  # Here, because most endpoints fetch nothing.
+        if endpoint.options.get("fetch_images") or endpoint.options.get("fetch_documents"):
+            from providers.transport.fetching import Fetcher, kinds_in  # Here, because most endpoints fetch nothing.
 
-            self.fetcher = Fetcher()
+            self.fetcher = Fetcher(kinds=kinds_in(endpoint.options))
 
     # Hooks.
 

@@ -16,7 +16,7 @@ from providers.openai_like import OpenAILike
 class Cerebras(OpenAILike):
     name = "cerebras"
     default_base_url = "https://api.cerebras.ai/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions"}), image_input=False)
+    capabilities = Capabilities(operations=frozenset({"chat", "completions"}), image_input=False, file_input=False)
     # Unset, it admits a request as if it wrote to the end of the window: the gateway's bound is always passed on.
     output_limit: ClassVar[str] = "max_completion_tokens"
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {"top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}

@@ -21,7 +21,10 @@ class Groq(OpenAILike):
     name = "groq"
     default_base_url = "https://api.groq.com/openai/v1"
     capabilities = Capabilities(
-        operations=frozenset({"chat", "transcriptions", "translations", "speech"}), logprobs=False, candidates=False
+        operations=frozenset({"chat", "transcriptions", "translations", "speech"}),
+        logprobs=False,
+        candidates=False,
+        file_input=False,
     )
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": openai_chat.DIALECT}
     output_limit: ClassVar[str] = "max_completion_tokens"

@@ -1,5 +1,6 @@
 """Hosts of the OpenAI dialect that differ from `openai_like` by where they live and by a few fields: one class each.
 
+Documents are parts of a message at OpenRouter alone: Mistral, Perplexity and Fireworks have words of their own.
 What they price is in the price book under the same names. Source: each host's API reference; for Mistral also the 422s
 that its users report (extra_forbidden on stream_options and max_completion_tokens), read 2026-11.
 """
@@ -20,14 +21,14 @@ _CHAT: Mapping[Operation, Dialect] = {"chat": openai_chat.DIALECT}
 class DeepSeek(OpenAILike):
     name = "deepseek"
     default_base_url = "https://api.deepseek.com/v1"
-    capabilities = Capabilities(candidates=False)
+    capabilities = Capabilities(candidates=False, file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
 
 
 class Fireworks(OpenAILike):
     name = "fireworks"
     default_base_url = "https://api.fireworks.ai/inference/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}))
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}), file_input=False)
 
 
 class Mistral(OpenAILike):
@@ -35,7 +36,9 @@ class Mistral(OpenAILike):
 
     name = "mistral"
     default_base_url = "https://api.mistral.ai/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "embeddings", "transcriptions"}), logprobs=False)
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "embeddings", "transcriptions"}), logprobs=False, file_input=False
+    )
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
     renamed: ClassVar[Mapping[str, str]] = {"seed": "random_seed"}
     denied: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -60,7 +63,7 @@ class Mistral(OpenAILike):
 class Moonshot(OpenAILike):
     name = "moonshotai"
     default_base_url = "https://api.moonshot.ai/v1"
-    capabilities = Capabilities(logprobs=False)
+    capabilities = Capabilities(logprobs=False, file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
 
 
@@ -69,7 +72,7 @@ class NvidiaNim(OpenAILike):
 
     name = "nvidia_nim"
     default_base_url = "https://integrate.api.nvidia.com/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}))
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}), file_input=False)
 
 
 class OpenRouter(OpenAILike):
@@ -81,19 +84,19 @@ class OpenRouter(OpenAILike):
 class Perplexity(OpenAILike):
     name = "perplexity"
     default_base_url = "https://api.perplexity.ai"
-    capabilities = Capabilities(tools=False, logprobs=False, candidates=False)
+    capabilities = Capabilities(tools=False, logprobs=False, candidates=False, file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
 
 
 class Together(OpenAILike):
     name = "together"
     default_base_url = "https://api.together.xyz/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}))
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings", "rerank"}), file_input=False)
 
 
 class XAI(OpenAILike):
     name = "xai"
     default_base_url = "https://api.x.ai/v1"
-    capabilities = Capabilities(operations=frozenset({"chat", "images"}))
+    capabilities = Capabilities(operations=frozenset({"chat", "images"}), file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
     output_limit: ClassVar[str] = "max_completion_tokens"

@@ -11,7 +11,9 @@ from providers.openai_like import OpenAILike
 
 class Local(OpenAILike):
     name = "local"
-    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}), image_input=False)
+    capabilities = Capabilities(
+        operations=frozenset({"chat", "completions", "embeddings"}), image_input=False, file_input=False
+    )
 
     def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
         return (("x-farebox-tenant", call.tenant),) if call.tenant else ()

@@ -18,6 +18,7 @@ from providers.base import (
     DialectProvider,
     EmbeddingAnswer,
     EmbeddingCall,
+    Endpoint,
     MediaCall,
     Operation,
     RerankAnswer,
@@ -29,7 +30,7 @@ from providers.dialects import load, openai_chat, openai_completions, openai_emb
 from providers.dialects.base import Dialect
 from providers.dialects.rerank import Flavour
 from providers.errors import Broken, Unsupported
-from providers.transport.base import HttpRequest, HttpResponse
+from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.wire import jsonio
 
 PATHS: Mapping[Operation, str] = {
@@ -45,7 +46,7 @@ class OpenAILike(DialectProvider):
     """Hosts of the family subclass this one; they differ in what they refuse and where they live."""
 
     name = "openai_like"
-    capabilities = Capabilities(operations=frozenset(PATHS))
+    capabilities = Capabilities(operations=frozenset(PATHS), file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = {
         "chat": openai_chat.DIALECT,
         "completions": openai_completions.DIALECT,
@@ -60,6 +61,12 @@ class OpenAILike(DialectProvider):
     rerank_flavour: ClassVar[Flavour] = "jina"
     """How reranking is asked for there. `rerank: "tei"` in the endpoint's options: as Text Embeddings Inference does,
     whose base URL has no version."""
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, timeouts: Timeouts | None = None) -> None:
+        """options: `files`, whether messages may hold documents there."""
+        super().__init__(endpoint, transport, timeouts)
+        takes_files = endpoint.options.get("files", self.capabilities.file_input)
+        self.capabilities = msgspec.structs.replace(self.capabilities, file_input=bool(takes_files))
 
     def place(self, operation: Operation, model: str) -> str:
         """Path of an operation whose answer does not stream."""

@@ -79,7 +79,7 @@ class SageMaker(DialectProvider):
     `target_variant`, `target_model`."""
 
     name = "sagemaker"
-    capabilities = Capabilities()
+    capabilities = Capabilities(file_input=False)
     dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": openai_chat.DIALECT}
 
     def __init__(

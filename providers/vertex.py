@@ -33,7 +33,8 @@ from providers.dialects import gemini, load, vertex_predict
 from providers.dialects.base import Dialect
 from providers.dialects.gemini import embeddings, forwarding
 from providers.errors import Unsupported
-from providers.neutral import ChatRequest, EmbeddingResponse
+from providers.neutral import ChatRequest, EmbeddingResponse, FilePart
+from providers.neutral.content import is_document
 from providers.transport.base import HttpRequest, Timeouts, Transport
 from providers.wire import jsonio
 
@@ -76,6 +77,8 @@ class Vertex(DialectProvider):
             case "claude":
                 return _claude(call)
             case "openai":
+                if _holds_documents(call.request):
+                    raise Unsupported(("file_input",), self.name)
                 return load("openai_chat")
         return gemini.DIALECT
 
@@ -213,3 +216,8 @@ def _claude(call: Call) -> Dialect:
     from providers.dialects.anthropic_messages import AnthropicMessages
 
     return AnthropicMessages(call.request.model)
+
+
+def _holds_documents(request: ChatRequest) -> bool:
+    """The open models there are asked in the OpenAI dialect, and read none."""
+    return any(isinstance(part, FilePart) and is_document(part) for m in request.messages for part in m.content)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import ceil
 from types import MappingProxyType, TracebackType
 from typing import Final
 
@@ -22,7 +23,16 @@ from billing.usage import Meter, input_tokens_total, output_tokens_total
 from gateway.admission import spending
 from gateway.admission.admitted import Admission as Admission
 from gateway.admission.admitted import Pending, within_windows
-from gateway.admission.budget import OUTPUT_TOKENS_MIN, Estimate, Ratios, counted, estimate, fewest_tokens, image_tokens
+from gateway.admission.budget import (
+    BYTES_PER_TOKEN_MAX,
+    OUTPUT_TOKENS_MIN,
+    Estimate,
+    Ratios,
+    counted,
+    estimate,
+    fewest_tokens,
+    image_tokens,
+)
 from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, scopes_of
 from gateway.admission.muster import Muster
 from gateway.admission.owners import Owner
@@ -142,10 +152,14 @@ class Gate:
         tags: tuple[str, ...] = (),
         extra: Mapping[Meter, int] = _NO_METERS,
         counts: Counts = BY_TOKENS,
+        unseen: bool = False,
+        teaches: bool = True,
     ) -> Admission:
         """Reserve the worst case of a request in every scope of its key.
 
         sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches).
+        unseen: it names documents that nobody here has seen: money is held for the whole window, rate limits are put
+        right when it is known. teaches: whether its bytes tell how many tokens bytes are.
         counts: for what is not sold by its text, its worst case, in place of all sizes.
         Cancelled or failed, it leaves nothing reserved.
         Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
@@ -156,7 +170,7 @@ class Gate:
         worst = estimate(
             self._ratios,
             alias,
-            input_bytes=input_bytes,
+            input_bytes=ceil(BYTES_PER_TOKEN_MAX * context_window) if unseen else input_bytes,
             images=images,
             candidates=max(1, candidates),
             context_window=context_window,
@@ -182,7 +196,7 @@ class Gate:
             None,
             tokens,
             scopes,
-            0 if images else input_bytes,
+            0 if images or not teaches else input_bytes,
         )
         if scopes.empty:
             return admission

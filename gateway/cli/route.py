@@ -26,7 +26,7 @@ app = App(name="route")
 
 ACTOR = "farebox route"
 
-Feature = Literal["tools", "image_input", "response_format", "logprobs", "candidates"]
+Feature = Literal["tools", "image_input", "file_input", "response_format", "logprobs", "candidates"]
 
 
 @app.command

@@ -18,7 +18,8 @@ from gateway.routing.preferences import NONE, Preferences
 from gateway.routing.strategies import LIKELY, Candidate, Chance, Choice, Load, order, price_pusd
 from gateway.routing.warmth import Chain
 from providers.base import Capabilities, Operation
-from providers.neutral import ChatRequest, ImagePart
+from providers.neutral import ChatRequest, FilePart, ImagePart
+from providers.neutral.content import is_document
 
 COLD: Mapping[str, int] = {}
 PriceOf = Callable[[Deployment], PriceSheet]
@@ -228,17 +229,13 @@ def needed_features(request: ChatRequest, operation: str) -> frozenset[str]:
         needs.add("logprobs")
     if request.candidates > 1:
         needs.add("candidates")
-    if _has_image(request):
-        needs.add("image_input")
-    return frozenset(needs)
-
-
-def _has_image(request: ChatRequest) -> bool:
     for message in request.messages:  # no generator: this is asked of every request
         for part in message.content:
             if type(part) is ImagePart:
-                return True
-    return False
+                needs.add("image_input")
+            elif type(part) is FilePart and is_document(part):
+                needs.add("file_input")
+    return frozenset(needs)
 
 
 def lacking(needs: frozenset[str], capabilities: Capabilities) -> frozenset[str]:

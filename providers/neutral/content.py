@@ -71,6 +71,11 @@ class FilePart(Struct, frozen=True, tag="file", omit_defaults=True):
     cache: CachePoint | None = None
 
 
+def is_document(file: FilePart) -> bool:
+    """Whether a model must know files to read it: text goes anywhere, pictures and films are other skills."""
+    return file.text is None and not (file.media_type or "").startswith(("image/", "video/"))
+
+
 class ToolCallPart(Struct, frozen=True, tag="tool_call", omit_defaults=True):
     """The model asks for a tool. `arguments` is the JSON text as the model wrote it: parsing is the target's affair.
 

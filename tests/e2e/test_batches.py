@@ -18,10 +18,10 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, update
 
-from billing import schema
+from billing import journal, schema
 from billing.db import create_engine, reading, writing
 from billing.pricelist import set_price
-from billing.usage import Meter
+from billing.usage import Meter, UsageRecord
 from gateway import schema as ours
 from gateway.config import load
 from gateway.sections import BatchSettings
@@ -241,6 +241,55 @@ async def test_a_budget_stops_the_lines_that_it_does_not_cover(office: House) ->
     batch = await run(sdk, [line("a"), line("b")])
     found = await lines_of(sdk, batch.error_file_id)
     assert [each["response"]["body"]["error"]["code"] for each in found] == ["insufficient_quota"] * 2
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.timeout(120)
+async def test_two_gateways_share_one_batch(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
+    """Both take lines while both are there; each line is answered once and charged once, and one closes it."""
+    count = 40
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(OpenAIEmulator())
+        providers = {"up": provider("openai", f"{upstream.url}/v1")}
+        engine = create_engine(fresh_database_url)
+        async with writing(engine) as db:
+            await set_price(db, "up", "echo-1", HALF, HALF, at_ns=time.time_ns(), variant="batch")
+        await engine.dispose()
+        houses = []
+        for name in ("one", "two"):
+            settings = settings_for(
+                tmp_path / name,
+                fresh_database_url,
+                redis_url,
+                providers,
+                (model("echo", "up/echo-1"),),
+                batches=BatchSettings(parallel=2, lease_s=60),
+            )
+            houses.append(await stack.enter_async_context(house(settings)))
+        one, two = houses
+        async with sdk_of(one) as sdk:
+            # Slow enough that the one which is not asked has time to look round: it does so each second.
+            slow = "x-script: pace_ms=200"
+            batch = await run(sdk, [line(f"t{n}", text=f"count from 1 to {n % 9 + 2}\n{slow}") for n in range(count)])
+            found = await lines_of(sdk, batch.output_file_id)
+        await one.shipped()
+        rows = [row for row in await two.rows(at_least=count) if row["id"].startswith("batch_req_")]
+        done = [_lines_run_by(each) for each in houses]
+    assert (batch.status, batch.request_counts.completed) == ("completed", count)
+    assert [each["custom_id"] for each in found] == [f"t{n}" for n in range(count)]
+    assert sorted(row["id"] for row in rows) == sorted(each["id"] for each in found)
+    assert upstream.stats.answers == count
+    assert sum(done) == count
+    assert min(done) > 0, done
+
+
+def _lines_run_by(each: House) -> int:
+    return sum(
+        isinstance(entry, UsageRecord)
+        for run in journal.runs(each.settings.data_dir / "journal")
+        for segment in journal.segments(run)
+        for _, entry in journal.read_segment(segment)
+    )
 
 
 @pytest.mark.asyncio(loop_scope="function")

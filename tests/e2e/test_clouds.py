@@ -81,6 +81,7 @@ async def clouds(
     async with AsyncExitStack() as stack:
         bedrock = await stack.enter_async_context(BedrockEmulator())
         azure = await stack.enter_async_context(AzureEmulator(api_key="sk-test"))
+        azure.asynchronous_filter = True
         other = await stack.enter_async_context(OpenAIEmulator())
         keys = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
         profiles = {PROFILE_ARN: MODELS[0], NOVA_ARN: MODELS[1]}

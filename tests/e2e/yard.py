@@ -116,7 +116,7 @@ BACKENDS: Mapping[str, Backend] = {
     "local": Backend("local", lambda: OpenAIEmulator("vllm"), "/v1"),
     "cohere": Backend(
         "cohere",
-        lambda: Campus(OpenAIEmulator("vllm"), rerank=RankingEmulator("cohere")),
+        lambda: Campus(OpenAIEmulator("vllm"), rerank=RankingEmulator("cohere"), embed=RankingEmulator("cohere")),
         chats=("command-a",),
         lacks=frozenset({"logprobs"}),  # the tokens without their rivals would go
         specials=(

@@ -300,7 +300,7 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
     marks = [1] if _is_marked(body.get("system")) else []
     results: list[str] = []
     last_user = ""
-    images = 0
+    images = documents = 0
     for message in body["messages"]:
         content = message["content"]
         blocks = content if isinstance(content, list) else []
@@ -309,6 +309,7 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
         if _is_marked(content):
             marks.append(len(texts))
         images += sum(block["type"] == "image" for block in blocks)
+        documents += sum(block["type"] == "document" for block in blocks)
         if message["role"] == "user":
             results = [_text_of(block.get("content")) for block in blocks if block["type"] == "tool_result"]
             texts += results
@@ -330,6 +331,7 @@ def prompt_of(body: Mapping[str, Any], model: str | None = None) -> Prompt:
         parallel_tools=not choice.get("disable_parallel_tool_use"),
         tool_results=tuple(results),
         images=images,
+        documents=documents,
         schema=shape.get("schema"),
         reasoning=(body.get("thinking") or {}).get("type") in ("enabled", "adaptive"),
         max_output_tokens=body.get("max_tokens"),

@@ -421,13 +421,14 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
     marks = [1] if any("cachePoint" in block for block in body.get("system") or ()) else []
     results: list[str] = []
     last_user = ""
-    images = 0
+    images = documents = 0
     for message in body["messages"]:
         text = _text_of(message["content"])
         texts.append(text)
         if any("cachePoint" in block for block in message["content"]):
             marks.append(len(texts))
         images += sum("image" in block for block in message["content"])
+        documents += sum("document" in block for block in message["content"])
         if message["role"] == "user":
             found = [block["toolResult"] for block in message["content"] if "toolResult" in block]
             results = [_text_of(result["content"]) for result in found]
@@ -449,6 +450,7 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
         forced_tool="*" if "any" in choice else (choice.get("tool") or {}).get("name"),
         tool_results=tuple(results),
         images=images,
+        documents=documents,
         schema=json.loads(schema["schema"]) if schema else None,
         reasoning="reasoning_effort" in extra
         or extra.get("thinking", {}).get("type") in ("enabled", "adaptive")

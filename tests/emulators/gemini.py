@@ -448,13 +448,15 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
     """What the scripted model is told of a request. Field names in camelCase."""
     texts: list[str] = []
     results: list[str] = []
-    last_user, images = "", 0
+    last_user, images, documents = "", 0, 0
     system = body.get("systemInstruction") or {}
     texts += [part["text"] for part in system.get("parts") or () if "text" in part]
     for content in body.get("contents") or ():
         parts = content.get("parts") or []
         text = " ".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
         images += sum((part.get("inlineData") or {}).get("mimeType", "").startswith("image/") for part in parts)
+        held = [part.get("inlineData") or part.get("fileData") or {} for part in parts]
+        documents += sum(each.get("mimeType") == "application/pdf" for each in held)
         texts.append(text)
         answered = [_said(part["functionResponse"]) for part in parts if "functionResponse" in part]
         if content.get("role") == "model":
@@ -483,6 +485,7 @@ def prompt_of(body: Mapping[str, Any], model: str) -> Prompt:
         tools_forbidden=calling.get("mode") == "NONE",
         tool_results=tuple(results),
         images=images,
+        documents=documents,
         schema=schema,
         json_mode=config.get("responseMimeType") == "application/json" and schema is None,
         reasoning=thinking.get("thinkingBudget", 0) not in (0, None) or bool(thinking.get("thinkingLevel")),

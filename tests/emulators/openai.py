@@ -83,6 +83,8 @@ class Frame:
 
 class OpenAIEmulator(Emulator):
     name = "openai"
+    asynchronous_filter = False
+    """Azure's other mode: text at once, what the filter found of it later."""
 
     def __init__(self, flavour: Flavour = "openai", *, api_key: str | None = "sk-test", **server: Any) -> None:
         """api_key: what the client must send; None takes any."""
@@ -254,6 +256,8 @@ class OpenAIEmulator(Emulator):
             await play_transport_fault(fault, out, SSE if stream else "application/json", sliced)
             return
         if not stream:
+            if reply.pace_ms:
+                await out.pause(reply.pace_ms / 1000)
             self._count(reply, count, prompt.model, reply.output_tokens * count)
             await out.whole(200, whole, self._headers())
             return
@@ -288,6 +292,10 @@ class OpenAIEmulator(Emulator):
                     return f"Unrecognized request argument supplied: {field}", field
             if "reason" in str(body.get("model")) and "max_tokens" in body:
                 return "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "max_tokens"
+        if self.flavour not in ("openai", "azure"):
+            for message in body["messages"]:
+                if any(part.get("type") == "file" for part in message.get("content") or () if isinstance(part, dict)):
+                    return "Unknown part type: file", "messages"
         if self.flavour == "groq":
             for field in GROQ_REFUSES:
                 if field in body:
@@ -380,11 +388,12 @@ class OpenAIEmulator(Emulator):
             if number == count - 1 and self.flavour == "groq":
                 last["x_groq"] = {"id": "req_1", "usage": usage_of(reply, count)}
             if self.flavour == "azure":
+                last["choices"][0]["content_filter_results"] = filter_result(reply.finish)
+            if self.asynchronous_filter:
                 # The asynchronous filter: what it found comes behind the text, by offsets, with no delta.
                 found = {"content_filter_results": filter_result(reply.finish), "content_filter_offsets": OFFSETS}
                 choice = {"index": number, "finish_reason": None, **found}
                 yield Frame(_sse({**_chunk(model, {}), "id": "", "choices": [choice]}))
-                last["choices"][0]["content_filter_results"] = filter_result(reply.finish)
             if number == count - 1 and self.flavour == "cerebras":
                 last |= {"usage": usage_of(reply, count), "time_info": {"queue_time": 0.0, "total_time": 0.1}}
             yield Frame(_sse(last))
@@ -439,12 +448,13 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
     texts: list[str] = []
     results: list[str] = []
     last_user = ""
-    images = 0
+    images = documents = 0
     for message in body["messages"]:
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = " ".join(part["text"] for part in parts if part.get("type") == "text")
         images += sum(part.get("type") == "image_url" for part in parts)
+        documents += sum(part.get("type") == "file" for part in parts)
         texts.append(text)
         match message["role"]:
             case "user":
@@ -477,6 +487,7 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
         parallel_tools=body.get("parallel_tool_calls") is not False,
         tool_results=tuple(results),
         images=images,
+        documents=documents,
         schema=(shape.get("json_schema") or {}).get("schema"),
         json_mode=shape.get("type") == "json_object",
         reasoning=body.get("reasoning_effort") not in (None, "none"),

@@ -81,13 +81,14 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
     texts = [body["instructions"]] if body.get("instructions") else []
     results: list[str] = []
     last_user = ""
-    images = 0
+    images = documents = 0
     items = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
     for item in items:
         match item.get("type", "message"):
             case "message":
                 text = _text_of(item["content"])
                 images += sum(part["type"] == "input_image" for part in item["content"] if isinstance(part, dict))
+                documents += sum(part["type"] == "input_file" for part in item["content"] if isinstance(part, dict))
                 texts.append(text)
                 results = []
                 if item["role"] == "user":
@@ -117,6 +118,7 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
         parallel_tools=body.get("parallel_tool_calls") is not False,
         tool_results=tuple(results),
         images=images,
+        documents=documents,
         schema=shape.get("schema"),
         json_mode=shape.get("type") == "json_object",
         reasoning=(body.get("reasoning") or {}).get("effort") not in (None, "none"),

@@ -8,13 +8,15 @@ What it does, first match wins:
 - `x-script:` lines anywhere in the prompt (or system text), `key=value` or `key`, separated by spaces:
   `say=TEXT_WITH_UNDERSCORES`, `long=200` (that many words), `reasoning=12` (words of thinking first), `refusal`,
   `tools=2` (that many parallel calls), `text=0` (no text), `unicode`, `empty`, `finish=content_filter`,
-  `cached=40` / `cache_write=10` (of the input tokens), `pace_ms=5` (between pieces), `fault=NAME`.
+  `cached=40` / `cache_write=10` (of the input tokens), `pace_ms=5` (between pieces,
+  and before a whole answer of the OpenAI family), `fault=NAME`.
 - an `x-call: NAME {"json": "arguments"}` line in the prompt calls that tool so, until a tool has answered.
 - a model name that holds "reason" thinks first; a model name `fault-NAME` plays that fault.
 - a tool result at the end: "The tool said: ...". A forced tool, or one whose name the last user text mentions: a call
   with arguments made from its JSON schema (`get_weather` gets San Francisco; the word "parallel" gives two calls).
 - a JSON schema or JSON mode: an instance of it. "count ... 1 to 5": "1, 2, 3, 4, 5". "what is my name": the name told
-  before. `say "X"`, "reply with X": X. Images: "I see 1 image." Anything else: "You said: ...".
+  before. `say "X"`, "reply with X": X. Images: "I see 1 image." Files: "I read 1 document."
+  Anything else: "You said: ...".
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class Prompt:
     parallel_tools: bool = True
     tool_results: tuple[str, ...] = ()
     images: int = 0
+    documents: int = 0
     schema: Mapping[str, Any] | None = None
     json_mode: bool = False
     reasoning: bool = False
@@ -377,6 +380,8 @@ def _text(prompt: Prompt, script: Mapping[str, str]) -> str:
         told = [name for text in prompt.texts for name in _NAME_TOLD.findall(text)]
         if told:
             return f"Your name is {told[-1]}."
+    if prompt.documents:
+        return f"I read {prompt.documents} document{'s' if prompt.documents > 1 else ''}."
     if prompt.images:
         return f"I see {prompt.images} image{'s' if prompt.images > 1 else ''}."
     if (say := _SAY.search(prompt.last_user)) is not None:

@@ -7,7 +7,20 @@ from typing import Any
 
 import anthropic
 
-from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, Door, NotOffered, Seen
+from tests.matrix.asks import (
+    ANSWER_SCHEMA,
+    PDF,
+    PDF_URL,
+    PNG,
+    TOOL,
+    TOOL_SCHEMA,
+    Ask,
+    Call,
+    Client,
+    Door,
+    NotOffered,
+    Seen,
+)
 
 
 def messages_body(ask: Ask) -> dict[str, Any]:
@@ -18,6 +31,11 @@ def messages_body(ask: Ask) -> dict[str, Any]:
     if ask.image:
         source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
         content.append({"type": "image", "source": source})
+    if ask.pdf:
+        source = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(PDF).decode()}
+        if ask.pdf == "address":
+            source = {"type": "url", "url": PDF_URL}
+        content.append({"type": "document", "source": source})
     messages: list[Any] = [{"role": "user", "content": content}]
     if ask.after is not None:
         results = [

@@ -6,7 +6,7 @@ import base64
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import anthropic
 import azure.core.exceptions
@@ -24,6 +24,9 @@ ANSWER_SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+# As much of a PDF as tells what it is.
+PDF = b"%PDF-1.7\n%%EOF\n"
+PDF_URL = "https://files.example/report.pdf"
 # One white pixel.
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -70,6 +73,7 @@ class Ask:
     results: tuple[str, ...] = ()
     schema: bool = False
     image: bool = False
+    pdf: Literal["", "bytes", "address"] = ""
     reasoning: bool = False
     cache: bool = False
     stop: str | None = None

@@ -12,6 +12,7 @@ from botocore.config import Config
 from tests.matrix import anthropic_sdks
 from tests.matrix.asks import (
     ANSWER_SCHEMA,
+    PDF,
     PNG,
     TOOL,
     TOOL_SCHEMA,
@@ -91,6 +92,10 @@ def converse_body(ask: Ask) -> dict[str, Any]:
     content: list[Any] = [{"text": ask.said}]
     if ask.image:
         content.append({"image": {"format": "png", "source": {"bytes": PNG}}})
+    if ask.pdf == "address":
+        raise NotOffered
+    if ask.pdf:
+        content.append({"document": {"format": "pdf", "name": "report", "source": {"bytes": PDF}}})
     messages: list[Any] = [{"role": "user", "content": content}]
     if ask.after is not None:
         results = [

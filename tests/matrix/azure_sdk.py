@@ -60,6 +60,8 @@ class AzureInference(Client):
         if ask.n is not None or ask.logprobs or ask.cache:
             raise NotOffered
         content: Any = ask.said
+        if ask.pdf:
+            raise NotOffered
         if ask.image:
             content = [TextContentItem(text=ask.said), ImageContentItem(image_url=ImageUrl(url=DATA_URL))]
         messages: list[Any] = [UserMessage(content=content)]

@@ -75,6 +75,16 @@ async def image(client: Client, alias: str) -> None:
     assert seen.text == "I see 1 image."
 
 
+async def pdf(client: Client, alias: str) -> None:
+    seen = await client.ask(alias, Ask("look", pdf="bytes"))
+    assert seen.text == "I read 1 document."
+
+
+async def pdf_by_address(client: Client, alias: str) -> None:
+    seen = await client.ask(alias, Ask("look", pdf="address"))
+    assert seen.text == "I read 1 document."
+
+
 async def reasoning(client: Client, alias: str) -> None:
     seen = await client.ask(alias, Ask(COUNT, reasoning=True))
     assert seen.text == FIVE
@@ -184,6 +194,8 @@ FEATURES: Mapping[str, Check] = {
     "parallel tools": parallel_tools,
     "JSON schema": schema,
     "image": image,
+    "PDF": pdf,
+    "PDF by address": pdf_by_address,
     "reasoning": reasoning,
     "reasoning and tools": reasoning_and_tools,
     "prompt cache": prompt_cache,

@@ -8,7 +8,20 @@ from google import genai
 from google.genai import types
 from google.oauth2.credentials import Credentials
 
-from tests.matrix.asks import ANSWER_SCHEMA, PNG, TOOL, TOOL_SCHEMA, Ask, Call, Client, Door, NotOffered, Seen
+from tests.matrix.asks import (
+    ANSWER_SCHEMA,
+    PDF,
+    PDF_URL,
+    PNG,
+    TOOL,
+    TOOL_SCHEMA,
+    Ask,
+    Call,
+    Client,
+    Door,
+    NotOffered,
+    Seen,
+)
 
 
 class Gemini(Client):
@@ -58,6 +71,10 @@ class Gemini(Client):
         parts = [types.Part.from_text(text=ask.said)]
         if ask.image:
             parts.append(types.Part.from_bytes(data=PNG, mime_type="image/png"))
+        if ask.pdf == "bytes":
+            parts.append(types.Part.from_bytes(data=PDF, mime_type="application/pdf"))
+        if ask.pdf == "address":
+            parts.append(types.Part.from_uri(file_uri=PDF_URL, mime_type="application/pdf"))
         contents = [types.Content(role="user", parts=parts)]
         if ask.after is not None:
             results = [

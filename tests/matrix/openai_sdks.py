@@ -13,6 +13,8 @@ import openai
 
 from tests.matrix.asks import (
     ANSWER_SCHEMA,
+    PDF,
+    PDF_URL,
     PNG,
     TOOL,
     TOOL_SCHEMA,
@@ -25,6 +27,7 @@ from tests.matrix.asks import (
     arguments_of,
 )
 
+PDF_DATA_URL = "data:application/pdf;base64," + base64.b64encode(PDF).decode()
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 FUNCTION = {"name": TOOL, "description": "tells the weather", "parameters": TOOL_SCHEMA}
 
@@ -57,6 +60,11 @@ class Chat(Client):
         content: Any = ask.said
         if ask.image:
             content = [{"type": "text", "text": ask.said}, {"type": "image_url", "image_url": {"url": DATA_URL}}]
+        if ask.pdf == "address":
+            raise NotOffered
+        if ask.pdf:
+            file = {"filename": "report.pdf", "file_data": PDF_DATA_URL}
+            content = [{"type": "text", "text": ask.said}, {"type": "file", "file": file}]
         messages: list[Any] = [{"role": "user", "content": content}]
         if ask.system is not None:
             messages.insert(0, {"role": "system", "content": self.system(ask)})
@@ -200,7 +208,7 @@ class Completions(Chat):
     name = "openai completions"
 
     async def ask(self, alias: str, ask: Ask) -> Seen:
-        unknown = (ask.tools, ask.after, ask.schema, ask.image, ask.reasoning, ask.logprobs)
+        unknown = (ask.tools, ask.after, ask.schema, ask.image, ask.pdf, ask.reasoning, ask.logprobs)
         if any(unknown):
             raise NotOffered
         prompt = "\n".join(filter(None, (ask.system, ask.said)))
@@ -251,6 +259,10 @@ class Responses(Chat):
         content: list[Any] = [{"type": "input_text", "text": ask.said}]
         if ask.image:
             content.append({"type": "input_image", "image_url": DATA_URL, "detail": "auto"})
+        if ask.pdf == "bytes":
+            content.append({"type": "input_file", "filename": "report.pdf", "file_data": PDF_DATA_URL})
+        if ask.pdf == "address":
+            content.append({"type": "input_file", "file_url": PDF_URL})
         items: list[Any] = [{"role": "user", "content": content}]
         if ask.after is not None:
             items += ask.after.turn

@@ -119,7 +119,8 @@ async def _cell(client: Client, feature: str, check: Check, column: str) -> Cell
 
 
 # SDKs wrap the gateway's words in some of their own.
-_REFUSAL = re.compile(r"(?:no deployment of '[^']+' supports|\w+ does not support) [\w.]+(?:, [\w.]+)*")
+_WHAT = r"[\w.\[\]]+(?:: [\w ]+)?"
+_REFUSAL = re.compile(rf"(?:no deployment of '[^']+' supports|\w+ does not support) {_WHAT}(?:, {_WHAT})*")
 
 
 def _refusal(error: Exception) -> str | None:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from providers import registry
 from providers.base import Call, Credential, Endpoint
-from providers.dialects import openai_chat
+from providers.dialects import anthropic_messages, openai_chat
 from providers.errors import BadRequest, Unsupported
-from providers.transport.fetching import Fetcher, Limits, dial, is_public
+from providers.transport.fetching import Fetcher, Kind, Limits, dial, is_public
 from providers.transport.http1 import Http1Transport
 from tests.emulators.bedrock import BedrockEmulator
 from tests.emulators.server import Emulator, Out, Request
 
+PDF = b"%PDF-1.7 of one page"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 PUBLIC = "93.184.215.14"
 
@@ -33,6 +34,16 @@ class Pictures(Emulator):
         match request.path.strip("/").split("/"):
             case ["ok.png"]:
                 await out.whole(200, PNG, kind)
+            case ["ok.pdf"]:
+                await out.whole(200, PDF, {"content-type": "application/pdf"})
+            case ["untyped.pdf"]:
+                await out.whole(200, PDF, {"content-type": "binary/octet-stream"})
+            case ["notes.md"]:
+                await out.whole(200, "# Größe\n".encode(), {"content-type": "text/markdown; charset=utf-8"})
+            case ["latin.txt"]:
+                await out.whole(200, "Größe".encode("latin-1"), {"content-type": "text/plain"})
+            case ["lies.pdf"]:
+                await out.whole(200, b"<html>secret", {"content-type": "application/pdf"})
             case ["untyped"]:
                 await out.whole(200, PNG, {"content-type": "application/octet-stream"})
             case ["chunked"]:
@@ -92,8 +103,8 @@ class Net:
         self.dialled.append((address, port))
         return await dial("127.0.0.1", self.port, None, None)
 
-    def fetcher(self, **limits: Any) -> Fetcher:
-        return Fetcher(Limits(**{"http": True, "image_bytes": 4000, **limits}), self.resolve, self.dial)
+    def fetcher(self, kinds: frozenset[Kind] = frozenset({"images"}), **limits: Any) -> Fetcher:
+        return Fetcher(Limits(**{"http": True, "image_bytes": 4000, **limits}), self.resolve, self.dial, kinds)
 
 
 @pytest.fixture
@@ -286,4 +297,45 @@ async def test_bedrock_gets_the_bytes_where_its_operator_allows_it(server: Pictu
             with pytest.raises(BadRequest, match="larger than a request"):
                 provider.fetcher = Net(server, pics_example=[[PUBLIC]]).fetcher(request_bytes=150)
                 await provider.send(asking("http://pics.example/ok.png", "http://pics.example/untyped"), "m")
+    await transport.aclose()
+
+
+def naming(url: str) -> Call:
+    """As an Anthropic client names a document."""
+    source = {"type": "url", "url": url}
+    content = [{"type": "text", "text": "what?"}, {"type": "document", "source": source, "title": "report"}]
+    raw = json.dumps({"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": content}]}).encode()
+    return Call("chat", "anthropic_messages", anthropic_messages.DIALECT.decode_request(raw), raw, "req")
+
+
+async def test_documents_are_fetched_where_the_operator_allows_them(server: Pictures) -> None:
+    """And nothing else is: a picture's address is refused by name there, as it was."""
+    transport = Http1Transport()
+    keys = Credential({"access_key_id": "AKIDTEST", "secret_access_key": "secret-test-key"})
+    async with BedrockEmulator() as bedrock:
+        endpoint = Endpoint("bedrock", bedrock.url, "us-east-1", keys, {"fetch_documents": True})
+        provider: Any = registry.create(endpoint, transport)
+        provider.fetcher = Net(server, pics_example=[[PUBLIC]]).fetcher(kinds=frozenset({"documents"}))
+        for path in ("ok.pdf", "untyped.pdf"):
+            answer = await provider.send(naming(f"http://pics.example/{path}"), "amazon.nova-pro-v1:0")
+            assert b"I read 1 document." in await answer.read()
+            (document,) = [b["document"] for b in bedrock.last.json()["messages"][0]["content"] if "document" in b]
+            assert document == {
+                "format": "pdf",
+                "name": "report",
+                "source": {"bytes": base64.b64encode(PDF).decode()},
+            }
+        answer = await provider.send(naming("http://pics.example/notes.md"), "amazon.nova-pro-v1:0")
+        await answer.read()
+        (document,) = [b["document"] for b in bedrock.last.json()["messages"][0]["content"] if "document" in b]
+        assert (document["format"], base64.b64decode(document["source"]["bytes"]).decode()) == ("md", "# Größe\n")
+        for path, says in (("lies.pdf", "neither PDF"), ("ok.png", "neither PDF"), ("latin.txt", "UTF-8")):
+            with pytest.raises(BadRequest, match=says) as refused:
+                await provider.send(naming(f"http://pics.example/{path}"), "amazon.nova-pro-v1:0")
+            assert refused.value.param == "file_url"
+        with pytest.raises(Unsupported, match="image by URL"):
+            await provider.send(asking("http://pics.example/ok.png"), "amazon.nova-pro-v1:0")
+        provider.fetcher = None
+        with pytest.raises(Unsupported, match="file by URL"):
+            await provider.send(naming("http://pics.example/ok.pdf"), "amazon.nova-pro-v1:0")
     await transport.aclose()
