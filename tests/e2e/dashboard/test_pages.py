@@ -46,6 +46,8 @@ PAGES = {
     "money?do=topup": "A gift: nobody paid for it",
     "alerts": "Nobody is told anything",
     "alerts?new=1": "Once for each crossing",
+    "guardrails": "Nothing is looked at",
+    "guardrails?edit=new": "What a client is told",
     "engine": "The local engine is off",
     "audit": "Key create",
     "organisation": "No members yet",

@@ -75,6 +75,12 @@ const alerts = createRoute({
   validateSearch: (search): { new?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/alerts")),
 });
+const guardrails = createRoute({
+  getParentRoute: () => shell,
+  path: "/guardrails",
+  validateSearch: (search): { edit?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/guardrails")),
+});
 const reference = createRoute({ getParentRoute: () => shell, path: "/reference", component: lazyRouteComponent(() => import("./pages/reference")) });
 const settings = createRoute({
   getParentRoute: () => shell,
@@ -93,7 +99,7 @@ const organisation = createRoute({
 export const router = createRouter({
   routeTree: root.addChildren([
     signIn,
-    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, audit, organisation, reference, settings]),
+    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, guardrails, audit, organisation, reference, settings]),
   ]),
   basepath: "/ui",
   defaultPreload: "intent",

@@ -2,7 +2,7 @@ import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, NavLink, ScrollA
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Sun, Users, Wallet, type Icon } from "./parts/icons";
+import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Shield, Sun, Users, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
 import { remove, type SignedOut } from "./api";
 import { Logo } from "./parts/logo";
@@ -36,6 +36,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
     places: [
       { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, ledger, invoices, price lists, bills" },
       { to: "/alerts", label: "Alerts", icon: Bell, needs: "alerts.list", about: "Who is told of budgets, balances, unusual days" },
+      { to: "/guardrails", label: "Guardrails", icon: Shield, needs: "guardrails.list", about: "What may not go in or come out" },
       { to: "/engine", label: "Local engine", icon: Cpu, needs: "engine.read", about: "Batch, cache and speed of our own engine" },
       { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
       { to: "/organisation", label: "Organisation", icon: Users, about: "Members, teams, single sign-on, SCIM, your passkeys" },

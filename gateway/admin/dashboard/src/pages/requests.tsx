@@ -1,8 +1,8 @@
-import { Alert, Anchor, Box, Button, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
-import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { Alert, Anchor, Box, Button, Code, Drawer, Group, Pill, Select, Stack, Table, Text, Title } from "@mantine/core";
+import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { Activity, Info, Radio } from "../parts/icons";
-import { get, Problem, type Page as Slice, type RequestDetail, type RequestRow } from "../api";
+import { get, Problem, type Page as Slice, type RequestBodies, type RequestDetail, type RequestRow } from "../api";
 import { ago, compact, count, dateTime, ms, words } from "../format";
 import { CopyIcon, Facts, Money, State } from "../parts/bits";
 import { Page, PeriodPicker } from "../parts/page";
@@ -130,11 +130,31 @@ function Whole({ data }: { data: RequestDetail }) {
         )}
         {sheet && <Text size="xs" c="dimmed" mt={6}>Price sheet {sheet.id}, by {sheet.source}, in force since {dateTime(sheet.effective_from)}{sheet.above_input_tokens ? `, tier above ${count(sheet.above_input_tokens)} input tokens` : ""}. Held before the call: ${data.hold_usd}.</Text>}
       </section>
+      {data.guardrails.length > 0 && <section aria-label="Guardrails">
+        <Title order={3} fz="sm" mb={6}>Guardrails, in order</Title>
+        {data.guardrails.map((one) => <Text key={`${one.rule_id}${one.stage}`} size="sm">{one.rule} ({one.stage === "input" ? "prompt" : "answer"}): {words(one.outcome)}{Object.entries(one.found).map(([name, times]) => `, ${times} × ${name}`)}{one.reason ? `, ${one.reason}` : ""}</Text>)}
+      </section>}
+      {may("bodies.read") && <Bodies id={request.id} />}
       <Facts rows={[
         ["Model asked for", request.alias], ["Served by", data.deployment], ["API dialect", words(request.dialect)],
         ["End user", request.end_user], ["Attempts", request.attempts], ["Provider's id", data.upstream_id], ["Tags", data.tags.join(", ") || null],
       ]} />
     </Stack>
+  );
+}
+
+/** Only on demand: whoever reads one stands in the audit log. */
+function Bodies({ id }: { id: string }) {
+  const bodies = useMutation({ mutationFn: () => get<RequestBodies>(`/requests/${encodeURIComponent(id)}/bodies`) });
+  return (
+    <section aria-label="Bodies">
+      {!bodies.data && <Button size="compact-sm" variant="default" loading={bodies.isPending} onClick={() => bodies.mutate()}>Read the logged bodies</Button>}
+      {bodies.isError && <Failure error={bodies.error} />}
+      {bodies.data && [["Request", bodies.data.request], ["Response", bodies.data.response]].map(([name, body]) => <div key={String(name)}>
+        <Title order={3} fz="sm" mb={6}>{String(name)}</Title>
+        <Code block tabIndex={0} mah={320} style={{ overflow: "auto", whiteSpace: "pre-wrap" }}>{JSON.stringify(body, null, 2)}</Code>
+      </div>)}
+    </section>
   );
 }
 
