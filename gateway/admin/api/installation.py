@@ -87,15 +87,13 @@ async def list_audit(
     subject: FromQuery[str | None] = None,
     actor_name: Annotated[str | None, QueryParameter(name="actor")] = None,
     action: FromQuery[str | None] = None,
+    why: FromQuery[str | None] = None,
     cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Page[AuditView]:
-    """The newest first. Filters match exactly."""
+    """The newest first. Filters match exactly; `why` matches a part of the reason."""
     table = schema.audit.c
-    query = select(schema.audit)
-    for column, value in ((table.subject, subject), (table.actor, actor_name), (table.action, action)):
-        if value is not None:
-            query = query.where(column == value)
+    query = select(schema.audit).where(*audit.Wanted(actor_name, action, subject, why).where())
     if cursor_ is not None:
         (after,) = at_cursor(cursor_, tuple[int])
         query = query.where(table.id < after)

@@ -56,6 +56,7 @@ async def test_a_request_is_refunded_once_and_never_more_than_it_cost(
         assert answer["new"] is new
     trace = (await browser.get("/audit", action="ledger.refund"))["items"]
     assert [row["after"]["amount_usd"] for row in trace] == ["1.50", sold["charge_usd"]]
+    assert [row["subject"] for row in (await browser.get("/audit", why="Wrong"))["items"]] == ["customer:org_1"]
     posted = (await browser.get("/ledger/transfers", kind="refund"))["items"]
     assert {row["id"] for row in posted} == {"refund:by-hand-1", f"refund:{sold['id']}"}
     assert (await browser.get("/ledger/audit"))["sound"]

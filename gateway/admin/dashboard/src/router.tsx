@@ -66,7 +66,7 @@ const engine = createRoute({ getParentRoute: () => shell, path: "/engine", compo
 const audit = createRoute({
   getParentRoute: () => shell,
   path: "/audit",
-  validateSearch: (search): { subject?: string; actor?: string; action?: string } => strings(search),
+  validateSearch: (search): Record<string, string | undefined> => strings(search),
   component: lazyRouteComponent(() => import("./pages/audit")),
 });
 const alerts = createRoute({

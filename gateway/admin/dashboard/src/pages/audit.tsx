@@ -1,18 +1,21 @@
-import { Alert, Box, Button, Code, Group, Pill, Stack, Text } from "@mantine/core";
+import { Alert, Box, Button, Code, Group, Pill, Stack, Text, TextInput } from "@mantine/core";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { CircleCheck, CircleX, ScrollText, ShieldCheck } from "../parts/icons";
-import { get, type AuditRow, type AuditVerdict, type Page as Slice } from "../api";
+import { CircleCheck, CircleX, Download, ScrollText, ShieldCheck } from "../parts/icons";
+import { get, path, type AuditRow, type AuditVerdict, type Page as Slice } from "../api";
 import { ago, count, dateTime, usd, words } from "../format";
 import { Section } from "../parts/bits";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loading } from "../parts/states";
+import { useMay } from "../session";
 
 const route = getRouteApi("/shell/audit");
+const FILTERS = [["actor", "Who", "ann"], ["action", "What", "key.create"], ["subject", "Of which", "an id"], ["why", "Why", "words of the reason"]] as const;
 
 export default function AuditPage() {
   const search = route.useSearch() as Record<string, string | undefined>;
   const navigate = route.useNavigate();
+  const may = useMay();
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
   const verdict = useQuery({ queryKey: ["audit-verify"], queryFn: () => get<AuditVerdict>("/audit/verify"), enabled: false });
   const list = useInfiniteQuery({
@@ -25,17 +28,30 @@ export default function AuditPage() {
   const rows = list.data?.pages.flatMap(({ items }) => items) ?? [];
   return (
     <Page title="Audit" about="Every change, who made it, and what it was before. Nothing here can be edited unseen: each row's hash covers the one before it."
-      actions={<Button variant="default" leftSection={<ShieldCheck size={16} aria-hidden />} loading={verdict.isFetching} onClick={() => void verdict.refetch()}>Verify the chain</Button>}>
+      actions={<>
+        {may("audit.export") && <Button component="a" href={path("/audit/export", search)} download variant="default" leftSection={<Download size={16} aria-hidden />}>Export</Button>}
+        <Button variant="default" leftSection={<ShieldCheck size={16} aria-hidden />} loading={verdict.isFetching} onClick={() => void verdict.refetch()}>Verify the chain</Button>
+      </>}>
       {verdict.data && (verdict.data.intact
         ? <Alert color="teal" icon={<CircleCheck size={18} aria-hidden />} title={`Intact: ${count(verdict.data.rows)} rows`}><Text size="sm">Keep the newest hash elsewhere to notice rows that are cut off at the end:</Text><Code className="fb-wrap">{verdict.data.head}</Code></Alert>
         : <Alert color="red" icon={<CircleX size={18} aria-hidden />} title={`Broken at row ${verdict.data.broken_at}`}>A row was changed, removed or put in after row {verdict.data.rows}.</Alert>)}
       {verdict.isError && <Failure error={verdict.error} />}
+      <form onSubmit={(event) => {
+        event.preventDefault();
+        const said = new FormData(event.currentTarget);
+        change(Object.fromEntries(FILTERS.map(([name]) => [name, String(said.get(name) ?? "").trim() || undefined])));
+      }}>
+        <Group gap="sm" align="flex-end">
+          {FILTERS.map(([name, label, hint]) => <TextInput key={`${name}${search[name] ?? ""}`} name={name} size="xs" w={190} label={label} placeholder={hint} defaultValue={search[name] ?? ""} />)}
+          <Button type="submit" size="xs" variant="default">Filter</Button>
+        </Group>
+      </form>
       <Group gap="xs">{Object.entries(search).filter(([, value]) => value).map(([name, value]) => (
         <Pill key={name} size="md" withRemoveButton onRemove={() => change({ [name]: undefined })} removeButtonProps={{ "aria-label": `Remove the filter ${name}`, tabIndex: 0, "aria-hidden": false }}>{words(name)}: {value}</Pill>
       ))}</Group>
       {list.isPending && <Loading />}
       {list.isError && <Failure error={list.error} again={() => void list.refetch()} />}
-      {list.data && rows.length === 0 && <Empty icon={ScrollText} title="Nothing recorded">Changes to keys, budgets, prices, people and money appear here.</Empty>}
+      {list.data && rows.length === 0 && <Empty icon={ScrollText} title={Object.values(search).some(Boolean) ? "Nothing matches" : "Nothing recorded"}>Changes to keys, budgets, prices, people and money appear here.</Empty>}
       {rows.length > 0 && (
         <Section title="Changes">
           <Stack gap={0} component="ol" m={0} p={0} style={{ listStyle: "none" }}>
