@@ -52,15 +52,9 @@ _AWS = (
             KindField("session_token", "Session token", secret=True, required=False),
         ),
     ),
-    Way(
-        "Assume a role",
-        (
-            KindField("role_arn", "Role ARN", hint="arn:aws:iam::123456789012:role/farebox"),
-            KindField("external_id", "External ID", required=False),
-        ),
-    ),
     Way("Role of this machine"),
 )
+_PROFILE = KindField("profile", "AWS profile", required=False, hint="of this machine's AWS settings; may assume a role")
 _LABELS: Final = {
     "anthropic": "Anthropic",
     "cerebras": "Cerebras",
@@ -102,8 +96,9 @@ _SPECIAL: Final = (
         "AWS Bedrock",
         (_AWS[0], Way("Bedrock API key", (KindField("api_key", "Bedrock API key", secret=True),)), *_AWS[1:]),
         region=True,
+        options=(_PROFILE,),
     ),
-    ProviderKind("sagemaker", "AWS SageMaker", _AWS, region=True),
+    ProviderKind("sagemaker", "AWS SageMaker", _AWS, region=True, options=(_PROFILE,)),
     ProviderKind(
         "vertex",
         "Google Vertex AI",

@@ -36,6 +36,8 @@ PAGES = {
     "models": "claude-sonnet-5",
     "models?price=openai/gpt-5-mini": "Set a price from now on",
     "models?add=1": "As in NAME/model",
+    "routing": "No aliases yet",
+    "routing?new=1": "Another deployment",
     "money": "Harbour Books",
     "money?tab=ledger": "Show older",
     "money?tab=ledger&kind=refund": "Nothing matches",

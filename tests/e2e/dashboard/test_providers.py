@@ -1,15 +1,20 @@
-"""Adding a provider in the browser: an emulated Bedrock, tried first wrongly, then rightly, changed and removed."""
+"""Adding a provider in the browser: an emulated Bedrock, tried first wrongly, then rightly, changed and removed; and an
+alias, previewed, saved, removed and brought back."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
 
+from gateway.catalogue.document import DeploymentEntry, ProviderEntry
+from gateway.config import PriceSettings
 from tests.e2e.dashboard.browser import Scheme, chromium, page
 from tests.e2e.dashboard.office import office, picture, sign_in
 from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, BedrockEmulator
+from tests.gateway.admin.world import NOW_NS
 
 
 @pytest.mark.timeout(180)
@@ -65,3 +70,50 @@ async def test_an_operator_adds_a_bedrock(scheme: Scheme, sqlite_template: Path,
         assert not wrong
         watched.check()
     assert (await made.services.yard.changes.view()).version.document.providers == {}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_an_alias_is_edited_with_its_plan_in_view(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
+    async with (
+        chromium() as browser,
+        office(sqlite_template, tmp_path, 0) as (made, base),
+        page(browser, scheme) as watched,
+    ):
+        visit, wrong = watched.page, []
+        for name, price in (("north", "1"), ("south", "2")):
+            where = ProviderEntry(kind="openai_like", base_url="http://127.0.0.1:9/v1", allow_private=True)
+            cost = PriceSettings(input=Decimal(price), output=Decimal(price))
+            place = DeploymentEntry(provider=name, model="m1", price=cost)
+            await made.services.yard.changes.put("providers", name, where, actor="ann", now_ns=NOW_NS)
+            await made.services.yard.changes.put("deployments", f"{name}/m1", place, actor="ann", now_ns=NOW_NS)
+        await made.services.yard.offer.load()
+        await sign_in(made, base, visit)
+        await visit.goto(f"{base}/ui/routing")
+        await expect(visit.get_by_text("No aliases yet")).to_be_visible()
+        await visit.get_by_role("button", name="New alias").click()
+        editor = visit.get_by_role("dialog", name="New alias")
+        await editor.get_by_label("Alias").fill("fast")
+        await editor.get_by_label("Strategy").click()
+        await visit.get_by_role("option", name="Cheapest").click()
+        await editor.get_by_label("Deployment 1").fill("south/m1")
+        await editor.get_by_role("button", name="Another deployment").click()
+        await editor.get_by_label("Deployment 2").fill("north/m1")
+        await visit.keyboard.press("Tab")
+        await editor.get_by_role("button", name="Preview").click()
+        await expect(editor.get_by_role("row", name="north/m1").first).to_contain_text("1")
+        wrong += await watched.violations()
+        await picture(watched, f"routing-edit-{scheme}")
+        await editor.get_by_role("button", name="Save alias").click()
+        await expect(editor).to_be_hidden()
+        await expect(visit.get_by_text("Cheapest")).to_be_visible()
+        await expect(visit.get_by_text("aliases.put fast")).to_be_visible()
+        wrong += await watched.violations()
+        await picture(watched, f"routing-{scheme}")
+        await visit.get_by_role("button", name="Open fast").click()
+        await visit.get_by_role("button", name="Remove alias").click()
+        await expect(visit.get_by_text("No aliases yet")).to_be_visible()
+        await visit.get_by_role("button", name="Bring version 5 back").click()
+        await expect(visit.get_by_role("button", name="Open fast")).to_be_visible()
+        assert not wrong
+        watched.check()

@@ -26,8 +26,9 @@ export type Tried = Schemas["Tried"];
 export type OfferedModel = Schemas["OfferedModel"];
 export type DeploymentEntry = Schemas["DeploymentEntry"];
 export type DeploymentRow = Schemas["DeploymentRow"];
-export type AliasRow = Schemas["AliasRow"];
-export type AliasEntry = Schemas["AliasEntry"];
+export interface AliasTarget { deployment: string; weight?: number; priority?: number }
+export type AliasEntry = Partial<Omit<Schemas["AliasEntry"], "targets">> & { targets: AliasTarget[] };
+export type AliasRow = Omit<Schemas["AliasRow"], "entry"> & { entry: AliasEntry };
 export type Plan = Schemas["PlanView"];
 export type Catalogue = Schemas["CatalogueView"];
 export type Price = Schemas["PriceView"];

@@ -50,6 +50,12 @@ const models = createRoute({
   validateSearch: (search): { search?: string; price?: string; provider?: string; add?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/models")),
 });
+const routing = createRoute({
+  getParentRoute: () => shell,
+  path: "/routing",
+  validateSearch: (search): { alias?: string; new?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/routing")),
+});
 const money = createRoute({
   getParentRoute: () => shell,
   path: "/money",
@@ -99,7 +105,7 @@ const organisation = createRoute({
 export const router = createRouter({
   routeTree: root.addChildren([
     signIn,
-    shell.addChildren([home, start, overview, usage, requests, keys, models, money, playground, engine, alerts, guardrails, audit, organisation, reference, settings]),
+    shell.addChildren([home, start, overview, usage, requests, keys, models, routing, money, playground, engine, alerts, guardrails, audit, organisation, reference, settings]),
   ]),
   basepath: "/ui",
   defaultPreload: "intent",

@@ -2,7 +2,7 @@ import { ActionIcon, AppShell, Avatar, Box, Burger, Group, Kbd, NavLink, ScrollA
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
-import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, ScrollText, Search, Settings, Shield, Sun, Users, Wallet, type Icon } from "./parts/icons";
+import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, MessageSquare, Moon, Rocket, Route, ScrollText, Search, Settings, Shield, Sun, Users, Wallet, type Icon } from "./parts/icons";
 import { lazy, Suspense, useEffect } from "react";
 import { remove, type SignedOut } from "./api";
 import { Logo } from "./parts/logo";
@@ -29,6 +29,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
       { to: "/playground", label: "Playground", icon: MessageSquare, needs: "playground.key", about: "Talk to any model and see what it costs" },
       { to: "/keys", label: "Keys & quotas", icon: KeyRound, about: "Virtual keys, limits, budgets and where they lead" },
       { to: "/models", label: "Models & providers", icon: Boxes, about: "What can be asked for, and what it costs" },
+      { to: "/routing", label: "Routing", icon: Route, needs: "aliases.list", about: "Aliases, fallbacks, and where a request would go" },
     ],
   },
   {
