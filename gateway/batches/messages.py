@@ -178,7 +178,7 @@ def _lines_of(body: bytes) -> list[Line]:
             raise InvalidRequest(f"{here}.params has more than {LINE_BYTES_MAX} bytes", param=f"{here}.params")
         try:
             params = _params.decode(each.params)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"{here}.params: {error}", param=f"{here}.params") from error
         if params.stream:
             raise InvalidRequest(f"{here}.params.stream has no meaning in a batch", param=f"{here}.params.stream")

@@ -43,7 +43,7 @@ def redacted(value: Any, found: Sequence[Detector]) -> Any:
 def _json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return f"[{len(body)} bytes that are no JSON]"
 
 

@@ -93,7 +93,7 @@ def check_shape(body: bytes, limits: ServerSettings) -> None:
             raise InvalidRequest(f"more than {limits.max_parts} content parts, this server's limit")
     try:
         found = _lists.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return
     many: tuple[tuple[str, Any, int], ...] = (
         ("messages", found.messages, limits.max_messages),

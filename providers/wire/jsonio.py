@@ -28,8 +28,15 @@ def split_object(body: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A member's value, read if it was not yet."""
-    return msgspec.json.decode(value) if isinstance(value, Raw) else value
+    """A member's value, read if it was not yet.
+
+    Raises: BadRequest for what a first look over it could not see: a name that is no UTF-8."""
+    if not isinstance(value, Raw):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from error
 
 
 def joined(members: Mapping[str, Any]) -> bytes:
