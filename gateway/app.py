@@ -296,6 +296,15 @@ class Gateway:
     async def _traces(self, stack: AsyncExitStack) -> Traces | None:
         """Raises: ConfigError where the extra is missing."""
         telemetry = self._settings.telemetry
+        if telemetry.sentry_dsn is not None:
+            from gateway.observe import crashes
+
+            try:
+                end = crashes.report_to(telemetry.sentry_dsn.reveal())
+            except (ImportError, ValueError) as error:
+                fix = "pip install 'farebox[sentry]', and take the DSN from the project's settings"
+                raise ConfigError("telemetry.sentry_dsn", str(error), source="the settings", fix=fix) from error
+            stack.push_async_callback(asyncio.to_thread, end)
         if telemetry.otlp_endpoint is None:
             return None
         try:

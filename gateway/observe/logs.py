@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import structlog
 
 from gateway.config import LogSettings
+from gateway.observe.crashes import noticed
 from gateway.observe.redact import redact
 from gateway.observe.seldom import SeldomFilter
 
@@ -61,9 +62,10 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     # Tracebacks become text before `redact` runs, so that a secret in an exception's message is seen by it.
     last: list[Any]
     if as_json:
-        last = [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer()]
+        last = [structlog.processors.JSONRenderer()]
     else:
-        last = [structlog.processors.format_exc_info, redact, structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        last = [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+    last = [noticed, structlog.processors.format_exc_info, redact, *last]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
