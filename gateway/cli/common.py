@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from gateway.cli.site import HERE
+from gateway.cli.site import HERE, CallerLeft
 from gateway.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def progress(common: Local, what: str, total: int) -> Generator[Callable[[int], 
 
         def advance(count: int) -> None:
             nonlocal done, told
+            if site.left:
+                raise CallerLeft
             done += count
             if done == total or (done - told) * 100 >= total:  # a percent at a time
                 told = done

@@ -20,7 +20,7 @@ from cyclopts import CycloptsError
 from msgspec import Struct
 
 from gateway.cli.common import OK, Changes, Common, encode, failure_of
-from gateway.cli.site import HERE, READ, WRITTEN, Site
+from gateway.cli.site import HERE, READ, WRITTEN, CallerLeft, Site
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -90,6 +90,7 @@ class Commands:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._room = asyncio.Semaphore(PARALLEL)
+        self._running: set[asyncio.Task[tuple[int, Any]]] = set()
 
     def understand(self, argv: Sequence[str]) -> Call:
         return understand(argv)
@@ -104,33 +105,43 @@ class Commands:
         width: int,
         color: bool,
     ) -> AsyncIterator[bytes]:
-        """Yields lines as they come. A caller who leaves ends the command; what was not committed is taken back."""
+        """Yields lines as they come. A caller who leaves ends the command between two of its transactions."""
         heard: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        with tempfile.TemporaryDirectory(prefix="fbx-cmd-") as folder:
-            site = Site(self._settings, engine, keys, actor, files, Path(folder), heard.put_nowait, width, color)
-            async with self._room:
-                task = asyncio.create_task(_work(call, site), name=f"command {call.words}")
-                task.add_done_callback(lambda _: heard.put_nowait(None))
+        await self._room.acquire()
+        folder = tempfile.TemporaryDirectory(prefix="fbx-cmd-")
+        site = Site(self._settings, engine, keys, actor, files, Path(folder.name), heard.put_nowait, width, color)
+        task = asyncio.create_task(_work(call, site), name=f"command {call.words}")
+        self._running.add(task)
+
+        def ended(task: asyncio.Task[tuple[int, Any]]) -> None:
+            self._running.discard(task)
+            self._room.release()
+            if site.left:
+                folder.cleanup()
+            heard.put_nowait(None)
+
+        task.add_done_callback(ended)
+        try:
+            while True:
                 try:
-                    while True:
-                        try:
-                            line = await asyncio.wait_for(heard.get(), SIGN_OF_LIFE_S)
-                        except TimeoutError:
-                            yield b"\n"
-                            continue
-                        if line is None:
-                            break
-                        yield _line(line)
-                    code, failed = await task
-                finally:
-                    if not task.done():
-                        task.cancel()
-                        await asyncio.wait({task})
+                    line = await asyncio.wait_for(heard.get(), SIGN_OF_LIFE_S)
+                except TimeoutError:
+                    yield b"\n"
+                    continue
+                if line is None:
+                    break
+                yield _line(line)
+            code, failed = task.result()
             for piece in _pieces(site.written):
                 yield _line(piece)
             if failed is not None:
                 yield _line({"failed": failed})
             yield _line({"exit": code})
+        finally:
+            if task.done():
+                folder.cleanup()
+            else:
+                site.left = True
 
 
 async def _work(call: Call, site: Site) -> tuple[int, Any]:
@@ -139,6 +150,8 @@ async def _work(call: Call, site: Site) -> tuple[int, Any]:
         result = call.function(*call.bound.args, **call.bound.kwargs)
         if inspect.isawaitable(result):
             result = await result
+    except CallerLeft:
+        return 1, None
     except Exception as error:
         failure = failure_of(error)
         if failure is None:

@@ -71,7 +71,7 @@ async def create(name: str, /, *, organisation: str | None = None, common: Chang
                 db, actor=acting(ACTOR), action="projects.create", subject=made.id, at_ns=now_ns, after={"name": name}
             )
     except IntegrityError as error:
-        raise Problem(f"{owner.name} has a project {name!r} already", fix="take another name") from error
+        raise Problem(f"there is a project {name!r} already", fix="take another name") from error
     value = {"id": made.id, "name": name, "organisation_id": owner.id, "organisation": owner.name}
     emit(common, value, lambda: f"{made.id}: {name} of {owner.name}")
     return OK

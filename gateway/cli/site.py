@@ -44,6 +44,13 @@ class Site:
     width: int = 80
     color: bool = False
     written: dict[str, Path] = field(default_factory=dict)
+    left: bool = False
+    """The caller has gone. The command is told at its next sign of progress: a cancellation in the middle of a
+    transaction could leave SQLite's write lock with a connection that nobody has any more."""
+
+
+class CallerLeft(Exception):
+    """Nobody is waiting for this command."""
 
 
 HERE: ContextVar[Site | None] = ContextVar("farebox_site", default=None)
