@@ -1,9 +1,10 @@
-"""`farebox engine serve`: the local engine by itself, for a machine of its own."""
+"""`farebox engine serve` and `convert`: the local engine by itself, and models for it from a trainer's checkpoints."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from cyclopts import App
 
@@ -33,13 +34,35 @@ def serve(
     port:
         TCP port.
     """
-    from gateway.embedded.engine import can_run
-
-    if not can_run():
-        raise Problem("the engine needs torch", fix="pip install 'farebox[local]'", code=AWAY)
+    _ask_for_torch()
     settings = common.settings()
     argv = [sys.executable, "-m", "local_backend", model or settings.local.model]
     argv += ["--data", str(settings.data_dir), "--host", host, "--port", str(port)]
     # Becomes the engine: one process, whose signals and exit code are its own.
     environ = own_environment({"FAREBOX_ENGINE_KEY": settings.engine_key.reveal()} if settings.engine_key else {})
     os.execve(sys.executable, argv, environ)  # noqa: S606
+
+
+@app.command
+def convert(checkpoint: Path, target: Path, /, *, base: Path) -> int:
+    """Make a folder that the engine serves from a checkpoint of FSDP (DCP) or DeepSpeed (ZeRO).
+
+    Parameters
+    ----------
+    checkpoint:
+        Folder of one step: with .metadata, or with *_optim_states.pt. Convert what you have trained yourself.
+    target:
+        Folder to write.
+    base:
+        Folder of the model that was trained, for its config.json and tokenizer.
+    """
+    _ask_for_torch()
+    argv = [sys.executable, "-m", "local_backend.training", str(checkpoint), str(target), "--base", str(base)]
+    os.execve(sys.executable, argv, own_environment({}))  # noqa: S606
+
+
+def _ask_for_torch() -> None:
+    from gateway.embedded.engine import can_run
+
+    if not can_run():
+        raise Problem("the engine needs torch", fix="pip install 'farebox[local]'", code=AWAY)
