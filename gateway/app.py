@@ -46,6 +46,7 @@ from gateway.observe.vitals import CONDITIONS, Standing, Vitals
 from gateway.pipeline import Pipeline
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.health import HealthTable, Outlook
+from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.offer import Offer
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
@@ -237,6 +238,8 @@ class Gateway:
             stack.push_async_callback(answers.aclose)
             kept = batch_store.Store(engine)
             work = asyncio.Event()
+            known = KnownBlocks(providers, lambda: offer.live.settings.providers)
+            stack.push_async_callback(cancel, asyncio.create_task(known.follow(), name="follow engines' caches"))
             shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
             stack.push_async_callback(shadows.aclose)
             background = Background(Jobs(engine), work, time.time_ns)
@@ -258,6 +261,7 @@ class Gateway:
                 answers,
                 watch,
                 shadows,
+                known,
                 Recorder(notebook, partial(key_ring, settings)),
             )
             if settings.batches.parallel:

@@ -25,6 +25,7 @@ from gateway.observe.metrics import METRICS
 from gateway.relay import Opened, open_stream, read_whole, stream_of
 from gateway.routing.explaining import DRY_RUN
 from gateway.routing.fallback import Arrival
+from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
 from gateway.routing.warmth import chain_of
@@ -33,6 +34,7 @@ from gateway.shadowing import Shadows
 from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
+from providers.neutral import ChatRequest
 
 if TYPE_CHECKING:
     from gateway.guardrails.visit import Visit
@@ -53,6 +55,7 @@ class Chat:
         strict: bool,
         say: SayError,
         shadows: Shadows,
+        known: KnownBlocks,
     ) -> None:
         self._desk = desk
         self._watch = watch
@@ -61,6 +64,7 @@ class Chat:
         self._strict = strict
         self._say = say
         self._shadows = shadows
+        self._known = known
 
     async def serve(self, inbound: Inbound, who: Principal) -> Reply:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
@@ -73,6 +77,9 @@ class Chat:
     async def _serve(self, inbound: Inbound, who: Principal, call: Call, visit: Visit | None) -> Reply:
         call, preferences = preferred(call, inbound.headers)
         ask = ask_of(call, preferences, session_of(call.request, inbound.headers), tags_of(inbound.headers))
+        if among := self._desk.among(ask.alias, preferences):
+            held, tokens = await self._known.held(call, among, ask.size.text_bytes, salt_of(call.request, who))
+            ask = replace(ask, held_tokens=held, input_tokens=tokens) if held else ask
         if DRY_RUN in inbound.headers:
             told = self._desk.explain(ask, who, inbound.now_ns)
             headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
@@ -276,6 +283,12 @@ def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = No
         prompt=partial(chain_of, request),
         tags=tags,
     )
+
+
+def salt_of(request: ChatRequest, who: Principal) -> str:
+    """What sets this prompt's cached blocks apart in an engine of ours. See local_backend/server.py."""
+    said = request.extensions.get("openai_chat", {}).get("cache_salt")
+    return f"{who.project_id}\0{said if isinstance(said, str) else ''}"
 
 
 def _bounded(call: Call, booking: Booking, who: Principal) -> Call:

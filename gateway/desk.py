@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -42,7 +42,8 @@ class Ask(Struct, frozen=True):
     model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
     session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
     counts: at worst, of what is not sold by its text (reranking, sound, images). grades: price variants that fit it
-    closer than its tier's, the closest first."""
+    closer than its tier's, the closest first. held_tokens: by deployment how much of
+    the prompt it told us it holds. input_tokens: as an engine counted them."""
 
     request_id: str
     dialect: str
@@ -60,13 +61,16 @@ class Ask(Struct, frozen=True):
     counts: Counts = BY_TOKENS
     grades: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    held_tokens: Mapping[str, int] = COLD
+    input_tokens: int | None = None
 
     @property
     def load(self) -> Load:
         """For comparing prices: four bytes a token."""
         answers = self.candidates if self.answers else 0
         session = self.session or self.end_user or ""
-        return Load(self.size.text_bytes // 4 + 1, self.max_output_tokens, answers, session, counts=self.counts)
+        tokens = self.input_tokens or self.size.text_bytes // 4 + 1
+        return Load(tokens, self.max_output_tokens, answers, session, counts=self.counts)
 
 
 class Booking(Struct, frozen=True):
@@ -143,6 +147,7 @@ class Desk:
         preferences: Preferences = NONE,
         prompt: Callable[[str], Chain] | None = None,
         grades: tuple[str, ...] = (),
+        held_tokens: Mapping[str, int] = COLD,
     ) -> RoutePlan:
         """Raises: ModelNotFound, Forbidden, Unsupported, UnpricedModel, InvalidRequest."""
         deployments = self._offer.catalog.deployments(alias)
@@ -176,9 +181,18 @@ class Desk:
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
             load=replace(load, session=load.session or who.key_id, key=f"{alias}\x1f{who.key_id}"),
             preferences=preferences,
-            warm=self._dispatcher.warm(deployments, chain) if chain else COLD,
+            warm=self._dispatcher.warm(deployments, chain, held_tokens) if chain else COLD,
         )
         return replace(chosen, chain=chain) if chain else chosen
+
+    def _route(self, ask: Ask, who: Principal, now_ns: int, variant: str) -> RoutePlan:
+        said = (ask.preferences, ask.prompt, ask.grades, ask.held_tokens)
+        return self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, *said)
+
+    def among(self, alias: str, preferences: Preferences) -> Sequence[Deployment]:
+        """Those that the choice lies between, where it looks at who holds the prompt's beginning; else none."""
+        strategy = preferences.strategy or self._offer.catalog.terms_of(alias).strategy
+        return self._offer.catalog.deployments(alias) if strategy in ASK_FOR_PROMPT else ()
 
     def keeps_answers(self, alias: str) -> float | None:
         """For how many seconds; None: not at all."""
@@ -187,7 +201,7 @@ class Desk:
     def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
         """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""
         variant = variant_of(ask.service_tier)
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt, ask.grades)
+        route = self._route(ask, who, now_ns, variant)
         standings = self._dispatcher.outlook([leg.deployment.id for leg in route.legs])
         return explained(ask.alias, route, ask.load, standings)
 
@@ -196,7 +210,7 @@ class Desk:
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
         variant = variant_of(ask.service_tier)
-        route = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, ask.preferences, ask.prompt, ask.grades)
+        route = self._route(ask, who, now_ns, variant)
         route = self._dispatcher.promised(route)
         if any(leg.deployment.max_parallel is not None for leg in route.legs):
             urgency = _URGENCY.get(ask.service_tier or "", 1)

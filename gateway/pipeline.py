@@ -28,6 +28,7 @@ from gateway.media import Media
 from gateway.rerank import Rerank
 from gateway.responses import Conversation, Retrieval
 from gateway.routing.fallback import Dispatcher
+from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.offer import Offer
 from gateway.sections import ServerSettings
 from gateway.shadowing import Shadows
@@ -72,12 +73,13 @@ class Pipeline:
         answers: Answers,
         watch: Watch,
         shadows: Shadows,
+        known: KnownBlocks,
         recorder: Recorder,
     ) -> None:
         self._recorder = recorder
         self._limits = limits
         self._desk = Desk(keys, gate, journal, providers, offer, clock, dispatcher, watch)
-        chat = Chat(self._desk, providers, answers, watch, strict, as_body, shadows)
+        chat = Chat(self._desk, providers, answers, watch, strict, as_body, shadows, known)
         self._ways: Mapping[Operation, Way] = {
             "chat": chat,
             "completions": chat,

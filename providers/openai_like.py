@@ -113,6 +113,23 @@ class OpenAILike(DialectProvider):
     async def authorize(self, request: HttpRequest) -> HttpRequest:
         return msgspec.structs.replace(request, headers=request.headers + bearer(self.endpoint.credential))
 
+    async def tokenize(self, call: Call, model: str) -> list[int]:
+        """The prompt as the engine's own template and vocabulary write it. vLLM, SGLang and our engine have this beside
+        the API, not in it. Source: vllm serving/openai_compatible_server, Tokenizer API, read 2026-11.
+
+        Raises: a ProviderError; Broken where nothing of the kind is there."""
+        said = openai_chat.DIALECT.encode_request(call.request, model=model, strict=False).body
+        asked = {name: said[name] for name in ("messages", "tools") if name in said} | {"model": model}
+        path, base_url = "/tokenize", self.base_url.removesuffix("/v1")
+        headers = (("user-agent", "farebox"), ("content-type", "application/json"))
+        request = HttpRequest("POST", base_url + path, headers, jsonio.encode(asked))
+        response = await self._transport.send(await self.authorize(request), self.timeouts)
+        content = await read_whole(response)
+        try:
+            return msgspec.json.decode(content, type=_Tokenized).tokens
+        except msgspec.DecodeError as error:
+            raise Broken(f"{path} answered {response.status} without tokens", status=response.status) from error
+
     async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
         """See `providers.base.Embedder`."""
         if "embeddings" not in self.capabilities.operations:
@@ -171,6 +188,10 @@ def _carries_foreign_seals(body: bytes) -> bool:
     from providers.dialects.openai_responses import carries_foreign_seals
 
     return carries_foreign_seals(body)
+
+
+class _Tokenized(msgspec.Struct):
+    tokens: list[int]
 
 
 class _Model(msgspec.Struct):

@@ -120,8 +120,11 @@ class Dispatcher:
             self.warmth.keep(leg.deployment.id, leg.deployment.cache, plan.chain, now)
         return replace(plan, promise=self.health.promise(leg.deployment.id, leg.fresh_tokens, now))
 
-    def warm(self, deployments: Sequence[Deployment], chain: Chain) -> Mapping[str, int]:
-        return self.warmth.tokens({d.id: d.cache for d in deployments}, chain, self._clock())
+    def warm(self, deployments: Sequence[Deployment], chain: Chain, told: Mapping[str, int] = {}) -> Mapping[str, int]:
+        """told: by those that tell it themselves."""
+        now = self._clock()
+        guessed = self.warmth.tokens({d.id: d.cache for d in deployments if d.id not in told}, chain, now)
+        return {**guessed, **self.warmth.told(told, chain, now)} if told else guessed
 
     def outlook(self, deployment_ids: list[str]) -> Outlook:
         return self.health.outlook(deployment_ids, self._clock())

@@ -27,6 +27,9 @@ BLOCKS_MAX: Final = 2048
 # All deployments together, about 150 bytes each: 75 MB.
 ENTRIES_MAX: Final = 500_000
 
+# So long a prompt may take to be read and told of by an engine that tells.
+UNTOLD_S: Final = 2.0
+
 Chain = tuple[int, ...]
 """Of a prompt: the n-th number names its first n + 1 blocks."""
 
@@ -93,20 +96,20 @@ class Held:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def match(self, chain: Sequence[int], now: float) -> int:
-        """Blocks of the longest prefix still held."""
+    def match(self, chain: Sequence[int], now: float, since: float = 0.0) -> int:
+        """Blocks of the longest prefix still held. since: and read then or later."""
         low, high = 0, len(chain)
         while low < high:
             middle = (low + high + 1) // 2
-            if self._alive(chain[middle - 1], now):
+            if self._alive(chain[middle - 1], now, since):
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def _alive(self, block: int, now: float) -> bool:
+    def _alive(self, block: int, now: float, since: float) -> bool:
         seen = self._blocks.get(block)
-        return seen is not None and (self.cache.seconds is None or now - seen < self.cache.seconds)
+        return seen is not None and seen >= since and (self.cache.seconds is None or now - seen < self.cache.seconds)
 
     def keep(self, chain: Sequence[int], now: float) -> None:
         blocks = self._blocks
@@ -145,6 +148,16 @@ class Warmth:
         for name in caches:
             if (held := self._held.get(name)) is not None and (blocks := held.match(chain, now)):
                 found[name] = blocks * TOKENS_PER_BLOCK
+        return found
+
+    def told(self, held: Mapping[str, int], chain: Sequence[int], now: float) -> dict[str, int]:
+        """The same of deployments that tell themselves: what they hold, or what was sent there just now and is not
+        told of yet."""
+        found = {}
+        for name, tokens in held.items():
+            mine = self._held.get(name)
+            sent = 0 if mine is None else mine.match(chain, now, now - UNTOLD_S) * TOKENS_PER_BLOCK
+            found[name] = max(tokens, sent)
         return found
 
     def keep(self, name: str, cache: Cache, chain: Sequence[int], now: float) -> None:
