@@ -129,7 +129,7 @@ def _provider(name: str, entry: ProviderEntry, settings: Settings, credentials: 
 
 def file_faults(settings: Settings) -> list[Fault]:
     """Providers of a file that was edited while we run, whose adapter cannot be made."""
-    found = []
+    found: list[Fault] = []
     for name, said in settings.providers.items():
         if said.enabled:
             fields = dict.fromkeys(said.credential, "x")

@@ -160,7 +160,8 @@ async def reconcile_bill(data: JSONBody[Bill], services: Office) -> Reconciliati
         found = await reconcile.reconcile(db, data.provider, bill, names=data.names, by_day=data.by_day)
     lines = [
         BillDifference(
-            each.day, each.model, _counted(each.ours), _counted(each.estimated), each.theirs and _counted(each.theirs),
+            each.day, each.model, _counted(each.ours), _counted(each.estimated),
+            None if each.theirs is None else _counted(each.theirs),
             CountedView(
                 each.unexplained_input_tokens, each.unexplained_output_tokens, usd(each.unexplained_cost_pusd)
             ),
