@@ -64,7 +64,7 @@ class KnownBlocks:
         has, if that is known."""
         if not self._blocks or text_bytes < LONG_BYTES or len(deployments) < 2:
             return {}, None
-        telling = [d for d in deployments if (blocks := self._blocks.get(d.provider)) and blocks.size is not None]
+        telling = [d for d in deployments if self._tells(d)]
         held: dict[str, int] = {}
         count = None
         for model in dict.fromkeys(d.model for d in telling):
@@ -73,6 +73,11 @@ class KnownBlocks:
                 count = len(prompt.tokens)
                 held |= {d.id: self._blocks[d.provider].held_tokens(prompt) for d in telling if d.model == model}
         return held, count
+
+    def _tells(self, deployment: Deployment) -> bool:
+        """Whether it has told of a block, though it may hold none now."""
+        blocks = self._blocks.get(deployment.provider)
+        return blocks is not None and blocks.size is not None
 
     async def _tokenised(self, call: Call, among: Sequence[Deployment], tenant: str) -> Prompt | None:
         asked = among[int(self._chance() * len(among))]

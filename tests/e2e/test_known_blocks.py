@@ -19,7 +19,7 @@ from gateway.routing.known_blocks import LONG_BYTES
 from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.local_backend.support import EngineProcess, make_tiny_model
 
-WITHIN_S = 120
+WITHIN_S = 100
 BLOCK = 16
 ANY = "tcp://127.0.0.1:*"
 LIMITS = ("--block-size", str(BLOCK), "--dtype", "float32", "--kv-cache-bytes", "24MiB", "--served-name", "tiny")
