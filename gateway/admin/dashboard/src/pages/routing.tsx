@@ -22,6 +22,7 @@ const STRATEGIES: { value: NonNullable<AliasEntry["strategy"]>; label: string; s
   { value: "least_busy", label: "Least busy", says: "Fewest in flight for its weight." },
   { value: "most_quota", label: "Most quota left", says: "By the providers' own rate headers." },
   { value: "sticky", label: "Sticky", says: "Always the same for a session, end user or key." },
+  { value: "split", label: "Split", says: "Always the same for a key, by weight: an A/B test." },
   { value: "prefix", label: "Warm prefix", says: "Soonest first token, counting what it holds of this prompt." },
   { value: "auto", label: "Auto", says: "Price and seconds weighed against each other." },
 ];
