@@ -98,5 +98,4 @@ def admin_routes(services: Callable[[], Services], *, dist: Path = DIST) -> list
         response_headers={"cache-control": "no-store"},
         tags=["admin"],
     )
-    return [api, *dashboard_routes(dist), *guide_routes()]
-    return [api, scim_routes(services), *dashboard_routes(dist)]
+    return [api, scim_routes(services), *dashboard_routes(dist), *guide_routes()]

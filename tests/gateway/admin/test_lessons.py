@@ -12,7 +12,7 @@ from gateway import identity, schema
 from gateway.admin.auth.guard import COOKIE
 from gateway.admin.auth.roles import OPEN
 from gateway.admin.routes import HANDLERS
-from tests.gateway.admin.client import Browser
+from tests.gateway.admin.client import BASE, Browser
 from tests.gateway.admin.world import World
 
 Opener = Callable[[World], Browser]
@@ -41,6 +41,7 @@ async def test_a_stolen_hash_is_no_credential(small: World, opened: Opener) -> N
         stranger = opened(small)
         stranger.http.headers["authorization"] = f"Bearer {value.hex()}"
         assert (await stranger.call("GET", "/keys")).status_code == 401
+        assert (await stranger.http.get(f"{BASE}/scim/v2/Users")).status_code == 401
         assert (await stranger.http.get("/scim/v2/Users")).status_code in (401, 404)
         del stranger.http.headers["authorization"]
         stranger.http.cookies.set(COOKIE, value.hex())
