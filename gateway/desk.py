@@ -42,8 +42,8 @@ class Ask(Struct, frozen=True):
     model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
     session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
     counts: at worst, of what is not sold by its text (reranking, sound, images). grades: price variants that fit it
-    closer than its tier's, the closest first. held_tokens: by deployment how much of
-    the prompt it told us it holds. input_tokens: as an engine counted them."""
+    closer than its tier's, the closest first. held_tokens: by deployment how much of the prompt it told us it holds.
+    input_tokens: as an engine counted them."""
 
     request_id: str
     dialect: str

@@ -107,7 +107,7 @@ class Held:
                 high = middle - 1
         return low
 
-    def _alive(self, block: int, now: float, since: float) -> bool:
+    def _alive(self, block: int, now: float, since: float = 0.0) -> bool:
         seen = self._blocks.get(block)
         return seen is not None and seen >= since and (self.cache.seconds is None or now - seen < self.cache.seconds)
 
