@@ -67,11 +67,11 @@ async def create(name: str, /, *, organisation: str | None = None, common: Chang
                 there = ", ".join(f"{each.name} ({each.id})" for each in known) or "none"
                 raise Problem(f"{said} There is: {there}", fix="--organisation, or `farebox ledger open` for a new one")
             made = await accounts.create_project(db, f"proj_{secrets.token_hex(8)}", owner.id, name, at_ns=now_ns)
+            value = {"id": made.id, "name": name, "organisation_id": owner.id, "organisation": owner.name}
             await audit.append(
                 db, actor=acting(ACTOR), action="projects.create", subject=made.id, at_ns=now_ns, after={"name": name}
             )
     except IntegrityError as error:
         raise Problem(f"there is a project {name!r} already", fix="take another name") from error
-    value = {"id": made.id, "name": name, "organisation_id": owner.id, "organisation": owner.name}
-    emit(common, value, lambda: f"{made.id}: {name} of {owner.name}")
+    emit(common, value, lambda: f"{value['id']}: {name} of {value['organisation']}")
     return OK
