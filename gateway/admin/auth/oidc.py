@@ -21,7 +21,6 @@ from msgspec import Struct
 from gateway.config_parts import ConfigError
 from gateway.signing_in import OidcSettings, is_safe
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
