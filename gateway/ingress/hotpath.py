@@ -37,7 +37,6 @@ log = structlog.get_logger(__name__)
 _WARMING = "/v1/tcp_warming"
 _WARM = Route("openai_chat", "warming")
 _MODELS = Route("openai_chat", "models")
-_SELDOM = Seldom()
 _ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -71,6 +70,7 @@ class HotPath:
         self.heartbeat_s = heartbeat_s
         self.cancels_whole = cancels_whole
         self._traces = traces
+        self._seldom = Seldom()
         self._pipeline = pipeline
         self._catalog = catalog
         self.max_body_bytes = max_body_bytes
@@ -156,7 +156,7 @@ class HotPath:
         elif not isinstance(error, GatewayError):
             if body.status >= 500:
                 log.warning("request failed", request_id=request_id, code=body.code, status=body.status)
-            elif (unsaid := _SELDOM.unsaid()) is not None:  # The client's own mistakes: counted, and told now and then.
+            elif (unsaid := self._seldom.unsaid()) is not None:  # A client's own mistake: counted, told now and then.
                 log.warning(
                     "request refused", request_id=request_id, code=body.code, status=body.status, others_unsaid=unsaid
                 )
