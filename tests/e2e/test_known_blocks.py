@@ -75,11 +75,14 @@ async def thought(gateway: House, messages: list[dict[str, Any]], key: str = "")
     return {leg["deployment"]: leg["cached_tokens"] for leg in plan["legs"]}
 
 
-async def until_thought(gateway: House, messages: list[dict[str, Any]], wanted: dict[str, int]) -> None:
+async def until_thought(
+    gateway: House, messages: list[dict[str, Any]], wanted: dict[str, int], key: str = ""
+) -> None:
+    """A prompt that is not tokenised in time is guessed by bytes, so a busy machine is asked again."""
     seen: dict[str, int] = {}
     try:
         async with asyncio.timeout(WITHIN_S):
-            while (seen := await thought(gateway, messages)) != wanted:
+            while (seen := await thought(gateway, messages, key)) != wanted:
                 await asyncio.sleep(0.1)
     except TimeoutError:
         assert seen == wanted
@@ -120,7 +123,7 @@ async def test_each_prompt_goes_where_its_blocks_are(
         made = await gateway.keys.create_key(project_id=other.id, name="other", actor="test", now_ns=time.time_ns())
         assert made.plain is not None
         assert (await thought(gateway, talk("a", 1))).get("one/tiny", 0) > 0
-        assert set((await thought(gateway, talk("a", 1), made.plain)).values()) == {0}
+        await until_thought(gateway, talk("a", 1), {"one/tiny": 0, "two/tiny": 0}, made.plain)
 
         # An engine that is started anew holds nothing, and nobody needs to be told.
         port = one.process.url.rpartition(":")[2]

@@ -258,6 +258,8 @@ def test_watch_says_it_again_until_ctrl_c(there: There) -> None:
         cwd=there.folder,
         env=environment(FAREBOX_URL=there.up.ready["base_url"], FAREBOX_TOKEN=there.tokens["owner"]),
         stdout=subprocess.PIPE,
+        # Who runs in the background inherits a deaf ear for Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout is not None
