@@ -100,7 +100,7 @@ function Members() {
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" description="Of somebody new, or who is known here" required withAsterisk={false} data-autofocus />
-            <Select name="place" label="Of" searchable data={choices} defaultValue={choices[0]?.items[0]?.value ?? null} allowDeselect={false} required withAsterisk={false} />
+            <Select key={choices[0]?.items[0]?.value} name="place" label="Of" searchable data={choices} defaultValue={choices[0]?.items[0]?.value ?? null} allowDeselect={false} required withAsterisk={false} />
             <Select name="role" label="Role" description="No more than your own there" defaultValue="viewer" allowDeselect={false} data={ROLES} />
             <Group justify="flex-end"><Button variant="default" onClick={() => setAdding(false)}>Cancel</Button><Button type="submit" loading={add.isPending}>Add</Button></Group>
           </Stack>
