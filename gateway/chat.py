@@ -223,20 +223,22 @@ class Chat:
                     arrival, opened, held = further, further.got, further.got.head
         finally:
             # Also reached when the client has gone: the generator is closed, and with it the upstream.
-            arrival.journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
-            await opened.answer.aclose()
-            if visit is not None:
-                visit.end(stream)
-            amount_pusd = await settlement.finish(
-                replace(
-                    ending,
-                    usage=stream.usage,
-                    finish_reason=stream.finish_reason,
-                    status=200,
-                    output_bytes=stream.output_bytes,
-                    estimated=bool(broken),
+            try:
+                arrival.journey.end(stream.usage.output_tokens, stream.usage.cache_read_tokens)
+                await opened.answer.aclose()
+                if visit is not None:
+                    visit.end(stream)
+            finally:
+                amount_pusd = await settlement.finish(
+                    replace(
+                        ending,
+                        usage=stream.usage,
+                        finish_reason=stream.finish_reason,
+                        status=200,
+                        output_bytes=stream.output_bytes,
+                        estimated=bool(broken),
+                    )
                 )
-            )
         yield with_cost(held, amount_pusd) if call.dialect in _TELLS_COST else held
 
     async def _carried_on(self, opened: Opened, booking: Booking, broken: list[Leg]) -> Arrival[Opened] | None:

@@ -120,16 +120,12 @@ class Settlement:
         priced_pusd = self._amount(record, sheet)
         amount_pusd = self._amount_pusd = priced_pusd or 0
         read, written = input_tokens_total(record.quantities), output_tokens_total(record.quantities)
-        METRICS.settled(record, amount_pusd)
-        if (trail := TRAIL.get()) is not None:
-            trail.settled(record)
-        if cached := record.quantities.get(Meter.CACHE_READ_TOKENS):
-            prices = sheet.tier(read).sale
-            METRICS.saved(record, cached * max(0, prices[Meter.INPUT_TOKENS] - prices[Meter.CACHE_READ_TOKENS]))
         counted = (0, 0) if record.estimated else (read, written)
         try:
-            # Both are under way at once: a future, and a command that leaves before its reply is waited for.
+            # Both are under way at once: a future, and a command that leaves before its reply is waited for. What is
+            # only told of the request comes after what is owed for it.
             on_disk = self._journal.settle(record)
+            _tell(record, sheet, read, amount_pusd)
             await self._gate.settle(
                 self._admission,
                 read + written,
@@ -214,6 +210,17 @@ class Settlement:
             attempts=self.attempts,
             way=None if self._route is None else way_of(self._route, self.tries),
         )
+
+
+def _tell(record: UsageRecord, sheet: PriceSheet, input_tokens: int, amount_pusd: int) -> None:
+    METRICS.settled(record, amount_pusd)
+    if (trail := TRAIL.get()) is not None:
+        trail.settled(record)
+    if cached := record.quantities.get(Meter.CACHE_READ_TOKENS):
+        prices = sheet.tier(input_tokens).sale
+        whole, read = prices.get(Meter.INPUT_TOKENS), prices.get(Meter.CACHE_READ_TOKENS)
+        if whole is not None and read is not None:  # an unpriced meter is written down all the same
+            METRICS.saved(record, cached * max(0, whole - read))
 
 
 class _Owed:

@@ -1,0 +1,91 @@
+"""What is only told of a request never stands between it and its usage record."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from billing.journal import Journal, read_segment, runs, segments
+from billing.prices import Rates, make_sheet
+from billing.usage import Meter, Outcome, UsageRecord
+from gateway.chat import Chat
+from gateway.routing.catalog import Deployment
+from gateway.routing.policy import Leg
+from gateway.settlement import Ending, Settlement
+from providers.base import Call
+from providers.neutral import ChatRequest, Usage
+from tests.billing.make import intent
+
+
+class Gate:
+    """Limits that have nothing to say."""
+
+    async def settle(self, *_: object, **__: object) -> None:
+        return None
+
+
+def settlement_of(journal: Journal, priced: dict[Meter, int]) -> Settlement:
+    sheet = make_sheet("p1", "openai", "gpt", 0, Rates(sale=priced, cost=priced), "operator")
+    leg = Leg(Deployment("openai", "openai", "gpt"), sheet)
+    admission = cast(Any, None)
+    debt = Settlement(journal, cast(Any, Gate()), admission, intent("r1"), leg, lambda: 2, lambda *_: sheet)
+    debt.open()
+    return debt
+
+
+def records(directory: Path) -> list[UsageRecord]:
+    found = [entry for run in runs(directory) for part in segments(run) for _, entry in read_segment(part)]
+    return [entry for entry in found if isinstance(entry, UsageRecord)]
+
+
+@pytest.mark.parametrize("listed", [Meter.OUTPUT_TOKENS, Meter.INPUT_TOKENS, Meter.CACHE_READ_TOKENS])
+async def test_a_sheet_without_prices_for_what_was_read_from_a_cache_still_gets_its_record(
+    tmp_path: Path, listed: Meter
+) -> None:
+    book = Journal.open(tmp_path, "gateway")
+    usage = Usage(input_tokens=30, output_tokens=4, cache_read_tokens=20)
+    await settlement_of(book, {listed: 3}).finish(Ending(Outcome.COMPLETED, usage, "stop", 200))
+    await book.close()
+    (row,) = records(tmp_path)
+    assert row.quantities[Meter.CACHE_READ_TOKENS] == 20
+
+
+@pytest.mark.parametrize("fails", ["health", "connection", "guardrail"])
+async def test_a_stream_is_settled_whatever_fails_while_it_is_tidied_up(tmp_path: Path, fails: str) -> None:
+    def tidy(which: str) -> None:
+        if which == fails:
+            raise RuntimeError(which)
+
+    async def close() -> None:
+        tidy("connection")
+
+    async def rest() -> AsyncIterator[bytes]:
+        yield b"data: more\n\n"
+
+    book = Journal.open(tmp_path, "gateway")
+    stream = SimpleNamespace(
+        usage=Usage(input_tokens=30, output_tokens=4),
+        finish_reason=None,
+        output_bytes=9,
+        feed=lambda data: data,
+        close=lambda: b"",
+    )
+    opened = SimpleNamespace(
+        answer=SimpleNamespace(aclose=close), stream=stream, chunks=rest(), head=b"data: first\n\n", ended=False
+    )
+    arrival = SimpleNamespace(got=opened, journey=SimpleNamespace(end=lambda *_: tidy("health")))
+    booking = SimpleNamespace(settlement=settlement_of(book, {Meter.INPUT_TOKENS: 3, Meter.OUTPUT_TOKENS: 3}))
+    visit = SimpleNamespace(end=lambda _: tidy("guardrail"))
+    call = Call("chat", "openai_chat", ChatRequest(model="a", messages=()), b"", "r1")
+    chat = Chat(*(cast(Any, None) for _ in range(8)))
+    told = b""
+    with pytest.raises(RuntimeError, match=fails):
+        async for piece in chat._relay(cast(Any, arrival), call, cast(Any, booking), cast(Any, visit)):
+            told += piece
+    await book.close()
+    (row,) = records(tmp_path)
+    assert (row.id, row.outcome, row.quantities[Meter.OUTPUT_TOKENS]) == ("r1", Outcome.COMPLETED, 4)
