@@ -289,14 +289,19 @@ async def remove_budget(db: AsyncConnection, scope: Scope, scope_id: str, window
     return bool(gone.rowcount)
 
 
-async def budgets(db: AsyncConnection, scope_ids: Sequence[str] | None = None) -> list[Budget]:
-    """The budgets of these ids (of organisations, teams, projects, keys) and of what they own, or all there are."""
+async def budgets(
+    db: AsyncConnection, scope_ids: Sequence[str] | None = None, *, scope: Scope | None = None
+) -> list[Budget]:
+    """The budgets of these ids (of organisations, teams, projects, keys) and of what they own, or all there are.
+
+    scope: only those of this kind, and of nothing that they own."""
     query = select(schema.budgets).order_by(schema.budgets.c.scope, schema.budgets.c.scope_id, schema.budgets.c.period)
+    ids = schema.budgets.c.scope_id
+    if scope is not None:
+        query = query.where(schema.budgets.c.scope == scope.value)
     if scope_ids is not None:
-        ids = schema.budgets.c.scope_id
-        query = query.where(
-            or_(ids.in_(scope_ids), *(ids.startswith(f"{each}/", autoescape=True) for each in scope_ids))
-        )
+        owned = () if scope is not None else (ids.startswith(f"{each}/", autoescape=True) for each in scope_ids)
+        query = query.where(or_(ids.in_(scope_ids), *owned))
     return [
         Budget(
             Scope(row["scope"]),

@@ -50,8 +50,9 @@ virtual_keys: Final = Table(
     Column("revoked_at_ns", BigInteger),
     Column("created_at_ns", BigInteger, nullable=False),
     Column("created_by", String(200), nullable=False),
-    # Lists of a project's keys.
+    # Lists of keys, all of them or a project's.
     Index(None, "project_id"),
+    Index(None, "created_at_ns", "id"),
 )
 
 # Limits above or beside the single key. A key's own three stand in its row.

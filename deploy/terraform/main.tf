@@ -51,8 +51,7 @@ resource "restapi_object" "key" {
     rpm        = each.value.rpm
   })
 
-  read_path     = "/admin/v1/keys"
-  read_search   = { search_key = "id", search_value = "{id}" }
+  read_path     = "/admin/v1/keys/{id}"
   update_method = "PATCH"
   update_path   = "/admin/v1/keys/{id}"
   update_data = jsonencode({

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_network
 from typing import Any, Final, Literal
 
@@ -18,7 +18,7 @@ from billing.db import reading, writing
 from billing.schema import projects
 from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
-from gateway.admission.minting import GIVEN_CHARS_MIN, MintedKey, accept, mint
+from gateway.admission.minting import GIVEN_CHARS_MIN, PREFIX, MintedKey, accept, mint
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.admission.store import LimitStore
 from gateway.errors import InvalidRequest, NotFound
@@ -31,6 +31,7 @@ OVERLAP_NS_MAX: Final = 90 * _DAY_NS
 """How long the secret before may go on after a rotation."""
 WARN_NS: Final = 14 * _DAY_NS
 """How long before its end a key is pointed out."""
+_NAMED_MAX: Final = 500
 _WINDOW_MS_MAX: Final = 86_400_000
 _LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
 
@@ -344,14 +345,37 @@ class KeyAdmin:
             await note(db, now_ns, actor, f"{scope}.losses", scope_id, before=was, after=now)
         await self._announce(EVERYTHING)
 
-    async def list_keys(self, *, project_id: str | None = None) -> list[KeyInfo]:
-        """In the order they were made, revoked ones included."""
-        query = select(virtual_keys).order_by(virtual_keys.c.created_at_ns, virtual_keys.c.id)
-        if project_id is not None:
-            query = query.where(virtual_keys.c.project_id == project_id)
+    async def list_keys(
+        self,
+        *,
+        project_ids: Collection[str] | None = None,
+        like: str | None = None,
+        active_at_ns: int | None = None,
+        before: tuple[int, str] | None = None,
+        limit: int | None = None,
+    ) -> list[KeyInfo]:
+        """The newest first, revoked ones included.
+
+        like: part of a name, of an id or of how a key begins. active_at_ns: only what works then. before: when another
+        key was made, and its id: those after it in this order."""
+        table = virtual_keys.c
+        query = select(virtual_keys).order_by(table.created_at_ns.desc(), table.id.desc()).limit(limit)
+        if project_ids is not None:
+            query = query.where(table.project_id.in_(project_ids))
+        if like:
+            part = like.removeprefix(PREFIX)
+            columns = (table.name, table.id, table.public_id)
+            query = query.where(or_(*(column.icontains(part, autoescape=True) for column in columns)))
+        if active_at_ns is not None:
+            query = query.where(
+                table.revoked_at_ns.is_(None),
+                or_(table.expires_at_ns.is_(None), table.expires_at_ns > active_at_ns),
+            )
+        if before is not None:
+            at_ns, after = before
+            query = query.where(or_(table.created_at_ns < at_ns, (table.created_at_ns == at_ns) & (table.id < after)))
         async with reading(self._engine) as db:
-            rows = (await db.execute(query)).mappings().all()
-            return await _infos(db, rows)
+            return await _infos(db, (await db.execute(query)).mappings().all())
 
     async def key(self, key: str) -> KeyInfo:
         """key: id or public id. Raises: NotFound."""
@@ -418,12 +442,15 @@ async def _find(db: AsyncConnection, key: str) -> RowMapping:
 
 
 async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInfo]:
+    # All there are, where it takes more than one statement can name.
+    ids = [row["id"] for row in rows] if len(rows) <= _NAMED_MAX else None
     money: dict[str, list[accounts.Budget]] = {}
-    for budget in await accounts.budgets(db):
-        if budget.scope is Scope.KEY:
-            money.setdefault(budget.scope_id, []).append(budget)
-    rotated = await db.execute(select(key_secrets.c.key_id, func.max(key_secrets.c.until_ns)).group_by("key_id"))
-    until: dict[str, int] = {row[0]: row[1] for row in rotated}
+    for budget in await accounts.budgets(db, ids, scope=Scope.KEY):
+        money.setdefault(budget.scope_id, []).append(budget)
+    earlier = select(key_secrets.c.key_id, func.max(key_secrets.c.until_ns)).group_by("key_id")
+    if ids is not None:
+        earlier = earlier.where(key_secrets.c.key_id.in_(ids))
+    until: dict[str, int] = {row[0]: row[1] for row in await db.execute(earlier)}
     return [
         KeyInfo(
             id=row["id"],
@@ -451,7 +478,7 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
 
 async def _budget(db: AsyncConnection, scope: Scope, scope_id: str, window: Window) -> accounts.Budget | None:
     wanted = (scope, scope_id, window)
-    found = await accounts.budgets(db, [scope_id])
+    found = await accounts.budgets(db, [scope_id], scope=scope)
     return next((b for b in found if (b.scope, b.scope_id, b.window) == wanted), None)
 
 

@@ -113,21 +113,23 @@ async def create(
 
 
 @app.command(name="list")
-async def list_(*, project: str | None = None, common: Common = DEFAULTS) -> int:
+async def list_(*, project: str | None = None, like: str | None = None, common: Common = DEFAULTS) -> int:
     """List keys, newest first. Never shows a secret.
 
     Parameters
     ----------
     project:
         Only this project's.
+    like:
+        A part of the name, or how the key begins.
     """
     settings = common.settings()
     async with database(settings) as engine, key_admin(settings, engine) as keys:
-        project_id = (await _project(engine, project)).id if project else None
-        found = await keys.list_keys(project_id=project_id)
+        project_ids = [(await _project(engine, project)).id] if project else None
+        found = await keys.list_keys(project_ids=project_ids, like=like)
         projects = await _project_names(engine)
     columns = ["key", "name", "project", "budget", "rpm", "tpm", "parallel", "state", "warning"]
-    rows = [_plain(info, projects.get(info.project_id, "")) for info in reversed(found)]
+    rows = [_plain(info, projects.get(info.project_id, "")) for info in found]
     emit(
         common,
         {"keys": rows},

@@ -231,14 +231,18 @@ def _request(chance: random.Random, user: str) -> tuple[str, dict[str, Any], boo
 
 
 async def _spoil(links: Links, chance: random.Random, until_s: float) -> None:
-    """The links that live long are struck while they live, and heal after a while as networks do."""
+    """The links that live long are struck while they live, and heal after a while as networks do: all of them in turn,
+    the first time without much ado, since a short run has to have hurt each."""
+    order, most_s = list(links.behind), 0.5
     while time.monotonic() < until_s:
-        await _rest(chance.uniform(0.5, 4.0), until_s)
-        name = chance.choice(list(links.behind))
-        proxy = links.behind[name]
-        proxy.strike(any_fault(chance))
-        await _rest(chance.uniform(0.2, 2.5), until_s)
-        proxy.cut_all()
+        chance.shuffle(order)
+        for name in order:
+            await _rest(chance.uniform(0.2, 2 * most_s), until_s)
+            proxy = links.behind[name]
+            proxy.strike(any_fault(chance))
+            await _rest(chance.uniform(0.2, most_s), until_s)
+            proxy.cut_all()
+        most_s = 2.0
 
 
 async def _kill(stage: chaos.Scene, chance: random.Random, until_s: float, each_s: float) -> None:

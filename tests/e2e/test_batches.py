@@ -244,7 +244,6 @@ async def test_a_budget_stops_the_lines_that_it_does_not_cover(office: House) ->
 
 
 @pytest.mark.asyncio(loop_scope="function")
-@pytest.mark.timeout(120)
 async def test_two_gateways_share_one_batch(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
     """Both take lines while both are there; each line is answered once and charged once, and one closes it."""
     count = 40
@@ -293,7 +292,6 @@ def _lines_run_by(each: House) -> int:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-@pytest.mark.timeout(120)
 async def test_kill_9_in_the_middle(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
     """The next process goes on where the dead one was: each line answered once, each charged once."""
     with socket.socket() as probe:

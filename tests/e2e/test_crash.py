@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
@@ -117,7 +116,6 @@ async def open_streams(url: str, key: str, count: int, admitted: list[str], star
         await asyncio.gather(*(one() for _ in range(count)))
 
 
-@pytest.mark.timeout(180)
 async def test_kill_9_with_a_hundred_open_streams_loses_no_request_and_bills_none_twice(
     tmp_path: Path, fresh_database_url: str, redis_url: str
 ) -> None:

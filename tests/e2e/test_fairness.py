@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 from billing import accounts
 from billing.db import create_engine, writing
@@ -23,7 +22,6 @@ from tests.emulators.openai import OpenAIEmulator
 FLOOD, QUIET = 60, 4
 
 
-@pytest.mark.timeout(120)
 async def test_a_flood_raises_nobody_elses_first_token_time(
     tmp_path: Path, sqlite_template: Path, redis_url: str
 ) -> None:

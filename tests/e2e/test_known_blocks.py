@@ -75,9 +75,7 @@ async def thought(gateway: House, messages: list[dict[str, Any]], key: str = "")
     return {leg["deployment"]: leg["cached_tokens"] for leg in plan["legs"]}
 
 
-async def until_thought(
-    gateway: House, messages: list[dict[str, Any]], wanted: dict[str, int], key: str = ""
-) -> None:
+async def until_thought(gateway: House, messages: list[dict[str, Any]], wanted: dict[str, int], key: str = "") -> None:
     """A prompt that is not tokenised in time is guessed by bytes, so a busy machine is asked again."""
     seen: dict[str, int] = {}
     try:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests import services
 from tests.e2e import soak
 
 
-@pytest.mark.timeout(180)
 async def test_with_faults_on_every_link_no_request_is_stuck_and_the_books_are_right() -> None:
     with services.own_postgres() as url, tempfile.TemporaryDirectory(prefix="fbx-soak-") as folder:
         found = await soak.run(Path(folder), url, seconds=10, processes=2, rate=30, seed=5, kill_each_s=4)

@@ -20,8 +20,6 @@ from gateway.config import load
 from tests.e2e.test_crash import prepare, written
 from tests.emulators.openai import OpenAIEmulator
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @asynccontextmanager
 async def serving(config: Path, url: str, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from litestar import delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,7 +18,7 @@ from billing.statements import spent_by
 from gateway.admin import reports
 from gateway.admin.api.projects import amount_of
 from gateway.admin.api.usage import BudgetView, budget_view
-from gateway.admin.api.values import usd
+from gateway.admin.api.values import Page, at_cursor, cursor, usd
 from gateway.admin.auth.grants import bounded, check_bounds, models_of
 from gateway.admin.auth.places import place_of
 from gateway.admin.auth.roles import Actor, Place
@@ -109,12 +109,37 @@ class PlaygroundRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/keys", name="keys.list")
-async def list_keys(services: Office, sight: Within, project_id: FromQuery[str | None] = None) -> list[KeyView]:
-    """The newest first, revoked ones included."""
-    found = await services.keys.list_keys(project_id=project_id)
-    found = [each for each in found if sight.shows("project", each.project_id)]
+async def list_keys(
+    services: Office,
+    sight: Within,
+    project_id: FromQuery[str | None] = None,
+    like: Annotated[str | None, QueryParameter(max_length=200)] = None,
+    active: FromQuery[bool] = False,
+    cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
+) -> Page[KeyView]:
+    """The newest first. `like`: a part of the name, or how the key begins. `active`: only what works."""
+    now_ns = services.clock()
+    wanted = sight.filters({} if project_id is None else {"project": [project_id]})
+    found = await services.keys.list_keys(
+        project_ids=wanted.get("project"),
+        like=like,
+        active_at_ns=now_ns if active else None,
+        before=None if cursor_ is None else at_cursor(cursor_, tuple[int, str]),
+        limit=limit + 1,
+    )
+    shown = found[:limit]
+    more = cursor(shown[-1].created_at_ns, shown[-1].id) if len(found) > limit else None
     async with services.reader.reading() as db:
-        return await _views(db, list(reversed(found)), services.clock())
+        return Page(await _views(db, shown, now_ns), more)
+
+
+@get("/keys/{key_id:str}", name="keys.read")
+async def read_key(key_id: FromPath[str], services: Office) -> KeyView:
+    """One key, by its id or by how it begins (without the `fbx-`)."""
+    info = await services.keys.key(key_id)
+    async with services.reader.reading() as db:
+        return (await _views(db, [info], services.clock()))[0]
 
 
 @post("/keys", name="keys.create")
@@ -203,7 +228,15 @@ async def playground_key(data: JSONBody[PlaygroundRequest], actor: Caller, servi
     return await _make(services, actor, data.project_id, f"Playground ({actor.name})", terms, [])
 
 
-key_handlers: list[HTTPRouteHandler] = [list_keys, create_key, update_key, revoke_key, rotate_key, playground_key]
+key_handlers: list[HTTPRouteHandler] = [
+    list_keys,
+    read_key,
+    create_key,
+    update_key,
+    revoke_key,
+    rotate_key,
+    playground_key,
+]
 
 
 async def _make(

@@ -11,7 +11,6 @@ from tests.e2e.dashboard.browser import Scheme, chromium, page
 from tests.e2e.dashboard.office import office, picture, sign_in
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_rule_is_made_tried_and_removed(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
     async with (

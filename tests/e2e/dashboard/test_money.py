@@ -16,7 +16,6 @@ from tests.gateway.admin.test_money import LIST
 from tests.gateway.test_alerting import Ear
 
 
-@pytest.mark.timeout(120)
 async def test_money_is_paid_in_given_back_and_billed(sqlite_template: Path, tmp_path: Path) -> None:
     async with chromium() as browser, office(sqlite_template, tmp_path, 60) as (made, base), page(browser) as watched:
         visit = watched.page
@@ -58,7 +57,6 @@ async def test_money_is_paid_in_given_back_and_billed(sqlite_template: Path, tmp
         watched.check()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_list_and_a_bill_are_held_against_the_books_and_somebody_is_told(
     scheme: Scheme, sqlite_template: Path, tmp_path: Path

@@ -99,7 +99,6 @@ async def test_the_page_is_accessible_empty_and_full(scheme: Scheme, sqlite_temp
         watched.check()
 
 
-@pytest.mark.timeout(120)
 async def test_a_passkey_is_made_and_signs_in(sqlite_template: Path, tmp_path: Path) -> None:
     async with chromium() as browser, office(sqlite_template, tmp_path, 0) as (made, base), page(browser) as watched:
         visit, local = watched.page, base.replace("127.0.0.1", "localhost")
@@ -130,7 +129,6 @@ async def test_a_passkey_is_made_and_signs_in(sqlite_template: Path, tmp_path: P
         await expect(visit.get_by_text("the passkey was refused")).to_be_visible()
 
 
-@pytest.mark.timeout(120)
 async def test_a_provider_brings_one_in_and_takes_one_out(sqlite_template: Path, tmp_path: Path) -> None:
     async with (
         IdentityProvider() as provider,

@@ -91,7 +91,6 @@ async def test_every_page_is_quiet_local_and_accessible(scheme: Scheme, sqlite_t
         watched.check()
 
 
-@pytest.mark.timeout(120)
 async def test_the_first_view_is_light_and_everything_fits_a_phone(sqlite_template: Path, tmp_path: Path) -> None:
     async with (
         chromium() as browser,
@@ -119,7 +118,6 @@ async def test_the_first_view_is_light_and_everything_fits_a_phone(sqlite_templa
         watched.check()
 
 
-@pytest.mark.timeout(120)
 async def test_it_works_by_keyboard_and_the_address_keeps_what_is_seen(sqlite_template: Path, tmp_path: Path) -> None:
     async with chromium() as browser, office(sqlite_template, tmp_path, 200) as (made, base), page(browser) as watched:
         visit = watched.page
@@ -155,7 +153,6 @@ async def test_it_works_by_keyboard_and_the_address_keeps_what_is_seen(sqlite_te
         watched.check()
 
 
-@pytest.mark.timeout(120)
 async def test_a_role_is_offered_what_it_may_do_and_a_signed_out_page_asks_to_sign_in(
     sqlite_template: Path, tmp_path: Path
 ) -> None:

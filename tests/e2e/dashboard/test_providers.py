@@ -17,7 +17,6 @@ from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, Be
 from tests.gateway.admin.world import NOW_NS
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_an_operator_adds_a_bedrock(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
     async with (
@@ -72,7 +71,6 @@ async def test_an_operator_adds_a_bedrock(scheme: Scheme, sqlite_template: Path,
     assert (await made.services.yard.changes.view()).version.document.providers == {}
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_an_alias_is_edited_with_its_plan_in_view(scheme: Scheme, sqlite_template: Path, tmp_path: Path) -> None:
     async with (

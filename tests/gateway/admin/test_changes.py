@@ -66,11 +66,43 @@ async def test_a_key_is_shown_once_and_lives_by_its_terms(made: World, browser: 
 async def test_a_bad_key_is_refused_and_nothing_is_made(small: World, change: dict[str, object], status: int) -> None:
     async with Browser(small.app()) as browser:
         await browser.sign_in(await small.link())
-        before = len(await browser.get("/keys"))
+        before = len((await browser.get("/keys"))["items"])
         refused = await browser.call("POST", "/keys", {"project_id": "proj_shop", "name": "k", **change})
         assert (refused.status_code, refused.headers["content-type"]) == (status, MEDIA_TYPE)
         assert refused.json()["todo"]
-        assert len(await browser.get("/keys")) == before
+        assert len((await browser.get("/keys"))["items"]) == before
+
+
+async def test_keys_come_in_pages_the_newest_first_and_are_found_by_name_or_beginning(small: World) -> None:
+    async with Browser(small.app()) as browser:
+        await browser.sign_in(await small.link())
+        old = {key["id"] for key in (await browser.get("/keys"))["items"]}
+        made = []
+        for name in ("till 1", "till_2", "Till 3", "kiosk"):
+            small.now_ns += 1
+            made.append((await browser.send("POST", "/keys", {"project_id": "proj_shop", "name": name}))["key"])
+        await browser.send("DELETE", f"/keys/{made[0]['id']}")
+        paged: list[str] = []
+        cursor = None
+        while cursor is not None or not paged:
+            page = await browser.get("/keys", limit=2, cursor=cursor)
+            assert 0 < len(page["items"]) <= 2
+            paged += [key["id"] for key in page["items"]]
+            cursor = page["next"]
+        assert paged[:4] == [key["id"] for key in reversed(made)]
+        assert len(paged) == len(set(paged)) == len(old) + 4
+
+        async def found(**asked: object) -> list[str]:
+            return [key["name"] for key in (await browser.get("/keys", **asked))["items"]]
+
+        assert await found(like="TILL") == ["Till 3", "till_2", "till 1"]
+        assert await found(like="till", active="true") == ["Till 3", "till_2"]
+        assert await found(like="_2") == ["till_2"]  # taken as it is, not as a wild card
+        assert await found(like=made[3]["shown"]) == ["kiosk"]
+        assert await found(like="till", project_id="proj_search") == []
+        assert (await browser.get(f"/keys/{made[2]['id']}"))["name"] == "Till 3"
+        assert (await browser.call("GET", "/keys/none")).status_code == 404
+        assert (await browser.call("GET", "/keys?cursor=nonsense")).status_code == 422
 
 
 async def test_a_playground_key_is_gone_after_an_hour(small: World) -> None:
@@ -78,7 +110,7 @@ async def test_a_playground_key_is_gone_after_an_hour(small: World) -> None:
         await browser.sign_in(await small.link())
         made = await browser.send("POST", "/playground/key", {"project_id": "proj_shop"})
         small.now_ns += 3_600 * 10**9
-        states = {key["id"]: key["state"] for key in await browser.get("/keys")}
+        states = {key["id"]: key["state"] for key in (await browser.get("/keys"))["items"]}
         assert states[made["key"]["id"]] == "expired"
 
 

@@ -36,6 +36,7 @@ MATRIX = [
     ("GET", "/requests/req_none", None, ALL),
     ("GET", "/requests/tail?seconds=0", None, ALL),
     ("GET", "/keys", None, ALL),
+    ("GET", "/keys/none", None, ALL),
     ("POST", "/keys", {"project_id": "none", "name": "k"}, MAKERS),
     ("PATCH", "/keys/none", {"name": "k"}, MAKERS),
     ("DELETE", "/keys/none", None, MAKERS),

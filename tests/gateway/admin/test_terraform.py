@@ -11,8 +11,8 @@ async def test_what_terraform_would_send_is_taken_and_found_again(browser: Brows
     terms = {"name": "docs (terraform)", "models": None, "rpm": None}
     key = (await browser.call("POST", "/keys", {"project_id": project["id"], **terms})).json()
     assert key["secret"].startswith("fbx-")
-    found = {each["id"]: each for each in (await browser.call("GET", "/keys")).json()}
-    assert found[key["key"]["id"]]["name"] == "docs (terraform)"
+    read = (await browser.call("GET", f"/keys/{key['key']['id']}")).json()
+    assert read["name"] == "docs (terraform)"
     changed = await browser.call("PATCH", f"/keys/{key['key']['id']}", {**terms, "rpm": 5})
     assert changed.json()["rpm"] == 5
     budget = f"/budgets/project/{project['id']}/month"

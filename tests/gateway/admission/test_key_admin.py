@@ -34,8 +34,8 @@ async def test_a_key_from_birth_to_revocation(admin: KeyAdmin, engine: AsyncEngi
     revoked = await admin.revoke_key(made.key_id, actor="cy", now_ns=NOW_NS + 3)
     assert (revoked.state(NOW_NS), revoked.budgets) == ("revoked", ())
     assert (await admin.revoke_key(made.key_id, actor="cy", now_ns=NOW_NS + 4)).revoked_at_ns == NOW_NS + 3
-    assert await admin.list_keys() == await admin.list_keys(project_id=PROJECT) == [revoked]
-    assert await admin.list_keys(project_id="other") == []
+    assert await admin.list_keys() == await admin.list_keys(project_ids=[PROJECT]) == [revoked]
+    assert await admin.list_keys(project_ids=["other"]) == []
 
     async with reading(engine) as db:
         lines = (await db.execute(select(audit).order_by(audit.c.id))).mappings().all()

@@ -2,10 +2,11 @@ import { ActionIcon, Badge, Button, Group, Modal, Select, Stack, Table, Text, Te
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
-import { get, post, remove, type AlertDelivery, type AlertRule, type AlertTrial, type Key, type Project } from "../api";
+import { get, post, remove, type AlertDelivery, type AlertRule, type AlertTrial, type Project } from "../api";
 import { ago, dateTime, words } from "../format";
 import { Section, State } from "../parts/bits";
 import { Bell, Plus, Send, Trash } from "../parts/icons";
+import { KeySelect } from "../parts/key-select";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
@@ -107,7 +108,6 @@ function NewAlert({ opened, close }: { opened: boolean; close: () => void }) {
   const [kind, setKind] = useState<Kind>("budget");
   const [channel, setChannel] = useState<AlertRule["channel"]>("webhook");
   const [scope, setScope] = useState<string | null>(null);
-  const keys = useQuery({ queryKey: ["keys"], queryFn: () => get<Key[]>("/keys"), enabled: opened && scope === "key" });
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened && scope !== null && scope !== "key" });
   const add = useMutation({
     mutationFn: (said: Record<string, unknown>) => post<AlertRule>("/alerts", said),
@@ -115,8 +115,7 @@ function NewAlert({ opened, close }: { opened: boolean; close: () => void }) {
   });
   const leave = () => { add.reset(); close(); };
   const organisations = new Map((projects.data ?? []).map((each) => [each.organisation_id, each.organisation]));
-  const ids = scope === "key" ? (keys.data ?? []).map(({ id, name }) => ({ value: id, label: name }))
-    : scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
+  const ids = scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
   const scopes = kind === "balance" ? ["organisation"] : ["organisation", "project", "key"];
   return (
     <Modal opened={opened} onClose={leave} title="New alert" size="lg">
@@ -133,7 +132,8 @@ function NewAlert({ opened, close }: { opened: boolean; close: () => void }) {
           </Group>
           <Group grow align="flex-start">
             <Select label="Of" placeholder="every one" clearable clearButtonProps={{ "aria-label": "Every one" }} value={scope} data={scopes.map((value) => ({ value, label: words(value) }))} onChange={setScope} />
-            <Select key={scope} name="id" label="Which" placeholder="each of them" clearable clearButtonProps={{ "aria-label": "Each of them" }} searchable disabled={!scope} data={ids} />
+            {scope === "key" ? <KeySelect name="id" label="Which" placeholder="each of them" clearable clearButtonProps={{ "aria-label": "Each of them" }} />
+              : <Select key={scope} name="id" label="Which" placeholder="each of them" clearable clearButtonProps={{ "aria-label": "Each of them" }} searchable disabled={!scope} data={ids} />}
           </Group>
           <Group grow align="flex-start">
             <Select label="By" description="How it travels" allowDeselect={false} value={channel} data={Object.entries(CHANNELS).map(([value, { label }]) => ({ value, label }))} onChange={(next) => setChannel((next ?? "webhook") as AlertRule["channel"])} />

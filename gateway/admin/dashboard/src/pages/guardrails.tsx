@@ -2,10 +2,11 @@ import { ActionIcon, Badge, Button, Group, Modal, MultiSelect, Select, Stack, Sw
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
-import { get, post, put, remove, type Guardrail, type GuardrailReport, type GuardrailTried, type Key, type Project } from "../api";
+import { get, post, put, remove, type Guardrail, type GuardrailReport, type GuardrailTried, type Project } from "../api";
 import { ago, dateTime, words } from "../format";
 import { Section, State } from "../parts/bits";
 import { Pencil, Plus, Shield, Trash } from "../parts/icons";
+import { KeySelect } from "../parts/key-select";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
@@ -147,7 +148,6 @@ function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | unde
   const [scope, setScope] = useState<string>(rule?.scope ?? "all");
   const [action, setAction] = useState<string>(rule?.action ?? "redact");
   const [picked, setPicked] = useState<string[]>(rule?.kind === "pii" ? list(spec["detectors"]) : Object.keys(DETECTORS));
-  const keys = useQuery({ queryKey: ["keys"], queryFn: () => get<Key[]>("/keys"), enabled: opened && scope === "key" });
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened && scope !== "all" && scope !== "key" });
   const save = useMutation({
     mutationFn: (said: Record<string, unknown>) => rule ? put<Guardrail>(`/guardrails/${rule.id}`, said) : post<Guardrail>("/guardrails", said),
@@ -157,8 +157,7 @@ function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | unde
   const actions = KINDS[kind]?.actions ?? ["block"];
   const chosen = actions.includes(action) ? action : actions[0] ?? "block";
   const organisations = new Map((projects.data ?? []).map((each) => [each.organisation_id, each.organisation]));
-  const ids = scope === "key" ? (keys.data ?? []).map(({ id, name }) => ({ value: id, label: name }))
-    : scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
+  const ids = scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
   return (
     <Modal opened={opened} onClose={leave} title={rule ? `Edit ${rule.name}` : "New guardrail"} size="lg">
       <form onSubmit={(event) => {
@@ -208,7 +207,8 @@ function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | unde
           </Group>
           <Group grow align="flex-start">
             <Select label="Of" allowDeselect={false} value={scope} data={["all", "organisation", "project", "key"].map((value) => ({ value, label: words(value) }))} onChange={(next) => setScope(next ?? "all")} />
-            <Select key={scope} name="id" label="Which" searchable disabled={scope === "all"} required={scope !== "all"} withAsterisk={false} defaultValue={rule?.scope_id ?? null} data={ids} />
+            {scope === "key" ? <KeySelect name="id" label="Which" required withAsterisk={false} defaultValue={rule?.scope === "key" ? rule.scope_id : null} />
+              : <Select key={scope} name="id" label="Which" searchable disabled={scope === "all"} required={scope !== "all"} withAsterisk={false} defaultValue={rule?.scope_id ?? null} data={ids} />}
           </Group>
           <TextInput name="message" label="What a client is told" description="Where its request is blocked; empty: the name of the guardrail" defaultValue={rule?.message ?? ""} maxLength={1000} />
           <Switch name="enabled" label="On" defaultChecked={rule?.enabled ?? true} />

@@ -36,7 +36,7 @@ export function Empty({ icon: Icon, title, children, action }: { icon: Icon; tit
 }
 
 /** The three states of a query in one place. */
-export function Loaded<T>({ query, children }: { query: UseQueryResult<T>; children: (data: T) => ReactNode }) {
+export function Loaded<T>({ query, children }: { query: Pick<UseQueryResult<T>, "data" | "isError" | "error"> & { refetch: () => unknown }; children: (data: T) => ReactNode }) {
   if (query.data !== undefined) return <>{children(query.data)}</>;
   if (query.isError) return <Failure error={query.error} again={() => void query.refetch()} />;
   return <Loading />;

@@ -1,11 +1,12 @@
 import { ActionIcon, Badge, Button, Drawer, Group, Menu, Modal, NumberInput, Select, Stack, Table, Text, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState, type ReactNode } from "react";
-import { get, path, post, put, remove, type Balances, type Budget, type Forecast, type Key, type Project } from "../../api";
+import { get, path, post, put, remove, type Balances, type Budget, type Forecast, type Project } from "../../api";
 import { Burn } from "../../charts/burn";
 import { ago, dateTime, percent, usd, words } from "../../format";
 import { Facts, Money, Section, Share } from "../../parts/bits";
 import { ChartColumn, Ellipsis, Pencil, Plus, Trash, TrendingUp, Wallet } from "../../parts/icons";
+import { KeySelect } from "../../parts/key-select";
 import { notify } from "../../parts/notify";
 import { Empty, Failure, Loaded } from "../../parts/states";
 
@@ -103,7 +104,6 @@ function Doing({ doing, close, done }: { doing: What; close: () => void; done: (
   const [scope, setScope] = useState(budget?.scope ?? "project");
   const [kind, setKind] = useState<string>(budget?.kind ?? "hard");
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: fresh });
-  const keys = useQuery({ queryKey: ["keys"], queryFn: () => get<Key[]>("/keys"), enabled: fresh && scope === "key" });
   const balances = useQuery({ queryKey: ["balances"], queryFn: () => get<Balances>("/ledger/balances"), enabled: fresh && scope === "organisation", retry: false });
   const act = useMutation({
     mutationFn: async (said: FormData) => {
@@ -118,8 +118,7 @@ function Doing({ doing, close, done }: { doing: What; close: () => void; done: (
     },
     onSuccess: (told) => { notify(told); done(); },
   });
-  const ids = scope === "key" ? (keys.data ?? []).filter(({ state }) => state === "active").map(({ id, name }) => ({ value: id, label: name }))
-    : (scope === "organisation" ? (balances.data?.organisations ?? []) : (projects.data ?? [])).map(({ id, name }) => ({ value: id, label: name }));
+  const ids = (scope === "organisation" ? (balances.data?.organisations ?? []) : (projects.data ?? [])).map(({ id, name }) => ({ value: id, label: name }));
   const named = scope === "model" || scope === "provider" || scope === "tag";
   return (
     <Modal opened onClose={close} title={TITLES[doing.what]}>
@@ -131,7 +130,8 @@ function Doing({ doing, close, done }: { doing: What; close: () => void; done: (
           {fresh && (
             <Group grow align="flex-start">
               <Select label="Of" allowDeselect={false} value={scope} onChange={(next) => setScope(next ?? "project")} data={["organisation", "project", "key", "end_user", "model", "provider", "tag"].map((value) => ({ value, label: value === "end_user" ? "Each end user" : words(value) }))} />
-              <Select key={scope} name="of" label={named || scope === "end_user" ? "In project" : "Which"} searchable allowDeselect={false} required withAsterisk={false} data={ids} />
+              {scope === "key" ? <KeySelect name="of" label="Which" allowDeselect={false} required withAsterisk={false} />
+                : <Select key={scope} name="of" label={named || scope === "end_user" ? "In project" : "Which"} searchable allowDeselect={false} required withAsterisk={false} data={ids} />}
             </Group>
           )}
           {fresh && named && <TextInput name="name" label={words(scope)} description={scope === "model" ? "A name, or a pattern such as gpt-*" : "Its name"} required withAsterisk={false} />}

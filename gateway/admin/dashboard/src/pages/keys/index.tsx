@@ -1,9 +1,10 @@
 import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Tabs, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useDebouncedValue } from "@mantine/hooks";
+import { keepPreviousData, useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Ban, Ellipsis, KeyRound, Pencil, Plus, RefreshCw, Wallet } from "../../parts/icons";
 import { useState } from "react";
-import { get, patch, post, put, remove, type Key, type Project, type ShownKey } from "../../api";
+import { get, patch, post, put, remove, type Key, type Page as Slice, type Project, type ShownKey } from "../../api";
 import { ago, dateTime } from "../../format";
 import { Money, Once, Share, State } from "../../parts/bits";
 import { KeyForm } from "../../parts/key-form";
@@ -17,11 +18,20 @@ const route = getRouteApi("/shell/keys");
 type Doing = { what: "revoke" | "budget" | "edit" | "rotate"; key: Key } | { what: "project" } | null;
 
 export default function KeysPage() {
-  const search = route.useSearch() as { project?: string; new?: string; all?: string; tab?: string; budget?: string };
+  const search = route.useSearch() as { project?: string; new?: string; all?: string; tab?: string; budget?: string; like?: string };
   const navigate = route.useNavigate();
   const may = useMay();
   const [doing, setDoing] = useState<Doing>(null);
-  const keys = useQuery({ queryKey: ["keys"], queryFn: () => get<Key[]>("/keys"), refetchInterval: 15_000 });
+  const [like] = useDebouncedValue(search.like ?? "", 200);
+  const keys = useInfiniteQuery({
+    queryKey: ["keys", search.project, like, search.all],
+    queryFn: ({ pageParam }) => get<Slice<Key>>("/keys", { project_id: search.project, like, active: search.all === "1" ? undefined : "true", cursor: pageParam, limit: 50 }),
+    initialPageParam: "",
+    getNextPageParam: (last) => last.next,
+    placeholderData: keepPreviousData,
+    refetchInterval: 15_000,
+  });
+  const filtered = Boolean(search.project || like || search.all);
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
   return (
@@ -36,16 +46,18 @@ export default function KeysPage() {
         <Tabs.Panel value="keys">
           <Stack gap="lg">
             <Group>
+              <TextInput w={240} aria-label="Search keys" placeholder="Name, or fbx-..." value={search.like ?? ""} onChange={(event) => void navigate({ search: { ...search, like: event.currentTarget.value || undefined } as never, replace: true })} />
               <Select w={220} aria-label="Project" placeholder="All projects" clearable clearButtonProps={{ "aria-label": "All projects" }} value={search.project ?? null}
                 data={(projects.data ?? []).map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => change({ project: next ?? undefined })} />
               <Switch label="Show revoked and expired" checked={search.all === "1"} onChange={(event) => change({ all: event.currentTarget.checked ? "1" : undefined })} />
             </Group>
-            <Loaded query={keys}>{(data) => {
-              const shown = data.filter((key) => (!search.project || key.project_id === search.project) && (search.all === "1" || key.state === "active"));
+            <Loaded query={keys}>{({ pages }) => {
+              const shown = pages.flatMap(({ items }) => items);
               return shown.length === 0
-                ? <Empty icon={KeyRound} title="No keys here" action={may("keys.create") && <Button mt="sm" onClick={() => change({ new: "1" })}>Create the first</Button>}>An application needs a key to ask for anything. Give each its own, so that its spending can be told apart and stopped.</Empty>
+                ? filtered ? <Empty icon={KeyRound} title="Nothing matches">No key has all of these properties. Take a filter away.</Empty> : <Empty icon={KeyRound} title="No keys here" action={may("keys.create") && <Button mt="sm" onClick={() => change({ new: "1" })}>Create the first</Button>}>An application needs a key to ask for anything. Give each its own, so that its spending can be told apart and stopped.</Empty>
                 : <Rows keys={shown} may={may} act={setDoing} />;
             }}</Loaded>
+            {keys.hasNextPage && <Box ta="center"><Button size="xs" variant="default" loading={keys.isFetchingNextPage} onClick={() => void keys.fetchNextPage()}>Show older</Button></Box>}
           </Stack>
         </Tabs.Panel>
       </Tabs>
