@@ -182,17 +182,17 @@ class KeyStore:
     ) -> _Entry:
         if 0 < self._wrong.get(digest, 0) - now_ms <= WRONG_MS:
             raise Unauthenticated(_WRONG)
-        if stale is None:
-            # A key that was good a moment ago is no guess, whatever else comes from its address.
-            self._floods.check(client_ip, now_ms)
         reading_it = self._reading.get(digest)
         if reading_it is None:
+            if stale is None:
+                # A key that was good a moment ago is no guess, whatever else comes from its address.
+                self._floods.check(client_ip, now_ms)
             public_id = public_id_of(presented, self._pepper)
             if public_id is None:
                 raise Unauthenticated(_WRONG)
             reading_it = asyncio.get_running_loop().create_task(self._read(digest, public_id, now_ms))
             self._reading[digest] = reading_it
-            reading_it.add_done_callback(lambda _: self._reading.pop(digest, None))
+            reading_it.add_done_callback(lambda read: self._looked_up(read, digest, client_ip, now_ms))
         try:
             entry = await asyncio.shield(reading_it)
         except (SQLAlchemyError, OSError) as error:
@@ -201,10 +201,15 @@ class KeyStore:
                 return stale
             raise Unavailable("the database that knows the API keys is away") from error
         if entry is None:
-            self._remember_wrong(digest, now_ms)
-            self._floods.failed(client_ip, now_ms)
             raise Unauthenticated(_WRONG)
         return entry
+
+    def _looked_up(self, read: asyncio.Task[_Entry | None], digest: bytes, client_ip: str, now_ms: int) -> None:
+        """One look-up is one guess, however many requests with that key waited for it, and if none of them did."""
+        self._reading.pop(digest, None)
+        if not read.cancelled() and read.exception() is None and read.result() is None:
+            self._remember_wrong(digest, now_ms)
+            self._floods.failed(client_ip, now_ms)
 
     async def _read(self, digest: bytes, public_id: str, now_ms: int) -> _Entry | None:
         async with self._lookups:

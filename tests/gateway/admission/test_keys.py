@@ -341,6 +341,28 @@ async def test_guessing_is_slowed_and_forgotten(admin: KeyAdmin, keys: KeyStore,
         await keys.principal(mint(PEPPER).plain, "192.0.2.99", NOW_MS)
 
 
+async def test_one_wrong_key_from_many_at_once_is_one_guess(admin: KeyAdmin, keys: KeyStore) -> None:
+    """An office behind one address has a job with an old key: it must not lock out its neighbours' good ones."""
+    good, old = shown(await make(admin)), mint(PEPPER).plain
+    asked = (keys.principal(old, IP, NOW_MS) for _ in range(3 * BURST))
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(each) for each in told} == {Unauthenticated}
+    assert await keys.principal(good, IP, NOW_MS)
+
+
+async def test_a_guess_counts_though_its_client_has_left(keys: KeyStore) -> None:
+    for _ in range(BURST):
+        asking = asyncio.create_task(keys.principal(mint(PEPPER).plain, IP, NOW_MS))
+        async with asyncio.timeout(30):
+            while not keys._reading:
+                await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        await until(lambda: not keys._reading)
+    with pytest.raises(RateLimited):
+        await keys.principal(mint(PEPPER).plain, IP, NOW_MS)
+
+
 async def test_the_memory_of_wrong_keys_is_bounded(keys: KeyStore) -> None:
     for i in range(WRONG_MAX + 100):
         keys._remember_wrong(i.to_bytes(32, "big"), NOW_MS)
