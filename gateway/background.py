@@ -106,15 +106,27 @@ class Jobs:
     async def say(self, ident: str, body: bytes, owner: str) -> bool:
         """The answer's new state, unless it is no longer this owner's to tell. Returns: whether it is."""
         async with writing(self._engine) as db:
-            if not await self._is_wanted(db, ident, owner):
+            if not await _is_wanted(db, ident, owner, lock=True):
                 return False
             await db.execute(update(_stored).where(_stored.c.id == ident).values(body=body))
         return True
 
+    async def begin(self, ident: str, body: bytes, owner: str) -> int | None:
+        """The answer's state as it is begun; what a dead process wrote of it goes. Returns: the place of the first
+        piece, behind all that were there; None as `say` returns False."""
+        async with writing(self._engine) as db:
+            if not await _is_wanted(db, ident, owner, lock=True):
+                return None
+            await db.execute(update(_stored).where(_stored.c.id == ident).values(body=body))
+            places = select(func.max(_pieces.c.place)).where(_pieces.c.response_id == ident)
+            last = (await db.execute(places)).scalar_one()
+            await db.execute(delete(_pieces).where(_pieces.c.response_id == ident))
+        return 0 if last is None else int(last) + 1
+
     async def end(self, stored: Stored, owner: str) -> bool:
         """The whole answer in place of what stood there; the work is done. Returns: as `say`."""
         async with writing(self._engine) as db:
-            if not await self._is_wanted(db, stored.id, owner):
+            if not await _is_wanted(db, stored.id, owner, lock=True):
                 return False
             values = {"body": stored.body, "conversation": stored.conversation}
             await db.execute(update(_stored).where(_stored.c.id == stored.id).values(values))
@@ -124,7 +136,7 @@ class Jobs:
     async def is_wanted(self, ident: str, owner: str) -> bool:
         """Whether nobody has cancelled it, nor taken it over."""
         async with reading(self._engine) as db:
-            return await self._is_wanted(db, ident, owner)
+            return await _is_wanted(db, ident, owner)
 
     async def cancel(self, ident: str, body: bytes, now_ns: int) -> bool:
         """Whoever makes it stops at the next look. Returns: False where it had ended."""
@@ -144,19 +156,19 @@ class Jobs:
         async with writing(self._engine) as db:
             await _drop(db, ident)
 
-    async def begin_again(self, ident: str) -> int:
-        """What a dead process wrote of it goes. Returns: the place of the next piece, behind all that were there."""
+    async def drop_cancelled(self, ident: str) -> None:
+        """The work of one that is no longer wanted. Still in progress, it is another's, who has taken it over."""
+        live = select(_jobs.c.id).where(_jobs.c.id == ident, _jobs.c.status == "in_progress")
         async with writing(self._engine) as db:
-            last = (
-                await db.execute(select(func.max(_pieces.c.place)).where(_pieces.c.response_id == ident))
-            ).scalar_one()
-            await db.execute(delete(_pieces).where(_pieces.c.response_id == ident))
-        return 0 if last is None else int(last) + 1
+            if (await db.execute(live)).first() is None:
+                await _drop(db, ident)
 
-    async def append(self, ident: str, place: int, data: bytes, now_ns: int) -> None:
+    async def append(self, ident: str, place: int, data: bytes, owner: str, now_ns: int) -> None:
+        """Events, unless they are no longer this owner's to tell: whoever took over writes its own at these places."""
         values = {"response_id": ident, "place": place, "data": data, "expires_at_ns": now_ns + self._retention_ns}
         async with writing(self._engine) as db:
-            await db.execute(insert(_pieces).values(values))
+            if await _is_wanted(db, ident, owner, lock=True):
+                await db.execute(insert(_pieces).values(values))
 
     async def pieces(self, ident: str, place: int) -> Sequence[tuple[int, bytes]]:
         wanted = (
@@ -168,14 +180,15 @@ class Jobs:
         async with reading(self._engine) as db:
             return [(row.place, row.data) for row in (await db.execute(wanted)).all()]
 
-    @staticmethod
-    async def _is_wanted(db: Any, ident: str, owner: str) -> bool:
-        mine = (
-            select(_lines.c.number)
-            .join(_jobs, _jobs.c.id == _lines.c.batch_id)
-            .where(_jobs.c.id == ident, _jobs.c.status == "in_progress", _lines.c.owner == owner)
-        )
-        return (await db.execute(mine)).first() is not None
+
+async def _is_wanted(db: Any, ident: str, owner: str, *, lock: bool = False) -> bool:
+    """lock: nobody cancels it or takes it over until this transaction has said its part."""
+    mine = (
+        select(_lines.c.number)
+        .join(_jobs, _jobs.c.id == _lines.c.batch_id)
+        .where(_jobs.c.id == ident, _jobs.c.status == "in_progress", _lines.c.owner == owner)
+    )
+    return (await db.execute(mine.with_for_update() if lock else mine)).first() is not None
 
 
 async def _drop(db: Any, ident: str) -> None:
@@ -291,7 +304,7 @@ class Background:
                 making.cancel()
                 await asyncio.wait({making}, timeout=1)
         if making.cancelled():
-            await self._jobs.drop(work.batch_id)
+            await self._jobs.drop_cancelled(work.batch_id)
             return
         making.result()
 
@@ -315,8 +328,8 @@ class Background:
     ) -> None:
         ident = work.batch_id
         answer = jsonio.split_object(body) | {"status": "in_progress"}
-        place = await self._jobs.begin_again(ident) if told.streams else 0
-        if not await self._jobs.say(ident, jsonio.joined(answer), owner):
+        place = await self._jobs.begin(ident, jsonio.joined(answer), owner)
+        if place is None:
             return
         try:
             reply = await serve(told.headers)
@@ -326,21 +339,23 @@ class Background:
         except Exception as error:
             whole = _failed(answer, say(error, request_id))
             if told.streams:
-                await self._jobs.append(ident, place, _end_event(whole, 0), self._clock())
+                await self._jobs.append(ident, place, _end_event(whole, 0), owner, self._clock())
             await self._end(work, whole, owner)
             return
         try:
             if isinstance(reply.body, bytes):
                 whole = _ours(jsonio.split_object(reply.body), ident)
             else:
-                whole = await self._written(ident, place, reply.body, answer)
+                whole = await self._written(ident, place, reply.body, answer, owner)
         except (msgspec.MsgspecError, ProviderError) as error:
             # Asked again, it would be paid for again and come to the same.
             log.exception("an answer cannot be read", response_id=ident, exc_info=error)
             whole = _failed(answer, say(error, request_id))
         await self._end(work, whole, owner)
 
-    async def _written(self, ident: str, place: int, pieces: AsyncIterator[bytes], answer: dict[str, Any]) -> bytes:
+    async def _written(
+        self, ident: str, place: int, pieces: AsyncIterator[bytes], answer: dict[str, Any], owner: str
+    ) -> bytes:
         """The stream's events in SQL, soon after they come. Returns: the answer that the last one holds."""
         frames, held, count, flushed_ns = SseDecoder(), bytearray(), 0, self._clock()
         whole, broken = b"", ErrorBody(502, "upstream", "server_error", "the answer ended before it was whole")
@@ -369,7 +384,7 @@ class Background:
                 now_ns = self._clock()
                 late = now_ns - flushed_ns > LOOK_S * 10**9
                 if held and (pause or late or ended or len(held) >= _FLUSH_BYTES):
-                    await self._jobs.append(ident, place, bytes(held), now_ns)
+                    await self._jobs.append(ident, place, bytes(held), owner, now_ns)
                     place, flushed_ns = place + 1, now_ns
                     held.clear()
         finally:

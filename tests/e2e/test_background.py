@@ -4,7 +4,11 @@ by one gateway and read at another."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,20 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select
 
-from billing.db import reading
+from billing import accounts, ledger
+from billing import schema as billed
+from billing.db import create_engine, reading, writing
 from gateway import schema
-from gateway.config import TimeoutSettings
+from gateway.admission import Principal
+from gateway.background import Background, Jobs, Told
+from gateway.batches.store import Store, Work
+from gateway.config import TimeoutSettings, load
+from gateway.exchange import Reply
+from gateway.ingress.errors import as_body
 from gateway.sections import BatchSettings
+from gateway.stored import Stored
 from tests.e2e.harness import House, house, model, provider, settings_for
+from tests.e2e.test_crash import prepare, serving, written
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.openai import OpenAIEmulator
 
@@ -238,3 +251,114 @@ async def test_refused_at_once(pair: Pair, front: openai.AsyncOpenAI) -> None:
     await ended(front, made.id)
     # Created without a stream, it has no events to follow.
     assert [event async for event in await front.responses.retrieve(made.id, stream=True)] == []
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.timeout(180)
+async def test_kill_9_in_the_middle(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
+    """The next process makes it anew: followed on behind the last event seen, whole, and charged once each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with OpenAIEmulator() as upstream:
+        config = written(tmp_path, upstream.url, fresh_database_url, redis_url, port)
+        config.write_text(config.read_text() + "\n[batches]\nparallel = 4\nlease_s = 1.0\n")
+        settings = load(config, {})
+        key = await prepare(settings)
+        engine = create_engine(settings.database_url)
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0) as sdk:
+            async with serving(config, port) as process:
+                late = "x-script: long=40 pace_ms=2500"  # as whole answers are paced: once
+                polled = await sdk.responses.create(model="echo", input=late, background=True)
+                stream = await sdk.responses.create(model="echo", input=SLOW, background=True, stream=True)
+                seen: list[Any] = []
+                async with asyncio.timeout(60):
+                    async for event in stream:
+                        seen.append(event)
+                        if event.type == "response.output_text.delta":
+                            break
+                    while upstream.stats.requests < 2:
+                        await asyncio.sleep(0.01)
+                ident = seen[0].response.id
+                assert (await sdk.responses.retrieve(polled.id)).status in ("queued", "in_progress")
+                os.kill(process.pid, signal.SIGKILL)
+                await process.wait()
+                await stream.close()
+            async with serving(config, port), asyncio.timeout(90):
+                rest = await sdk.responses.retrieve(ident, stream=True, starting_after=seen[-1].sequence_number)
+                seen += [event async for event in rest]
+                whole, other = await ended(sdk, ident), await ended(sdk, polled.id)
+                rows: list[str] = []
+                while len(rows) < 2:
+                    async with reading(engine) as db:
+                        rows = list((await db.execute(select(billed.usage_records.c.id))).scalars())
+                async with reading(engine) as db:
+                    assert (await ledger.trial_balance(db)).sound
+                    assert (await db.execute(select(func.count()).select_from(schema.batches))).scalar_one() == 0
+        await engine.dispose()
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    assert seen[-1].type == "response.completed"
+    said = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
+    assert (whole.status, whole.output_text) == ("completed", said)
+    assert len(said.split()) == 40
+    assert (other.status, other.output_text) == ("completed", said)
+    assert len(rows) == 2
+    assert all(row.startswith("batch_req_") for row in rows)
+    assert upstream.stats.requests <= 4  # what was on its way when it died is asked again, nothing else
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_whoever_lost_its_lease_leaves_the_work_to_its_new_owner(fresh_database_url: str) -> None:
+    """A process that hung for longer than its lease wakes up: it neither ends the other's work nor writes into it."""
+    engine = create_engine(fresh_database_url)
+    store, jobs = Store(engine), Jobs(engine)
+    background = Background(jobs, asyncio.Event(), time.time_ns)
+    ident, asked = "resp_bg1", b'{"model":"echo","input":"hi","stream":true,"store":false}'
+    stored = Stored(ident, b"[]", b'{"id":"resp_bg1","object":"response","status":"queued","background":true}')
+    async with writing(engine) as db:
+        await accounts.create_organisation(db, "o", "org", at_ns=1)
+        await accounts.create_project(db, "p", "o", "demo", at_ns=1)
+    await jobs.add(Principal("k", "p", "n", "o", "p"), stored, asked, Told(True, {}), time.time_ns())
+    whole = asyncio.Event()
+
+    def serve_of(owner: str) -> Any:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'event: response.output_text.delta\ndata: {"delta":"%b"}\n\n' % owner.encode()
+            await whole.wait()
+            yield b'event: response.output_text.delta\ndata: {"delta":"late"}\n\n'
+            yield b'event: response.completed\ndata: {"response":{"output":[]}}\n\n'
+
+        async def serve(headers: Mapping[str, str]) -> Reply:
+            return Reply(200, [], body())
+
+        return serve
+
+    def running(work: Work, owner: str) -> asyncio.Task[None]:
+        return asyncio.create_task(background.run(work, owner, serve_of(owner), as_body, "req_1"))
+
+    async def pieces() -> bytes:
+        return b"".join(data for _, data in await jobs.pieces(ident, 0))
+
+    async def until_told(owner: str) -> None:
+        async with asyncio.timeout(60):
+            while owner.encode() not in await pieces():
+                await asyncio.sleep(0.01)
+
+    (first,) = await store.take("one", 1, 0, time.time_ns())
+    loser = running(first, "one")
+    await until_told("one")
+    (second,) = await store.take("two", 1, 60 * 10**9, time.time_ns())
+    winner = running(second, "two")
+    await until_told("two")
+    async with asyncio.timeout(60):
+        await loser  # by itself: it sees whose the work is
+    await jobs.append(ident, 99, b"one, late", "one", time.time_ns())
+    assert await jobs.is_live(ident)
+    assert await jobs.is_wanted(ident, "two")
+    whole.set()
+    async with asyncio.timeout(60):
+        await winner
+    assert not await jobs.is_live(ident)
+    told = await pieces()
+    assert (told.count(b"one"), told.count(b"two"), told.count(b"late")) == (0, 1, 1)
+    await engine.dispose()
