@@ -48,6 +48,7 @@ from gateway.routing.fallback import Dispatcher
 from gateway.routing.health import HealthTable, Outlook
 from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.offer import Offer
+from gateway.routing.probing import Prober
 from gateway.routing.provider_set import ProviderSet
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
@@ -238,6 +239,16 @@ class Gateway:
             stack.push_async_callback(answers.aclose)
             kept = batch_store.Store(engine)
             work = asyncio.Event()
+            prober = Prober(
+                redis,
+                providers,
+                lambda: offer.live.settings.providers,
+                lambda: offer.catalog,
+                dispatcher.health,
+                time.monotonic,
+                random.random,
+            )
+            stack.push_async_callback(cancel, asyncio.create_task(prober.run(), name="probe providers"))
             known = KnownBlocks(providers, lambda: offer.live.settings.providers)
             stack.push_async_callback(cancel, asyncio.create_task(known.follow(), name="follow engines' caches"))
             shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
@@ -365,7 +376,8 @@ def watch_process(journal: Journal, gate: Gate, dispatcher: Dispatcher) -> None:
         ))
     )  # fmt: skip
     METRICS.watch(
-        Standing("farebox_breaker", "Of each deployment asked: 0 closed, 1 half open, 2 open.", ("deployment",),
+        Standing("farebox_breaker", "Of each deployment: 0 closed, 1 half open, 2 open, 3 cooling, 4 absent.",
+                 ("deployment",),
                  lambda: (((name,), CONDITIONS[condition]) for name, condition in dispatcher.conditions()))
     )  # fmt: skip
     METRICS.watch(

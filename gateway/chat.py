@@ -24,7 +24,7 @@ from gateway.metering import outcome_of, size_of
 from gateway.observe.metrics import METRICS
 from gateway.relay import Opened, open_stream, read_whole, stream_of
 from gateway.routing.explaining import DRY_RUN
-from gateway.routing.fallback import Arrival
+from gateway.routing.fallback import Arrival, ended
 from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
@@ -179,7 +179,12 @@ class Chat:
         if place is not None:
             media_type, leg = load(call.dialect).stream_media_type, arrival.leg
             pieces = self._answers.watched(
-                place, leg.deployment.id, media_type, pieces, lambda: opened.stream.finish_reason in WHOLE
+                place,
+                leg.deployment.id,
+                media_type,
+                pieces,
+                # What two deployments said between them is this request's answer and nobody else's.
+                lambda: opened.stream.finish_reason in WHOLE and settlement.leg is leg,
             )
         return Reply(200, headers, pieces)
 
@@ -215,6 +220,7 @@ class Chat:
                     log.warning("stream failed", request_id=settlement.id, kind=type(error).__name__, cut=cut)
                     arrival.journey.failed(error)
                     broken.append(arrival.leg)
+                    settlement.broke(ended(error))
                     further = await self._carried_on(opened, booking, broken) if cut or error.retryable else None
                     if further is None:
                         ending = Ending(outcome_of(error))
@@ -263,7 +269,7 @@ class Chat:
             log.warning("nobody carries the stream on", request_id=booking.settlement.id, problem=str(error))
             return None
         arrival.got.head = closing + arrival.got.head
-        booking.settlement.answered(arrival.leg, booking.settlement.attempts + arrival.attempts)
+        booking.settlement.carried_on(arrival.leg, arrival.attempts, arrival.tries)
         METRICS.continued()
         return arrival
 

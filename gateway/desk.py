@@ -276,7 +276,10 @@ class Desk:
         def price_of(deployment: Deployment, variant: str) -> PriceSheet:
             return self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
 
-        return Settlement(self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts, route)
+        tier = variant_of(ask.service_tier)
+        return Settlement(
+            self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts, route, tier
+        )
 
     def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> Iterator[PriceSheet]:
         """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""

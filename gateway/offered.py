@@ -28,6 +28,8 @@ Strategy = Literal[
     "prefix",
     "auto",
 ]
+ProbeSeconds = Annotated[float, Meta(ge=1, le=86_400)]
+ProbePath = Annotated[str, Meta(pattern=r"^/[!-~]*$", max_length=500)]
 PricedUnit = Literal["seconds", "characters", "images", "search_units", "searches", "pages", "requests"]
 UnitUsd = Annotated[Decimal, Meta(description="USD for one unit, as a decimal string with at most twelve decimals")]
 
@@ -52,6 +54,11 @@ class ProviderSettings(Section, frozen=True):
     region: str | None = None
     credential: dict[str, Secret] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    probe_s: ProbeSeconds | None = None
+    """How often it is asked whether it is there and takes our key, by a request that costs nothing: one gateway of all
+    asks, all know. None: only requests find out."""
+    probe_path: ProbePath | None = None
+    """What is asked for, from the host's root on: `/health`. None: its list of models."""
 
     def reveal(self) -> dict[str, str]:
         """The credential's values, for the adapter alone. Raises: ConfigError for the first that cannot be had."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from billing.errors import JournalUnavailable, UnknownPrice
 from billing.journal import Journal
-from billing.prices import BATCH, PriceSheet, variant_of
+from billing.prices import BATCH, STANDARD, PriceSheet, variant_of
 from billing.rating import BY_TOKENS, Counts, charge, priced
 from billing.usage import Intent, Meter, Outcome, UsageRecord, input_tokens_total, output_tokens_total
 from gateway.admission import Admission, Gate
@@ -22,7 +22,7 @@ from gateway.observe.metrics import METRICS
 from gateway.observe.trail import TRAIL
 from gateway.routing.catalog import Deployment
 from gateway.routing.explaining import way_of
-from gateway.routing.policy import Leg, RoutePlan, Try
+from gateway.routing.policy import OK, Leg, RoutePlan, Try
 from providers.neutral import Usage
 
 log = structlog.get_logger(__name__)
@@ -60,10 +60,13 @@ class Settlement:
         price_of: Callable[[Deployment, str], PriceSheet],
         counts: Counts = BY_TOKENS,
         route: RoutePlan | None = None,
+        tier: str = STANDARD,
     ) -> None:
         """price_of: what a deployment's answer costs at a service tier's variant; raises UnknownPrice. counts: the
-        worst case of what is not sold by its text. route: what could have been tried, for the record."""
+        worst case of what is not sold by its text. route: what could have been tried, for the record. tier: the
+        variant of the service tier that was asked for, whatever closer price its legs are sold at."""
         self._route = route
+        self._tier = tier
         self._counts = counts
         self._price_of = price_of
         self._journal = journal
@@ -102,6 +105,17 @@ class Settlement:
         self.leg = leg
         self.tries = tries
         self.attempts = attempts
+
+    def broke(self, ended: str) -> None:
+        """The leg that had begun its answer did not end it: so it stands in the request's way, after how long."""
+        name, ms = self.leg.deployment.id, (self._clock() - self.at_ns) // 1_000_000
+        self.tries = (*(each for each in self.tries if each[:2] != (name, OK)), (name, ended, ms))
+
+    def carried_on(self, leg: Leg, attempts: int, tries: tuple[Try, ...]) -> None:
+        """Another leg goes on with what one before it had begun, after so many calls of its own."""
+        ms = (self._clock() - self.at_ns) // 1_000_000
+        now = tries or ((leg.deployment.id, OK, ms),)
+        self.answered(leg, self.attempts + attempts, (*self.tries, *now))
 
     def first_token(self) -> None:
         if self.first_token_ns is None:
@@ -144,11 +158,12 @@ class Settlement:
 
     def _sheet(self, service_tier: str | None) -> tuple[PriceSheet, str]:
         """The price of the tier that the answer came from, where the provider says which, and that tier's variant."""
-        asked = self._intent.variant
-        # A batch is run by us: it is charged as one, whatever tier of the provider's its lines went to.
-        answered = asked if service_tier is None or asked == BATCH else variant_of(service_tier)
+        asked, sold = self._tier, self.leg.sheet.variant
+        # A batch is run by us: it is charged as one, whatever tier of the provider's its lines went to. And a price for
+        # what was asked for itself (an image of a quality and a size) is no tier's: no tier takes its place.
+        answered = asked if service_tier is None or asked == BATCH or sold != asked else variant_of(service_tier)
         if answered == asked:
-            return self.leg.sheet, self.leg.sheet.variant
+            return self.leg.sheet, sold
         try:
             return self._price_of(self.leg.deployment, answered), answered
         except UnknownPrice:

@@ -38,6 +38,7 @@ class AzureAI(OpenAILike):
     Credential: `api_key`, or what `providers.auth.entra` takes."""
 
     name = "azure_ai"
+    lists_models = False
     capabilities = Capabilities(operations=frozenset(PATHS))
     output_limit: ClassVar[str] = "max_completion_tokens"
     serves_responses: ClassVar[bool] = True

@@ -176,6 +176,16 @@ class Medium(Protocol):
 
 
 @runtime_checkable
+class Probed(Protocol):
+    """A provider that can be asked for nothing, to see whether it is there."""
+
+    lists_models: ClassVar[bool]
+
+    async def probe(self, path: str | None = None) -> None:
+        """See `DialectProvider.probe`."""
+
+
+@runtime_checkable
 class TokenCounter(Protocol):
     """A provider that tells the length of a prompt without running it."""
 
@@ -266,6 +276,8 @@ class DialectProvider(ABC):
     out. Another value is refused by name, or dropped and listed when the call is lenient."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Top-level body fields that go by another name there. The host's own name wins when a client sends both."""
+    lists_models: ClassVar[bool] = True
+    """Whether `models` asks the host. False: there is no list, or none of what may be asked for."""
     heeds: ClassVar[str] = ""
     """Prefix of the client's headers that ask this host, and no other, for something."""
 
@@ -379,6 +391,23 @@ class DialectProvider(ABC):
 
     async def models(self) -> tuple[str, ...]:
         return ()
+
+    async def probe(self, path: str | None = None) -> None:
+        """Whether the host is there and takes our credential, by a request that nobody pays for: its list of models, or
+        GET `path`, which begins at the host's root (`/health`).
+
+        Raises: a ProviderError kind."""
+        if path is None:
+            await self.models()
+            return
+        parts = urlsplit(self.base_url)
+        url = f"{parts.scheme}://{parts.netloc}{path}"
+        request = HttpRequest("GET", url, (("user-agent", "farebox"),), b"")
+        response = await self._transport.send(await self.authorize(request), self.timeouts)
+        content = await _read_error(response)
+        if not 200 <= response.status < 300:
+            text = content[:500].decode("utf-8", "replace")
+            raise for_status(response.status, text, headers=response.headers, body=content)
 
     async def aclose(self) -> None:  # noqa: B027 - a default, not a hook that was forgotten
         """The transport is shared and closed by whoever made it."""

@@ -30,6 +30,7 @@ from providers.wire import jsonio
 
 class Cohere(OpenAILike):
     name = "cohere"
+    lists_models = False
     default_base_url = "https://api.cohere.ai"
     capabilities = Capabilities(
         operations=frozenset({"chat", "embeddings", "rerank"}), candidates=False, file_input=False

@@ -79,6 +79,7 @@ class SageMaker(DialectProvider):
     `target_variant`, `target_model`."""
 
     name = "sagemaker"
+    lists_models = False
     capabilities = Capabilities(file_input=False)
     dialects: ClassVar[Mapping[Operation, base.Dialect]] = {"chat": openai_chat.DIALECT}
 

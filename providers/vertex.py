@@ -55,6 +55,7 @@ class Vertex(DialectProvider):
     """
 
     name = "vertex"
+    lists_models = False
     capabilities = Capabilities(operations=frozenset({"chat", "embeddings"}))
     dialects: ClassVar[Mapping[Operation, Dialect]] = {"chat": gemini.DIALECT}
     model_in_body = False

@@ -22,6 +22,8 @@ from gateway.offered import (
     DeploymentTerms,
     ModelSettings,
     Name,
+    ProbePath,
+    ProbeSeconds,
     ProviderSettings,
 )
 from gateway.sections import Section
@@ -41,6 +43,10 @@ class ProviderEntry(Section, frozen=True):
     options: dict[str, Any] = field(default_factory=dict)
     allow_private: bool = False
     """`base_url` may lead into our own network: an engine of one's own, an emulator."""
+    probe_s: ProbeSeconds | None = None
+    """How often it is asked, at no cost, whether it is there. None: only requests find out."""
+    probe_path: ProbePath | None = None
+    """What is asked for, from the host's root on. None: its list of models."""
 
 
 class DeploymentEntry(DeploymentTerms, frozen=True, kw_only=True):
@@ -151,6 +157,8 @@ def _provider(entry: ProviderEntry, credentials: Credentials) -> ProviderSetting
         region=entry.region,
         credential=fields_,
         options=entry.options,
+        probe_s=entry.probe_s,
+        probe_path=entry.probe_path,
     )
 
 

@@ -125,6 +125,7 @@ def _provider(name: str, entry: ProviderEntry, settings: Settings, credentials: 
         fields = dict.fromkeys(credentials[entry.credential], "x")
     endpoint = Endpoint(entry.kind, entry.base_url, entry.region, Credential(fields), entry.options)
     yield from _unmade(path, endpoint)
+    yield from _unprobed(path, entry.kind, entry.probe_s, entry.probe_path)
 
 
 def file_faults(settings: Settings) -> list[Fault]:
@@ -135,7 +136,17 @@ def file_faults(settings: Settings) -> list[Fault]:
             fields = dict.fromkeys(said.credential, "x")
             endpoint = Endpoint(said.kind or name, said.base_url, said.region, Credential(fields), said.options)
             found += _unmade(f"providers.{name}", endpoint)
+            found += _unprobed(f"providers.{name}", endpoint.provider, said.probe_s, said.probe_path)
     return found
+
+
+def _unprobed(path: str, kind: str, every_s: float | None, asked: str | None) -> Iterator[Fault]:
+    if every_s is not None and not 1 <= every_s <= 86_400:
+        yield Fault(f"{path}.probe_s", f"{every_s:g} is no pause", "seconds from 1 to a day")
+    if asked is not None and not asked.startswith("/"):
+        yield Fault(f"{path}.probe_path", f"{asked!r} is no path", "begin it with a slash, as /health")
+    if every_s is not None and asked is None and kind in names() and not class_of(kind).lists_models:
+        yield Fault(f"{path}.probe_path", f"{kind} has no list of models to ask for", "name a path that costs nothing")
 
 
 def _unmade(path: str, endpoint: Endpoint) -> Iterator[Fault]:

@@ -102,6 +102,8 @@ async def add(
     use: str | None = None,
     option: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     allow_private: Annotated[bool, Parameter(negative="")] = False,
+    probe_s: float | None = None,
+    probe_path: str | None = None,
     replace: Annotated[bool, Parameter(negative="")] = False,
     common: Changes = CHANGES,
 ) -> int:
@@ -129,6 +131,10 @@ async def add(
         NAME=VALUE of the adapter's options. May be repeated.
     allow_private:
         The address leads into a network of your own.
+    probe_s:
+        Ask it so often, at no cost, whether it is there.
+    probe_path:
+        What to ask for then, as /health. Its list of models, if left out.
     replace:
         Change one that is there.
     """
@@ -146,6 +152,8 @@ async def add(
         credential=name if fields else use,
         options=dict(_pair(each) for each in option),
         allow_private=allow_private,
+        probe_s=probe_s,
+        probe_path=probe_path,
     )
     sealing = Sealing(name, kind, fields) if fields else None
     async with catalogue(common) as changes:

@@ -18,6 +18,7 @@ from gateway.offered import Strategy
 if TYPE_CHECKING:
     from gateway.catalogue.document import AliasEntry
     from gateway.routing.catalog import Catalog
+    from gateway.routing.health import Outlook
     from gateway.routing.offer import Offer
     from gateway.routing.policy import RoutePlan
     from gateway.routing.strategies import Load
@@ -42,9 +43,9 @@ async def explain(
 ) -> int:
     """Show the plan of one request: every deployment in the order it would be tried, and who is left out.
 
-    How deployments fare is known to the gateway's own processes. They answer a request that has the header
-    `x-farebox-dry-run: 1` with this very plan, and any other tells of it in `x-farebox-route`. Where chance decides,
-    each call draws anew, as each request does.
+    What probes found of providers is told; how calls fare is known to the gateway's own processes. They answer a
+    request that has the header `x-farebox-dry-run: 1` with this very plan, and any other tells of it in
+    `x-farebox-route`. Where chance decides, each call draws anew, as each request does.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ async def explain(
     async with database(settings) as engine:
         offer = Offer(engine, settings)
         await offer.load()
-    told, route = _planned(model, operation, needs, load, offer, offer.catalog)
+    outlook = await _probed(settings, offer.catalog, model)
+    told, route = _planned(model, operation, needs, load, offer, offer.catalog, outlook)
     emit(common, told, lambda: _table(told["legs"], told["left_out"], route.strategy))
     return OK
 
@@ -214,9 +216,16 @@ def _entry(targets: tuple[str, ...], strategy: Strategy, fallback: tuple[str, ..
 
 
 def _planned(
-    model: str, operation: str, needs: tuple[Feature, ...], load: Load, offer: Offer, catalog: Catalog
+    model: str,
+    operation: str,
+    needs: tuple[Feature, ...],
+    load: Load,
+    offer: Offer,
+    catalog: Catalog,
+    outlook: Outlook | None = None,
 ) -> tuple[dict[str, Any], RoutePlan]:
     from gateway.routing.explaining import explained
+    from gateway.routing.health import CALM
     from gateway.routing.policy import plan
     from providers.registry import class_of
 
@@ -230,25 +239,54 @@ def _planned(
         random.random,
         terms=catalog.terms_of(model),
         load=load,
+        outlook=outlook or CALM,
     )
-    return explained(model, route, load), route
+    return explained(model, route, load, outlook or CALM), route
+
+
+async def _probed(settings: Settings, catalog: Catalog, model: str) -> Outlook | None:
+    """What probes found, where any provider is probed and the gateways' Redis can be asked."""
+    if not any(said.probe_s for said in settings.providers.values()):
+        return None
+    import hiredis
+
+    from gateway.admission.store import link_to, store_from
+    from gateway.embedded.instance import find_running
+    from gateway.errors import Unavailable
+    from gateway.routing.probing import findings, outlook_of
+
+    url = settings.redis_url
+    if url is None and (running := find_running(settings.data_dir)) is not None:
+        url = running.redis_url
+    if url is None:
+        return None
+    link = link_to(store_from(url))
+    try:
+        return outlook_of(await findings(link), catalog, model)
+    except (Unavailable, hiredis.ReplyError):
+        return None
+    finally:
+        await link.aclose()
 
 
 def _table(legs: list[dict[str, Any]], left_out: list[dict[str, str]], strategy: str) -> object:
     from billing.money import format_usd
 
-    columns = ["", "deployment", "likely USD", "at most USD", f"why ({strategy})"]
+    probed = any(leg["probe"] for leg in legs)
+    columns = ["", "deployment", "likely USD", "at most USD", *(["probe"] if probed else []), f"why ({strategy})"]
     rows = [
         [
             leg["place"],
             leg["deployment"],
             format_usd(leg["likely_pusd"]),
             format_usd(leg["most_pusd"]),
+            *([leg["probe"] or ""] if probed else []),
             leg["why"],
         ]
         for leg in legs
     ]
-    rows += [["-", out["deployment"], "", "", f"left out: {out['why']}"] for out in left_out]
+    empty = [""] * (3 if probed else 2)
+    rows += [["-", out["deployment"], *empty, f"left out: {out['why']}"] for out in left_out]
     return make_table(columns, rows, right=["likely USD", "at most USD"])
 
 

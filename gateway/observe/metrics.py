@@ -69,6 +69,9 @@ class Metrics:
         self._shadowed = Tally(
             "farebox_shadow_requests", "Requests asked again for comparison, by error code or ok.", ("model", "result")
         )
+        self._probes = Tally(
+            "farebox_probes", "Probes of providers that this process made, by error kind or ok.", ("provider", "result")
+        )
         self._attempts = Tally(
             "farebox_upstream_attempts", "Calls to providers, by error kind or ok.", ("provider", "result")
         )
@@ -143,6 +146,7 @@ class Metrics:
             self._hedged,
             self._continued,
             self._shadowed,
+            self._probes,
             self._journal_errors,
             self._failed_open,
             self._orphans,
@@ -236,6 +240,10 @@ class Metrics:
     def shadowed(self, model: str, result: str) -> None:
         """model: an operator's alias. result: `ok`, `dropped` or a GatewayError's code."""
         self._shadowed.add((model, result))
+
+    def probed(self, provider: str, result: str) -> None:
+        """provider: an operator's name. result: `ok` or an error's kind and status."""
+        self._probes.add((provider, result))
 
     def journal_failed(self) -> None:
         self._journal_errors.add()

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 EVERY_S: Final = 2.0
 ASK_S: Final = 5.0
 # As a number a rule can compare: 0 is well.
-CONDITIONS: Final = {"closed": 0, "half_open": 1, "open": 2}
+CONDITIONS: Final = {"closed": 0, "half_open": 1, "open": 2, "cooling": 3, "absent": 4}
 
 
 class Vitals:

@@ -52,6 +52,7 @@ def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) 
                 "priority": leg.deployment.priority,
                 "weight": leg.deployment.weight,
                 "condition": standing.condition,
+                "probe": standing.found or None,
                 "in_flight": standing.in_flight,
                 "first_token_s": standing.first_token_s,
                 "cached_tokens": cached,

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from gateway.observe.trail import TRAIL, Attempt
 from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.hedging import HedgeBudget, raced
-from gateway.routing.policy import Leg, RoutePlan, Try
+from gateway.routing.policy import OK, Leg, RoutePlan, Try
 from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
 from gateway.routing.turnstile import Saturated, Turnstile
@@ -27,7 +27,6 @@ from gateway.routing.warmth import TOKENS_PER_BLOCK, Chain, Warmth
 from providers.errors import AuthFailed, ContextTooLong, ProviderError, TimedOut
 
 T = TypeVar("T")
-OK: Final = "ok"
 
 
 class Arrival(Struct, Generic[T], frozen=True):
@@ -256,7 +255,7 @@ class Dispatcher:
             if trail is not None:
                 trail.end(error)
             METRICS.attempted(provider, type(error).__name__)
-            run.tries.append((leg.deployment.id, _ended(error), round((now - began) * 1000)))
+            run.tries.append((leg.deployment.id, ended(error), round((now - began) * 1000)))
             raise
         finally:
             if not going_on:
@@ -324,7 +323,7 @@ class _Run:
         return True
 
 
-def _ended(error: ProviderError) -> str:
+def ended(error: ProviderError) -> str:
     """Without the provider's own words, which may repeat the client's: this is kept."""
     return type(error).__name__ + (f" {error.status}" if error.status else "")
 

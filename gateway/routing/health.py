@@ -42,16 +42,17 @@ PROMISE_S: Final = 2.0
 # Clients can name any model of an open provider; what nobody has called for longest is forgotten.
 DEPLOYMENTS_MAX: Final = 4096
 
-Condition = Literal["closed", "half_open", "open", "cooling"]
+Condition = Literal["closed", "half_open", "open", "cooling", "absent"]
 
 
 class Standing(Struct, frozen=True):
     """One deployment now, as the policy sees it.
 
-    closed: calls go there. half_open: one call may find out. open, cooling: for `wait_s` seconds only where nothing
-    else is left. first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet.
-    queued_tokens: of prompts that wait for their first token, less what was cached. decoding: answers in the making.
-    input_tokens_per_s: how quickly it reads. quota_left: share, by its own rate headers."""
+    closed: calls go there. half_open: one call may find out. open, cooling, absent: for `wait_s` seconds only where
+    nothing else is left. absent: probes missed it. found: what the last probe made of it, empty where none asks.
+    first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet. queued_tokens: of prompts
+    that wait for their first token, less what was cached. decoding: answers in the making. input_tokens_per_s: how
+    quickly it reads. quota_left: share, by its own rate headers."""
 
     condition: Condition = "closed"
     wait_s: float = 0.0
@@ -62,6 +63,7 @@ class Standing(Struct, frozen=True):
     decoding: int = 0
     input_tokens_per_s: float | None = None
     quota_left: float = 1.0
+    found: str = ""
 
     @property
     def well(self) -> bool:
@@ -125,9 +127,11 @@ class PeakEwma:
 
 
 class Breaker:
-    """closed -> open -> half_open -> closed. Beside it a cool-down, which a provider asks for and which is no fault."""
+    """closed -> open -> half_open -> closed. Beside it a cool-down, which a provider asks for and which is no fault,
+    and absence, which probes find and end."""
 
     __slots__ = (
+        "_absent_until",
         "_calls",
         "_consecutive",
         "_cool_until",
@@ -148,15 +152,29 @@ class Breaker:
         self._span = 0.0
         self._cool_until = 0.0
         self._probes = 0
+        self._absent_until = 0.0
         self.probing: int | None = None
 
     def condition(self, now: float) -> Condition:
+        if now < self._absent_until:
+            return "absent"
         if self._open_until is not None:
             return "open" if now < self._open_until or self.probing is not None else "half_open"
         return "cooling" if now < self._cool_until else "closed"
 
     def wait_s(self, now: float) -> float:
-        return max(0.0, (self._open_until or 0.0) - now, self._cool_until - now)
+        return max(0.0, (self._open_until or 0.0) - now, self._cool_until - now, self._absent_until - now)
+
+    def missed(self, until: float) -> None:
+        """Probes found nobody well there: so it is believed until then, or until the next one tells otherwise."""
+        self._absent_until = until
+
+    def back(self, now: float) -> None:
+        """A probe found it well. What opened while it was away may be tried at once."""
+        if self._absent_until:
+            self._absent_until = 0.0
+            if self._open_until is not None:
+                self._open_until = min(self._open_until, now)
 
     def begin(self, now: float) -> int | None:
         """A call starts. Returns: its number if it is the probe, whose end must be told with it by `succeeded`,
@@ -170,6 +188,7 @@ class Breaker:
     def succeeded(self, began: float, now: float, probe: int | None) -> None:
         """began: a call from before the opening says nothing of what came after it."""
         self._calls.add(now)
+        self._absent_until = 0.0  # An answer is worth more than what a probe made of it.
         if self._open_until is None:
             self._consecutive = 0
         elif self._is_probe(probe) or began >= self._opened_at:
@@ -231,6 +250,7 @@ class Health:
         "breaker",
         "decoding",
         "first_token",
+        "found",
         "in_flight",
         "input_rate",
         "queued_tokens",
@@ -255,6 +275,7 @@ class Health:
         self.quota: Quota | None = None
         self.tail = FirstTokens()
         self.slow_s = slow_s
+        self.found = ""
 
     def read(self, tokens: int, seconds: float) -> None:
         """So many tokens were read in that time. A short prompt tells of latency, not of speed."""
@@ -275,6 +296,7 @@ class Health:
             self.decoding,
             self.input_rate,
             1.0 if self.quota is None else self.quota.read(now),
+            self.found,
         )
 
 

@@ -28,6 +28,7 @@ CapabilitiesOf = Callable[[Deployment], Capabilities]
 
 # Deployment, how it ended, after how many milliseconds.
 Try = tuple[str, str, int]
+OK: Final = "ok"
 
 
 class Leg(Struct, frozen=True):
@@ -216,7 +217,9 @@ def _only(candidate: Candidate) -> str:
 
 
 def _unwell(candidate: Candidate) -> str:
-    return f"{candidate.standing.condition} for {candidate.standing.wait_s:.3g} s"
+    standing = candidate.standing
+    found = f" ({standing.found})" if standing.condition == "absent" else ""
+    return f"{standing.condition} for {standing.wait_s:.3g} s{found}"
 
 
 def needed_features(request: ChatRequest, operation: str) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, 
     ]
     models += [
         carried("thrice", "one/fault-reset", "two/fault-cut-mid-frame", "spare/echo-1"),
+        carried("kept", "nine/fault-reset", "spare/echo-1", keep_answers_s=60.0),
         carried("nobody", "three/fault-reset", "four/fault-cut-mid-frame"),
         carried("refused", "five/fault-reset", "six/fault-500"),
         carried("with-tools", "seven/fault-reset", "spare/echo-1"),
@@ -130,6 +132,17 @@ async def test_it_may_break_more_than_once(yard: Yard) -> None:
     assert (row["provider"], row["attempts"], row["outcome"]) == ("spare", 3, "completed")
     said = yard.openai.requests[-1].json()["messages"][-2]["content"]
     assert text == str(said) + FULL, "the third is shown what both before it said"
+    tries = [(name.partition("/")[0], how) for name, how, _ in json.loads(row["way"])["tries"]]
+    assert tries == [("one", "Interrupted"), ("two", "Interrupted"), ("spare", "ok")]
+
+
+async def test_what_two_said_between_them_is_kept_for_nobody(yard: Yard) -> None:
+    for asked in (1, 2):
+        text, error = await stream_of(yard, "kept")
+        assert text.endswith(FULL)
+        assert not error
+        found = [row for row in await yard.gateway.rows() if row["alias"] == "kept"]
+        assert [row["attempts"] for row in found] == [2] * asked
 
 
 @pytest.mark.parametrize("alias", ["nobody", "refused"])

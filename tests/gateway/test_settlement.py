@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from billing.journal import Journal, read_segment, runs, segments
-from billing.prices import Rates, make_sheet
+from billing.prices import STANDARD, PriceSheet, Rates, make_sheet
 from billing.usage import Meter, Outcome, UsageRecord
 from gateway.chat import Chat
 from gateway.routing.catalog import Deployment
@@ -52,6 +53,41 @@ async def test_a_sheet_without_prices_for_what_was_read_from_a_cache_still_gets_
     await book.close()
     (row,) = records(tmp_path)
     assert row.quantities[Meter.CACHE_READ_TOKENS] == 20
+
+
+@pytest.mark.parametrize(("asked", "sold", "told", "charged"), [
+    (STANDARD, "hd/1024x1792", "default", "hd/1024x1792"),  # an image by its quality and size, whatever tier made it
+    ("priority", "hd/1024x1792", "default", "hd/1024x1792"),
+    ("priority", "priority", "default", STANDARD),  # the asked tier was full
+    (STANDARD, STANDARD, "flex", "flex"),
+    ("batch", "batch", "default", "batch"),
+])  # fmt: skip
+async def test_a_tier_that_is_told_changes_a_tiers_price_and_no_closer_one(
+    tmp_path: Path, asked: str, sold: str, told: str, charged: str
+) -> None:
+    def sheet(variant: str) -> PriceSheet:
+        rates = Rates(sale={Meter.INPUT_TOKENS: 3}, cost={Meter.INPUT_TOKENS: 3})
+        return make_sheet(variant, "openai", "gpt", 0, rates, "operator", variant=variant)
+
+    book = Journal.open(tmp_path, "gateway")
+    deployment = Deployment("openai", "openai", "gpt")
+    debt = Settlement(
+        book,
+        cast(Any, Gate()),
+        cast(Any, None),
+        replace(intent("r1"), variant=sold),
+        Leg(deployment, sheet(sold)),
+        lambda: 2,
+        lambda _, variant: sheet(variant),
+        tier=asked,
+    )
+    debt.open()
+    await debt.finish(
+        Ending(Outcome.COMPLETED, Usage(input_tokens=30, output_tokens=0, service_tier=told), "stop", 200)
+    )
+    await book.close()
+    (row,) = records(tmp_path)
+    assert (row.price_id, row.variant) == (charged, charged)
 
 
 @pytest.mark.parametrize("fails", ["health", "connection", "guardrail"])

@@ -54,6 +54,8 @@ class ProviderDetail(Struct, frozen=True):
     credential_fields: dict[str, StoredField]
     options: dict[str, Any]
     allow_private: bool
+    probe_s: float | None
+    probe_path: str | None
     source: Literal["file", "database"]
     etag: str | None
 
@@ -262,6 +264,8 @@ def _asked(name: str, data: ProviderChange) -> tuple[ProviderEntry, Sealing | No
         credential=credential or None,
         options=data.options,
         allow_private=data.allow_private,
+        probe_s=data.probe_s,
+        probe_path=data.probe_path or None,
     )
     return entry, sealing
 
@@ -304,7 +308,7 @@ async def _detail(yard: Switchyard, name: str) -> Response[ProviderDetail]:
         fields = stored.get(entry.credential or "", {})
         detail = ProviderDetail(
             name, entry.kind, entry.enabled, entry.base_url, entry.region, entry.credential, fields, entry.options,
-            entry.allow_private, "database", tag,
+            entry.allow_private, entry.probe_s, entry.probe_path, "database", tag,
         )  # fmt: skip
         return Response(detail, headers={"etag": f'"{tag}"'})
     said = yard.offer.live.file.providers.get(name)
@@ -316,7 +320,19 @@ async def _detail(yard: Switchyard, name: str) -> Response[ProviderDetail]:
     }
     return Response(
         ProviderDetail(
-            name, said.kind, said.enabled, said.base_url, said.region, None, shown, said.options, True, "file", None
+            name,
+            said.kind,
+            said.enabled,
+            said.base_url,
+            said.region,
+            None,
+            shown,
+            said.options,
+            True,
+            said.probe_s,
+            said.probe_path,
+            "file",
+            None,
         )
     )
 

@@ -58,7 +58,8 @@ class Preview(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PreviewLeg(Struct, frozen=True):
-    """likely_usd: with an answer of the usual length; most_usd: what would be held."""
+    """likely_usd: with an answer of the usual length; most_usd: what would be held. probe: what the last one found,
+    where its provider is probed."""
 
     place: int
     deployment: str
@@ -67,6 +68,7 @@ class PreviewLeg(Struct, frozen=True):
     priority: int
     weight: int
     condition: str
+    probe: str | None
     in_flight: int
     first_token_ms: int | None
     likely_usd: str
@@ -282,7 +284,7 @@ def _plan(told: dict[str, Any]) -> PlanView:
     legs = [
         PreviewLeg(
             leg["place"], leg["deployment"], leg["kind"], leg["region"], leg["priority"], leg["weight"],
-            leg["condition"], leg["in_flight"],
+            leg["condition"], leg["probe"], leg["in_flight"],
             None if leg["first_token_s"] is None else round(leg["first_token_s"] * 1000),
             usd(leg["likely_pusd"]) or "", usd(leg["most_pusd"]) or "", leg["why"],
         )

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gateway.observe.vitals import CONDITIONS
 from gateway.routing import health
-from gateway.routing.health import Breaker, Health, HealthTable, PeakEwma, Standing, Trip
+from gateway.routing.health import (
+    CONSECUTIVE_FAILURES,
+    Breaker,
+    Condition,
+    Health,
+    HealthTable,
+    PeakEwma,
+    Standing,
+    Trip,
+)
 from providers.errors import AuthFailed, Broken, Interrupted, ProviderError, Rejected, Throttled, Unsupported
 
 NOW = 1000.0
@@ -231,3 +243,28 @@ def test_the_window_stays_between_the_least_and_the_greatest_seen(seen: list[tup
         assert mean.latest >= value or mean.latest == pytest.approx(value)
     assert mean.latest is not None
     assert min(v for v, _ in seen) * 0.999 <= mean.latest <= max(v for v, _ in seen) * 1.001
+
+
+def test_a_probe_takes_one_out_and_brings_it_back() -> None:
+    breaker = Breaker()
+    breaker.missed(until=10.0)
+    assert (breaker.condition(9.0), breaker.wait_s(9.0)) == ("absent", 1.0)
+    assert breaker.condition(10.0) == "closed", "nobody probes any more: requests find out"
+    breaker.missed(until=20.0)
+    breaker.succeeded(11.0, 12.0, None)
+    assert breaker.condition(12.0) == "closed", "an answer is worth more than a probe"
+
+
+def test_what_opened_while_it_was_away_is_tried_when_it_is_back_and_only_then() -> None:
+    breaker = Breaker()
+    for now in range(CONSECUTIVE_FAILURES):
+        breaker.failed(now, now, None)
+    breaker.back(4.5)
+    assert breaker.condition(4.5) == "open", "that the host is there does not mend what its answers broke"
+    breaker.missed(until=100.0)
+    breaker.back(5.0)
+    assert breaker.condition(5.0) == "half_open"
+
+
+def test_metrics_have_a_number_for_every_condition() -> None:
+    assert set(CONDITIONS) == set(get_args(Condition))

@@ -1,4 +1,4 @@
-import { Alert, Button, Checkbox, Group, Modal, PasswordInput, Select, Stack, Switch, Text, Textarea, TextInput } from "@mantine/core";
+import { Alert, Button, Checkbox, Group, Modal, NumberInput, PasswordInput, Select, Stack, Switch, Text, Textarea, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, post, put, type ProviderChange, type ProviderDetail, type ProviderKind, type Tried } from "../api";
@@ -28,12 +28,14 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
   const [region, setRegion] = useState(existing?.region ?? "");
   const [inside, setInside] = useState(existing?.allow_private ?? false);
   const [enabled, setEnabled] = useState(existing?.enabled ?? true);
+  const [probe, setProbe] = useState<number | string>(existing?.probe_s ?? "");
   const [model, setModel] = useState("");
   const ways = kind?.ways ?? [];
   const chosen = ways.find((each) => each.label === way) ?? ways[0];
   const keeps = Boolean(existing?.credential) && !Object.values(fields).some(Boolean) && Boolean(chosen?.fields?.length);
   const said = (): ProviderChange => ({
     kind: kindName ?? "", enabled, base_url: url || null, region: region || null, allow_private: inside,
+    probe_s: probe === "" ? null : Number(probe), probe_path: existing?.probe_path ?? null,
     credential: keeps ? (existing?.credential ?? null) : null,
     credential_fields: chosen?.fields?.length && !keeps ? Object.fromEntries(Object.entries(fields).filter(([, value]) => value)) : null,
     options: { ...existing?.options, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value)) },
@@ -76,6 +78,7 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
                 : <TextInput key={field.name} {...props} onChange={(event) => change(event.currentTarget.value)} />;
             })}
             {Boolean(chosen?.fields?.length) && <Text size="xs" c="dimmed">Stored sealed and never shown again. Or say where it is: env:NAME, file:/run/secrets/…, vault:…, aws-secretsmanager:…, gcp-secret-manager:…, azure-key-vault:…</Text>}
+            <NumberInput label="Probe every (seconds)" description="Asked at no cost whether it is there; empty: only requests find out" min={1} max={86400} value={probe} onChange={setProbe} />
             {existing && <Switch label="Enabled" checked={enabled} onChange={(event) => setEnabled(event.currentTarget.checked)} />}
             <TextInput label="Model to test with" description="Optional: asked for one token" value={model} onChange={(event) => setModel(event.currentTarget.value)} />
             {test.isError && <Failure error={test.error} />}
