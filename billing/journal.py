@@ -7,17 +7,23 @@ msgpack Intent or UsageRecord. A run belongs to one process start and is never a
 An intent reaches the page cache before the request is sent (it survives kill -9 of the process, not a power cut); a
 record reaches stable storage before the request's last byte leaves. Each new segment begins with the intents that are
 still open, so a segment that has been shipped can be deleted as soon as a newer one exists.
+
+A segment that is being written ends in zeros: room is made AHEAD_BYTES at a time, so that a sync writes data and not
+the file's new size as well, which would wait for whoever else has changed something on that file system. No frame
+begins with zeros. What is left of them is cut off when the segment is full or its owner closes it.
 """
 
 import asyncio
 import errno
 import fcntl
 import os
+import re
 import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +38,16 @@ SHIP_LOCK: Final = "ship.lock"
 SEGMENT_SUFFIX: Final = ".seg"
 _UNNAMED_SUFFIX: Final = ".new"
 DEFAULT_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+# Room for some 400 requests. A sync into it took 0.10 to 0.13 ms where one that made the file longer took 0.2 to 1.5
+# (medians, ext4 that others wrote to as well, 2026-11).
+AHEAD_BYTES: Final = 256 * 1024
 
 # A frame longer than this is not one: the length itself is damaged. The longest real one is a few kilobytes.
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 
 _HEADER: Final = struct.Struct("<II")
+_ZEROS: Final = bytes(AHEAD_BYTES)
+_NO_ZERO: Final = re.compile(rb"[^\0]")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Intent | UsageRecord)
 
@@ -53,7 +64,8 @@ class Journal:
         self._segment_bytes = segment_bytes
         self._number = 0
         self._file = -1
-        self._size = 0
+        self._size = 0  # Of what has been written.
+        self._room = 0  # Where the zeros behind it end.
         self._retired: list[int] = []  # Full segments whose last frames are not on stable storage yet.
         self._named = False  # A segment has been created since the directory was last synced.
         self._open: dict[str, bytes] = {}
@@ -148,6 +160,8 @@ class Journal:
         if self._flusher is not None:
             await self._flusher
         self._thread.shutdown()
+        with suppress(OSError):
+            os.ftruncate(self._file, self._size)
         for file in (*self._retired, self._file):
             os.close(file)
         os.close(self._lock)
@@ -160,8 +174,20 @@ class Journal:
         if written != len(data):
             # The disk filled up in the middle. Half a frame would hide everything behind it.
             os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            self._room = self._size
             raise OSError(errno.ENOSPC, f"short write: {written} of {len(data)} bytes")
         self._size += written
+        if self._size > self._room:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Zeros behind what stands there. A disk that has no room for them will say so when it has none for a frame."""
+        ahead = min(AHEAD_BYTES, self._segment_bytes - self._size)
+        self._room = self._size
+        if ahead > 0:
+            with suppress(OSError):
+                self._room += os.pwrite(self._file, _ZEROS[:ahead] if ahead < AHEAD_BYTES else _ZEROS, self._size)
 
     def _wake(self) -> None:
         if self._flusher is None or self._flusher.done():
@@ -215,11 +241,13 @@ class Journal:
             self._unsynced.pop(record_id, None)
 
     def _rotate(self) -> None:
-        full = self._file
+        full, size = self._file, self._size
         try:
             self._next_segment()
         except OSError:
             return  # The full one still takes frames, or says itself that the disk does not.
+        with suppress(OSError):  # Only for the reader's ease.
+            os.ftruncate(full, size)
         self._retired.append(full)
 
     def _next_segment(self, again: Iterable[bytes] = ()) -> None:
@@ -230,7 +258,7 @@ class Journal:
         path = self.run / f"{self._number + 1:08d}{SEGMENT_SUFFIX}"
         hidden = path.with_suffix(_UNNAMED_SUFFIX)
         head = b"".join((MAGIC, *self._open.values(), *again))
-        file = os.open(hidden, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file = os.open(hidden, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             if (written := os.write(file, head)) != len(head):
                 raise OSError(errno.ENOSPC, f"short write: {written} of {len(head)} bytes")
@@ -240,6 +268,7 @@ class Journal:
             raise
         self._number += 1
         self._file, self._size, self._named = file, len(head), True
+        self._make_room()
 
 
 def _fail(future: asyncio.Future[None], error: JournalUnavailable) -> None:
@@ -289,7 +318,14 @@ def next_frame(path: Path, offset: int) -> int | None:
     For segments that nobody writes any more: what follows a torn frame there has been damaged, or was written to the
     disk out of order by a machine that lost power. Either way it is somebody's money."""
     data = path.read_bytes()
-    for start in range(max(offset, len(MAGIC)), len(data) - _HEADER.size):
+    start = max(offset, len(MAGIC)) - 1
+    while (start := start + 1) < len(data) - _HEADER.size:
+        if data[start] == 0:
+            # Room that nobody came to use: a length is below 2**24, so its first three bytes are not all zeros.
+            found = _NO_ZERO.search(data, start)
+            start = len(data) if found is None else max(start, found.start() - 2)
+            if start >= len(data) - _HEADER.size:
+                break
         length, checksum = _HEADER.unpack_from(data, start)
         payload = data[start + _HEADER.size : start + _HEADER.size + length] if length <= MAX_PAYLOAD_BYTES else b""
         if 0 < length == len(payload) and zlib.crc32(payload) == checksum:

@@ -331,7 +331,7 @@ def _batches(segment: Path, offset: int, complete: bool) -> Iterator[tuple[int, 
     """Entries from `offset` on, some hundred at a time, each time with the offset after them.
 
     In a complete segment, what lies behind a damaged frame is read as well."""
-    batch = BATCH_BEHIND if segment.stat().st_size - offset > BEHIND_BYTES else BATCH
+    batch = BATCH_BEHIND if segment.stat().st_size - offset > BEHIND_BYTES + journal.AHEAD_BYTES else BATCH
     entries: list[journal.Entry] = []
     while True:
         for end, entry in journal.read_segment(segment, offset):

@@ -24,6 +24,7 @@ from billing.db import writing
 from billing.migrate import upgrade
 from gateway.admission.key_admin import KeyTerms
 from gateway.admission.minting import mint
+from gateway.app import RequestIds
 from gateway.embedded.secrets import Secrets
 from gateway.ingress.hotpath import Asked
 from gateway.schema import virtual_keys
@@ -69,6 +70,7 @@ class Asker:
     def __init__(self, gateway: House, key: str) -> None:
         assert gateway.app.hot is not None
         self._hot = gateway.app.hot
+        self._ids = RequestIds()
         head, self._body = request_of(0, key, "alias-0", "chat", False).split(b"\r\n\r\n", 1)
         fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
         self._asked = Asked("POST", "/v1/chat/completions", "", fields, "127.0.0.1")
@@ -77,7 +79,7 @@ class Asker:
         self._route = route
 
     async def one(self) -> None:
-        reply = await self._hot.serve(self._asked, self._route, self._body, "req_bench")
+        reply = await self._hot.serve(self._asked, self._route, self._body, self._ids())
         assert reply.status == 200, reply.body
 
     async def best_us(self) -> float:

@@ -92,8 +92,9 @@ async def test_a_record_is_not_acknowledged_before_its_sync(tmp_path: Path, monk
     real = journal._to_stable_storage
 
     def sync(file: int) -> None:
+        written = book._size  # What is written while the sync runs may not be in it.
         real(file)
-        synced.append(os.fstat(file).st_size)
+        synced.append(written)
 
     monkeypatch.setattr(journal, "_to_stable_storage", sync)
 
@@ -132,6 +133,38 @@ async def test_a_new_segment_begins_with_what_is_open(tmp_path: Path) -> None:
         assert first == intent("long")
     assert sorted(ids(tmp_path, UsageRecord)) == sorted(f"r{i}" for i in range(40))
     await book.close()
+
+
+async def test_a_sync_finds_room_and_a_close_gives_back_what_is_left_of_it(tmp_path: Path) -> None:
+    book = Journal.open(tmp_path, "gateway")
+    (segment,) = segments(book.run)
+    room = segment.stat().st_size
+    assert room >= journal.AHEAD_BYTES
+    for i in range(20):
+        book.intent(intent(f"r{i}"))
+        await book.settle(record(f"r{i}"))
+    assert segment.stat().st_size == room, "the file has grown: each sync waits for its new size"
+    written = [end for end, _ in read_segment(segment)][-1]
+    while written < room:
+        await book.settle(record("long", end_user="x" * 50_000))
+        written = [end for end, _ in read_segment(segment)][-1]
+    assert segment.stat().st_size > room
+    await book.close()
+    assert segment.stat().st_size == written
+    assert [end for end, _ in read_segment(segment)][-1] == written
+
+
+def test_room_that_nobody_came_to_use_is_passed_over(tmp_path: Path) -> None:
+    """As a machine leaves it that lost power: what was written last is there, something before it is not. The frame
+    behind has a length whose first byte is a zero, too."""
+    path = tmp_path / "1.seg"
+    first = journal.MAGIC + frame(record("r1"))
+    last = next(data for n in range(600) if (data := frame(record("r2", end_user="x" * n)))[0] == 0)
+    for zeros in (1, 7, 8, 9, 1_000_000):
+        path.write_bytes(first + bytes(zeros) + last + bytes(zeros))
+        assert [end for end, _ in read_segment(path)] == [len(first)]
+        assert next_frame(path, len(first)) == len(first) + zeros
+        assert next_frame(path, len(first) + zeros + len(last)) is None
 
 
 # A segment cut anywhere, or with rubbish at its end, gives exactly the entries that are whole.
