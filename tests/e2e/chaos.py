@@ -1,15 +1,16 @@
 """Everything is killed while it works; afterwards the books are compared with what the provider served.
 
-`python -m tests.e2e.chaos --seconds 60 --processes 4 --json [--database sqlite|postgresql] [--cluster] [--seed N]`
-starts its own Valkey (append-only file on), SQL database, provider emulator and gateway processes, which share one data
-folder as on one host. Clients ask with keys whose hard budgets are worth about half of what is asked. Meanwhile, at
-random: kill -9 of a gateway or of Valkey (both come back), SQL connections cut (PostgreSQL) or the write lock held
-(SQLite); once FLUSHALL, and once Valkey comes back without its file. With --cluster a master is killed and its replica
-takes over, with whatever it had been told by then. At the end the gateways are told to stop, the
-journals are shipped, and one JSON line is printed:
+`python -m tests.e2e.chaos --seconds 60 --processes 4 --json [--database sqlite|postgresql|both] [--kills 1000]
+[--cluster] [--seed N]` starts its own Valkey (append-only file on), SQL database, provider emulator, gateway processes
+and two of `farebox worker`, which share one data folder as on one host. Clients ask with keys whose hard budgets are
+worth about half of what is asked. Meanwhile, at random: kill -9 of a gateway, of a worker or of Valkey (they come
+back), of the server's process behind one SQL connection or all (PostgreSQL); on SQLite the write lock is held instead;
+once FLUSHALL, and once Valkey comes back without its file. With --cluster a master is killed and its replica takes
+over, with whatever it had been told by then. At the end the processes are told to stop, the journals are shipped, and
+one JSON line is printed:
 
 requests            sent by clients, whatever came of them
-kills               kill -9 of gateways and of Valkey
+kills               processes killed: gateways, workers, Valkey, connections of PostgreSQL
 lost                requests that reached the provider, or whose client saw a 200, without a usage row
 double              usage rows beyond the first of a request, and rows whose transfers do not add up to their charge
 holds_left          reservations still open in Redis once the leases of dead gateways have run out
@@ -19,9 +20,13 @@ tokens_upstream     input and output that the provider counted for requests that
                     `completed` row, and those whose client read the last byte
 tokens_ledger       the same requests' tokens in their usage rows. Requests of killed gateways are rows of an estimate,
                     so they are in neither
-and, to judge the run by: admitted (usage rows), refused (by budget), unavailable (503, no connection or cut off),
-estimated (rows), drops (of SQL), losses (of Redis' data), counters_off_pusd (the furthest that a budget's counter
-in Redis is from what SQL says), odd (answers that nobody expected), seconds, seed.
+
+and on the error output, to judge the run by: admitted (usage rows), refused (by budget), unavailable (503, no
+connection or cut off), estimated (rows), killed (by kind), locks (of SQLite), losses (of Redis' data),
+counters_off_pusd (the furthest that a budget's counter in Redis is from what SQL says), odd (answers that nobody
+expected), seconds, seed. The exit status is 1 unless lost to overshoot are 0 and the tokens the same. With --kills
+there is run after run, each with a new database and its books compared, until so many were killed; a run that is wrong
+is the last.
 """
 
 from __future__ import annotations
@@ -29,68 +34,49 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
-import signal
-import socket
 import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 from msgspec.structs import replace
 from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import accounts, journal, ledger, schema, statements
-from billing.accounts import Scope, Window
-from billing.db import create_engine, reading, writing
-from billing.migrate import upgrade
+from billing import journal, ledger, schema, statements
+from billing.accounts import Scope
+from billing.db import reading
 from billing.pricelist import load_prices
 from billing.worker import Worker
 from gateway.admission import Gate
-from gateway.admission.key_admin import KeyAdmin, KeyTerms
 from gateway.admission.owners import Owner
 from gateway.admission.store import store_from
-from gateway.config import Settings, load
-from gateway.embedded.prices import declare
-from gateway.embedded.secrets import Secrets
 from tests import services
-from tests.clusters import Nodes, Valkey
+from tests.e2e.staging import (
+    ANSWER_S,
+    BUDGET_PUSD,
+    CLIENTS,
+    KEYS_AT_ONCE,
+    LEASE_S,
+    LOT,
+    ORGANISATION,
+    WORDS,
+    Scene,
+    Seen,
+    make_keys,
+    scene,
+)
 from tests.emulators import scripted
 from tests.emulators.openai import OpenAIEmulator, prompt_of
-
-ORGANISATION = "org_chaos"
-LOT = 40  # Requests that one key is used for.
-KEYS_AT_ONCE = 4
-CLIENTS = 48
-WORDS = (8, 32)
-# An average request: 12 tokens in at 1.5, 20 out at 7.25 pUSD x 10**6.
-BUDGET_PUSD = LOT // 2 * (12 * 1_500_000 + 20 * 7_250_000)
-LEASE_S = 3.0
-ANSWER_S = 60.0  # A client's patience. Longer than any outage here, so that a request without an end would be seen.
-
-
-@dataclass
-class Seen:
-    """What the clients and the destroyer know. Requests are told apart by their `user`, unique to each."""
-
-    sent: int = 0
-    refused: int = 0
-    unavailable: int = 0
-    kills: int = 0
-    drops: int = 0
-    losses: int = 0
-    answered: set[str] = field(default_factory=set)  # A 200 was seen.
-    finished: set[str] = field(default_factory=set)  # The last byte was read.
-    odd: Counter[str] = field(default_factory=Counter)  # Answers that nobody expected.
 
 
 @dataclass
@@ -106,132 +92,11 @@ class Term:
         return now_s >= self.until_s and (now_s >= self.until_s + self.most_s or self.enough(seen))
 
 
-class Replica:
-    """A gateway process that is started again whenever it ends."""
-
-    def __init__(self, config: Path, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._config = config
-        self._port = port
-        self._stopping = False
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def keep(self) -> None:
-        while not self._stopping:
-            with (self._config.parent / f"gateway-{self._port}.log").open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "gateway", "serve", "--config", str(self._config), "--port", str(self._port),
-                    stdout=log, stderr=log, preexec_fn=services._die_with_parent,
-                )  # fmt: skip
-            if self._stopping:  # `stop` came while this one was being made.
-                self._process.terminate()
-            await self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._signal(signal.SIGTERM)
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(180):
-            while not await self.is_ready():
-                await asyncio.sleep(0.05)
-
-    async def is_ready(self) -> bool:
-        async with httpx.AsyncClient() as http:
-            with contextlib.suppress(httpx.HTTPError):
-                return (await http.get(f"{self.url}/health/readiness")).status_code == 200
-        return False
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
-
-
-@dataclass
-class Scene:
-    folder: Path
-    database: str  # A URL.
-    valkey: Valkey | Nodes
-    replicas: list[Replica]
-    upstream: OpenAIEmulator
-    engine: AsyncEngine
-    settings: Settings
-    keys: list[tuple[str, str]] = field(default_factory=list)  # (plain, id)
-    seen: Seen = field(default_factory=Seen)
-
-
-PATIENT = """
-# A head that is sent before the request is admitted, only to break a silence, would be a 200 for nothing.
-[server]
-heartbeat_s = 3600
-# The provider shares a process with all clients.
-[timeouts]
-connect_s = 60
-"""
-
-
-class Through(Protocol):
-    """What stands between the gateways and the rest: the addresses of upstream, database and Redis as they see them."""
-
-    async def open(self, upstream: str, database: str, redis: str) -> tuple[str, str, str]: ...
-
-
-@contextlib.asynccontextmanager
-async def scene(
-    folder: Path,
-    database_url: str,
-    processes: int,
-    *,
-    through: Through | None = None,
-    config_more: str = PATIENT,
-    admission: str = "",
-    cluster: bool = False,
-) -> AsyncIterator[Scene]:
-    """Everything up. The database is migrated here. config_more: TOML sections for the gateways; admission:
-    more of theirs of that section. cluster: Valkey is three masters with a replica each."""
-    valkey = Nodes(folder) if cluster else Valkey(folder)
-    try:
-        await valkey.start()
-        async with OpenAIEmulator() as upstream:
-            config = folder / "farebox.toml"
-            places = upstream.url, database_url, valkey.url
-            if through is not None:
-                places = await through.open(*places)
-            config.write_text(_config(folder, *places, admission) + config_more)
-            settings = load(config, {})
-            await upgrade(database_url)
-            engine = create_engine(database_url)
-            async with writing(engine) as db:
-                await declare(db, settings, time.time_ns())
-                await accounts.create_organisation(db, ORGANISATION, ORGANISATION, at_ns=time.time_ns())
-                await accounts.create_project(db, "proj_chaos", ORGANISATION, "chaos", at_ns=time.time_ns())
-            replicas = [Replica(config, port) for port in _free_ports(processes)]
-            keeping = [asyncio.create_task(replica.keep()) for replica in replicas]
-            try:
-                await asyncio.gather(*(replica.ready() for replica in replicas))
-                yield Scene(folder, database_url, valkey, replicas, upstream, engine, settings)
-            finally:
-                for replica in replicas:
-                    replica.stop()
-                _, late = await asyncio.wait(keeping, timeout=30)
-                for replica in replicas:
-                    replica.kill()
-                await asyncio.gather(*late)
-                await engine.dispose()
-    finally:
-        await valkey.close()
+WORKERS = 2  # Processes of `farebox worker`, beside the gateways, which ship as well.
+# What the line says; what else is known of a run is there to judge it by.
+LINE = ("requests", "kills", "lost", "double", "holds_left", "debits_minus_credits", "overshoot_pusd",
+        "tokens_upstream", "tokens_ledger")  # fmt: skip
+FAULTS = LINE[2:7]
 
 
 async def run(
@@ -242,6 +107,7 @@ async def run(
     processes: int,
     rate: float,
     seed: int,
+    pause_s: float = 1.0,
     lose_redis: bool = True,
     cluster: bool = False,
     most_s: float = 0.0,
@@ -251,31 +117,22 @@ async def run(
     enough: it goes on until then, for `most_s` more at most: a slow machine takes longer to be hurt."""
     started_s = time.monotonic()
     chance = random.Random(seed)
-    async with scene(folder, database_url, processes, cluster=cluster) as stage:
+    async with scene(folder, database_url, processes, cluster=cluster, workers=WORKERS) as stage:
         await make_keys(stage, lots=int((seconds + most_s) * rate / LOT) + KEYS_AT_ONCE)
         term = Term(time.monotonic() + seconds, most_s, enough)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_destroy(stage, random.Random(chance.random()), term, seconds, lose_redis))
+            group.create_task(_destroy(stage, random.Random(chance.random()), term, seconds, pause_s, lose_redis))
             group.create_task(_ask_all(stage, random.Random(chance.random()), term, rate))
-        for replica in stage.replicas:
-            replica.stop()
+        for process in (*stage.replicas, *stage.workers):
+            process.stop()
         # `keep` has ended where the process has; the scene waits for it, we for the locks that died with it.
         result = await audit(stage)
     return result | {"seconds": round(time.monotonic() - started_s, 1), "seed": seed}
 
 
-async def make_keys(stage: Scene, lots: int) -> None:
-    admin = KeyAdmin(stage.engine, store_from(stage.valkey.url), Secrets.load(stage.settings).key_pepper.encode())
-    for number in range(lots):
-        made = await admin.create_key(
-            project_id="proj_chaos", name=f"lot {number}", actor="chaos", now_ns=time.time_ns(), terms=KeyTerms(),
-            budgets=[(Window.TOTAL, BUDGET_PUSD)],
-        )  # fmt: skip
-        assert made.plain is not None
-        stage.keys.append((made.plain, made.key_id))
-
-
-async def _destroy(stage: Scene, chance: random.Random, term: Term, seconds: float, lose_redis: bool) -> None:
+async def _destroy(
+    stage: Scene, chance: random.Random, term: Term, seconds: float, pause_s: float, lose_redis: bool
+) -> None:
     begun_s = term.until_s - seconds
     losses = [begun_s + seconds * part for part in (0.4, 0.7)] if lose_redis else []
     while not term.is_over(stage.seen):
@@ -285,40 +142,41 @@ async def _destroy(stage: Scene, chance: random.Random, term: Term, seconds: flo
             if losses:
                 await stage.valkey.flushall()
             else:
-                stage.seen.kills += 1
+                stage.seen.killed["valkey"] += 1
                 await stage.valkey.kill(forget=True)
                 await stage.valkey.start()
             continue
-        match chance.choices(("gateway", "valkey", "sql"), (6, 2, 2))[0]:
+        match chance.choices(("gateway", "worker", "valkey", "sql"), (5, 2, 2, 2))[0]:
             case "gateway":
                 victim = chance.choice(stage.replicas)
                 # On a slow machine all would be starting for ever, and nothing would be in flight to be lost.
-                if any([await other.is_ready() for other in stage.replicas if other is not victim]):
-                    victim.kill()
-                    stage.seen.kills += 1
+                if any([await other.is_ready() for other in stage.replicas if other is not victim]) and victim.kill():
+                    stage.seen.killed["gateway"] += 1
+            case "worker":
+                stage.seen.killed["worker"] += chance.choice(stage.workers).kill()
             case "valkey":
                 await stage.valkey.kill()
-                stage.seen.kills += 1
+                stage.seen.killed["valkey"] += 1
                 await asyncio.sleep(chance.uniform(0, 0.7))
                 await stage.valkey.start()
+            case "sql" if stage.engine.dialect.name == "postgresql":
+                stage.seen.killed["connection"] += await _cut_connections(stage, chance.choice((1, 1, 1, None)))
             case "sql":
-                stage.seen.drops += 1
-                await _cut_sql(stage, chance.uniform(0.2, 1.0))
-        await asyncio.sleep(chance.uniform(0.3, 1.7))
+                # SQLite has no connection to cut: nobody else may write for a while. In a thread: it waits for others.
+                stage.seen.locks += 1
+                held = chance.uniform(0.2, 1.0)
+                await asyncio.to_thread(_hold_write_lock, stage.engine.url.database or "", held)
+        await asyncio.sleep(pause_s * chance.uniform(0.3, 1.7))
 
 
-async def _cut_sql(stage: Scene, hold_s: float) -> None:
-    if stage.engine.dialect.name == "postgresql":
-        async with stage.engine.connect() as db:
-            await db.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-            )
-        return
-    # SQLite has no connection to cut: nobody else may write for a while. In a thread: it has to wait for others.
-    await asyncio.to_thread(_hold_write_lock, stage.engine.url.database or "", hold_s)
+async def _cut_connections(stage: Scene, most: int | None) -> int:
+    """Kill the server's process of some client, whatever it is doing, or of all. Returns: how many."""
+    query = text(
+        "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() ORDER BY random() LIMIT :most) AS victims"
+    )
+    async with stage.engine.connect() as db:
+        return sum((await db.execute(query, {"most": most})).scalars())
 
 
 def _hold_write_lock(path: str, hold_s: float) -> None:
@@ -460,7 +318,8 @@ async def audit(stage: Scene) -> dict[str, Any]:
         "refused": seen.refused,
         "unavailable": seen.unavailable,
         "estimated": sum(row["estimated"] for row in rows),
-        "drops": seen.drops,
+        "killed": dict(seen.killed),
+        "locks": seen.locks,
         "losses": seen.losses,
         "counters_off_pusd": counters_off,
         "odd": dict(seen.odd),
@@ -499,61 +358,68 @@ async def _reservations(stage: Scene, spent: dict[str, int]) -> tuple[int, int]:
     return await redis.zcard(f"{prefix}:leases"), off
 
 
-def _config(folder: Path, upstream: str, database_url: str, redis_url: str, admission: str) -> str:
-    return f"""
-data_dir = "{folder / "data"}"
-admission = {{ lease_s = {LEASE_S}{admission} }}
-database_url = "{database_url}"
-redis_url = "{redis_url}"
-discover_providers = false
-[log]
-level = "warning"
-[local]
-enabled = false
-[providers.up]
-kind = "openai"
-base_url = "{upstream}/v1"
-credential = {{ api_key = "sk-test" }}
-[[models]]
-alias = "echo"
-deployments = [{{ provider = "up", model = "echo-1", price = {{ input = "1.5", output = "7.25" }} }}]
-"""
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs as one: what was counted is added up; of overshoots and of counters the furthest."""
+    furthest = ("overshoot_pusd", "counters_off_pusd")
+    whole: dict[str, Any] = {}
+    for name, value in runs[0].items():
+        values = [run[name] for run in runs]
+        match value:
+            case dict():
+                whole[name] = dict(sum((Counter(each) for each in values), Counter()))
+            case _ if name == "seed":
+                whole["seeds"] = values
+            case _:
+                whole[name] = max(values) if name in furthest else sum(values)
+    return whole
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+def is_right(found: dict[str, Any]) -> bool:
+    return not any(found[name] for name in FAULTS) and found["tokens_upstream"] == found["tokens_ledger"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--kills", type=int, default=1, help="run after run, until so many were killed")
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="sqlite")
     parser.add_argument("--rate", type=float, default=100, help="requests a second")
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--pause", type=float, default=1, help="seconds between two blows, about")
+    parser.add_argument("--seed", type=int, default=None, help="of the first run; each further one has the next")
     parser.add_argument("--keep-redis", action="store_true", help="neither FLUSHALL nor a restart without its file")
     parser.add_argument("--cluster", action="store_true", help="Valkey as three masters with a replica each")
     parser.add_argument("--json", action="store_true", help="one line; without, one value a line")
     asked = parser.parse_args()
     seed = int.from_bytes(os.urandom(3), "big") if asked.seed is None else asked.seed
-    with contextlib.ExitStack() as stack:
-        # Not below a long path: a Unix socket's name may have 107 bytes.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fbx-chaos-")))
-        if asked.database == "postgresql":
-            url = stack.enter_context(services.own_postgres())
-        else:
-            url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
-        result = asyncio.run(
-            run(
-                folder, url, seconds=asked.seconds, processes=asked.processes, rate=asked.rate, seed=seed,
-                lose_redis=not asked.keep_redis, cluster=asked.cluster,
-            )
-        )  # fmt: skip
-    print(json.dumps(result) if asked.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    databases = itertools.cycle(("postgresql", "sqlite") if asked.database == "both" else (asked.database,))
+    runs: list[dict[str, Any]] = []
+    while not runs or (sum(run["kills"] for run in runs) < asked.kills and is_right(runs[-1])):
+        with contextlib.ExitStack() as stack:
+            # Not below a long path: a Unix socket's name may have 107 bytes.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fbx-chaos-")))
+            if next(databases) == "postgresql":
+                url = stack.enter_context(services.own_postgres())
+            else:
+                url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
+            found = asyncio.run(
+                run(
+                    folder, url, seconds=asked.seconds, processes=asked.processes, rate=asked.rate,
+                    seed=seed + len(runs), pause_s=asked.pause, lose_redis=not asked.keep_redis, cluster=asked.cluster,
+                )
+            )  # fmt: skip
+        runs.append(found)
+        if asked.kills > 1:
+            print(json.dumps(found), file=sys.stderr, flush=True)
+    whole = together(runs)
+    line = {name: whole[name] for name in LINE}
+    rest = {name: value for name, value in whole.items() if name not in LINE}
+    if asked.json:
+        print(json.dumps(rest), file=sys.stderr)
+        print(json.dumps(line))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in {**line, **rest}.items()))
+    sys.exit(0 if is_right(whole) else 1)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from billing.pricelist import load_prices
 from billing.worker import Worker
 from gateway.admission.key_admin import KeyAdmin
 from gateway.embedded.secrets import Secrets
-from tests.e2e import chaos
+from tests.e2e import staging
 
 KEYS = 4
 WORDS = 20
@@ -84,7 +84,7 @@ class Found(Struct, frozen=True):
     odd: dict[str, int]
 
 
-async def prepare(stage: chaos.Scene, number: int, asked: Asked, limit_pusd: int) -> list[str]:
+async def prepare(stage: staging.Scene, number: int, asked: Asked, limit_pusd: int) -> list[str]:
     """An organisation with one project and some keys, under one budget. Returns: the keys."""
     now_ns = time.time_ns()
     organisation, project, team = f"org_over_{number}", f"proj_over_{number}", f"team_over_{number}"
@@ -115,7 +115,7 @@ async def prepare(stage: chaos.Scene, number: int, asked: Asked, limit_pusd: int
     return [key.plain or "" for key in made]
 
 
-async def flood(stage: chaos.Scene, keys: list[str], requests: int) -> tuple[Counter[str], set[str]]:
+async def flood(stage: staging.Scene, keys: list[str], requests: int) -> tuple[Counter[str], set[str]]:
     """All at once. Returns: how many answers of each kind there were, and the ids of those that were admitted."""
     said: Counter[str] = Counter()
     admitted: set[str] = set()
@@ -151,7 +151,7 @@ async def run(folder: Path, *, processes: int, requests: int, kinds: Sequence[st
     """One flood after the other, each on a budget of its own."""
     found = []
     limit_pusd = requests // 2 * CHARGE_PUSD
-    async with chaos.scene(folder, f"sqlite+aiosqlite:///{folder / 'farebox.db'}", processes) as stage:
+    async with staging.scene(folder, f"sqlite+aiosqlite:///{folder / 'farebox.db'}", processes) as stage:
         async with reading(stage.engine) as db:
             worker = Worker(stage.settings.data_dir / "journal", stage.engine, await load_prices(db))
         for number, kind in enumerate(kinds):

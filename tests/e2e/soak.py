@@ -37,7 +37,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.engine import make_url
 
 from tests import services
-from tests.e2e import chaos
+from tests.e2e import chaos, staging
 from tests.e2e.faultproxy import Fault, FaultProxy, any_fault
 
 PATIENCE_S = 30.0
@@ -105,13 +105,13 @@ async def run(
     health, stuck = Health(), [0]
     async with contextlib.AsyncExitStack() as stack:
         links = Links(random.Random(chance.random()), stack)
-        async with chaos.scene(folder, database_url, processes, through=links, config_more=TIMEOUTS) as stage:
+        async with staging.scene(folder, database_url, processes, through=links, config_more=TIMEOUTS) as stage:
             fronts = []
             for replica in stage.replicas:
                 front = await stack.enter_async_context(FaultProxy(("127.0.0.1", replica.port)))
                 front.choose = lambda: any_fault(links.chance)
                 fronts.append(front)
-            await chaos.make_keys(stage, lots=int(seconds * rate / chaos.LOT) + 4)
+            await staging.make_keys(stage, lots=int(seconds * rate / staging.LOT) + 4)
             until_s = time.monotonic() + seconds
             traffic = Traffic(stage, fronts, statuses, stuck)
             async with asyncio.TaskGroup() as group:
@@ -148,7 +148,9 @@ async def run(
 class Traffic:
     """Clients of every kind. What they see goes into the stage's `seen`, which the audit reads."""
 
-    def __init__(self, stage: chaos.Scene, fronts: list[FaultProxy], statuses: Counter[str], stuck: list[int]) -> None:
+    def __init__(
+        self, stage: staging.Scene, fronts: list[FaultProxy], statuses: Counter[str], stuck: list[int]
+    ) -> None:
         self._stage = stage
         self._fronts = fronts
         self._statuses = statuses
@@ -213,13 +215,13 @@ class Traffic:
 
 
 def _request(chance: random.Random, user: str) -> tuple[str, dict[str, Any], bool]:
-    script = f"x-script: long={chance.randint(*chaos.WORDS)} pace_ms={chance.choice((0, 2, 10, 40))}"
+    script = f"x-script: long={chance.randint(*staging.WORDS)} pace_ms={chance.choice((0, 2, 10, 40))}"
     if chance.random() < 0.1:
         script = "what is the weather? get_weather"
     model = "echo" if chance.random() > 0.03 else "no-such-model"
     streams = chance.random() < 0.6
     asked = {"model": model, "stream": streams}
-    messages = {"messages": [{"role": "user", "content": script}], "max_tokens": chaos.WORDS[1]}
+    messages = {"messages": [{"role": "user", "content": script}], "max_tokens": staging.WORDS[1]}
     match chance.choice(("chat", "chat", "messages", "responses")):
         case "messages":
             return "/v1/messages", asked | messages | {"metadata": {"user_id": user}}, streams
@@ -245,12 +247,12 @@ async def _spoil(links: Links, chance: random.Random, until_s: float) -> None:
         most_s = 2.0
 
 
-async def _kill(stage: chaos.Scene, chance: random.Random, until_s: float, each_s: float) -> None:
+async def _kill(stage: staging.Scene, chance: random.Random, until_s: float, each_s: float) -> None:
     while True:
         await _rest(each_s * chance.uniform(0.8, 1.2), until_s)
         if time.monotonic() >= until_s:
             return
-        stage.seen.kills += 1
+        stage.seen.killed["process"] += 1
         if chance.random() < 0.3:
             await stage.valkey.kill()
             await stage.valkey.start()
@@ -258,7 +260,7 @@ async def _kill(stage: chaos.Scene, chance: random.Random, until_s: float, each_
             chance.choice(stage.replicas[1:]).kill()
 
 
-async def _watch(stage: chaos.Scene, health: Health, until_s: float) -> None:
+async def _watch(stage: staging.Scene, health: Health, until_s: float) -> None:
     process = psutil.Process(stage.replicas[0].pid)
     redis = Redis.from_url(stage.valkey.url)
     while (now_s := time.monotonic()) < until_s:

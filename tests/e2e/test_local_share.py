@@ -10,7 +10,7 @@ from billing import schema
 from billing.db import reading
 from billing.pricelist import load_prices
 from billing.worker import Worker
-from tests.e2e import chaos, overshoot
+from tests.e2e import overshoot, staging
 from tests.e2e.overshoot import CHARGE_PUSD, KINDS
 
 PROCESSES = 4
@@ -19,7 +19,7 @@ PERCENT = 10
 LIMIT_PUSD = 200 * CHARGE_PUSD
 
 
-async def counted(stage: chaos.Scene, what: str) -> float:
+async def counted(stage: staging.Scene, what: str) -> float:
     async with httpx.AsyncClient(timeout=60) as http:
         pages = [(await http.get(f"{replica.url}/metrics")).text for replica in stage.replicas]
     return sum(float(line.rpartition(" ")[2]) for page in pages for line in page.splitlines() if line.startswith(what))
@@ -28,7 +28,7 @@ async def counted(stage: chaos.Scene, what: str) -> float:
 async def test_the_share_of_each_of_four_processes_bounds_an_outage(tmp_path: Path) -> None:
     folder = Path(str(tmp_path))
     admission = f', store_away = "local_share", local_share_percent = {PERCENT}'
-    async with chaos.scene(
+    async with staging.scene(
         folder, f"sqlite+aiosqlite:///{folder / 'farebox.db'}", PROCESSES, admission=admission
     ) as stage:
         keys = await overshoot.prepare(stage, 0, KINDS["organisation, in all"], LIMIT_PUSD)
