@@ -6,7 +6,7 @@ transaction, so a message is neither lost nor made twice; it may reach its targe
 
 import datetime
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -236,6 +236,12 @@ class _Books:
         if budget.scope not in (Scope.ORGANISATION, Scope.PROJECT, Scope.KEY):  # No column of the kept sums.
             return await statements.spent(self.db, budget.scope, budget.scope_id, since_ns=since_ns)
         return (await self.spent(budget.scope, since_ns, self.now_ns)).get(budget.scope_id, 0)
+
+
+async def used_of(db: AsyncConnection, budgets: Sequence[Budget], *, now_ns: int) -> list[int]:
+    """What has been spent of each in its present window, in pUSD, by the kept sums: for warnings, not for refusals."""
+    books = _Books(db, now_ns, {})
+    return [await books.used(each, window_start_ns(each.window, now_ns)) for each in budgets]
 
 
 async def _budgets(books: _Books, rule: Rule) -> list[_Reading]:

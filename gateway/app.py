@@ -439,8 +439,9 @@ async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:
 
     engine = create_engine(settings.database_url, pool_size=chores.POOL_SIZE)
     try:
+        budgets = chores.BudgetWatch(engine, time.time_ns)
         async with chores.chores_of(settings, engine) as listed:
-            await Chores(engine, listed, owner(), time.time_ns).run(stop)
+            await asyncio.gather(Chores(engine, listed, owner(), time.time_ns).run(stop), budgets.run(stop))
     finally:
         await engine.dispose()
 

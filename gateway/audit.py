@@ -1,5 +1,8 @@
 """The audit log: who changed what, from what to what. Append-only; each row's hash covers the row before it.
 
+A row about something of an organisation (a key, a project, a member) says of which, so that its own administrators may
+read it.
+
 A row that is edited, removed or put in between breaks the chain from there on. Cutting off the newest rows does not:
 keep the newest hash elsewhere (`verify` tells it) to see that too.
 """
@@ -12,9 +15,10 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, RowMapping, desc, insert, select, text
+from sqlalchemy import ColumnElement, RowMapping, desc, insert, or_, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.schema import organisations, projects, teams
 from gateway import schema
 
 GENESIS: Final = bytes(32)
@@ -41,9 +45,11 @@ async def append(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
     note: str | None = None,
+    of: str | None = None,
 ) -> None:
     """Write one row in the caller's transaction, so that a change and its trace stand or fall together.
 
+    of: id of the organisation, team, project or key that it belongs to, where that is not the subject.
     before, after: text, whole numbers, truth values, lists; no floats, which databases write in ways of their own,
     and never a secret."""
     if db.dialect.name == "postgresql":
@@ -58,6 +64,7 @@ async def append(
         "before": _plain(before),
         "after": _plain(after),
         "note": note,
+        "organisation_id": await _owner(db, subject if of is None else of),
     }
     await db.execute(insert(schema.audit).values(row | {"hash": chained(previous, row)}))
 
@@ -65,12 +72,14 @@ async def append(
 def chained(previous: bytes, row: Mapping[str, Any]) -> bytes:
     """SHA-256 over the hash before and the row as JSON with sorted keys: in whatever order a database keeps them."""
     fields = [row[name] for name in ("at_ns", "actor", "action", "subject", "before", "after", "note")]
+    if (owner := row.get("organisation_id")) is not None:
+        fields.append(owner)  # Rows of before 2026-11-23 have none, and their hashes stay good.
     return hashlib.sha256(previous + msgspec.json.encode(fields, order="sorted")).digest()
 
 
 class Wanted(Struct, frozen=True):
     """Which rows. actor, action, subject: exactly this; why: words in the reason; times in unix ns, the last one not
-    included."""
+    included. organisations: of these alone; None: all, and what belongs to none."""
 
     actor: str | None = None
     action: str | None = None
@@ -78,6 +87,7 @@ class Wanted(Struct, frozen=True):
     why: str | None = None
     since_ns: int = 0
     until_ns: int | None = None
+    organisations: frozenset[str] | None = None
 
     def where(self) -> list[ColumnElement[bool]]:
         table = schema.audit.c
@@ -89,6 +99,8 @@ class Wanted(Struct, frozen=True):
             found.append(table.note.icontains(self.why, autoescape=True))
         if self.until_ns is not None:
             found.append(table.at_ns < self.until_ns)
+        if self.organisations is not None:
+            found.append(table.organisation_id.in_(sorted(self.organisations)))
         return found
 
 
@@ -122,6 +134,19 @@ async def verify(db: AsyncConnection) -> Verdict:
                 return Verdict(rows, head.hex(), row["id"])
             head, rows = expected, rows + 1
     return Verdict(rows, head.hex(), None)
+
+
+async def _owner(db: AsyncConnection, subject: str) -> str | None:
+    """Whose organisation's this is. Subjects are an id, `kind:id`, or an id with a name behind a slash."""
+    ident = subject.rpartition(":")[2].partition("/")[0]
+    keys = schema.virtual_keys.c
+    mine = [
+        select(organisations.c.id).where(organisations.c.id == ident),
+        *(select(table.c.organisation_id).where(table.c.id == ident) for table in (teams, projects)),
+        select(keys.organisation_id).where(or_(keys.id == ident, keys.public_id == ident)),
+    ]
+    found: str | None = (await db.execute(union_all(*mine).limit(1))).scalar()
+    return found
 
 
 def _plain(value: Mapping[str, Any] | None) -> Any:

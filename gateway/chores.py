@@ -7,16 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.archive import retain
 from billing.chores import Chore
 from billing.days import seal_due
-from billing.db import writing
+from billing.db import reading, writing
 from billing.payments import expire_grants
 from gateway.alerting import Messenger, evaluate_and_deliver
 from gateway.config import Settings
 from gateway.exporting import export
+from gateway.identity import scim_users
+from gateway.observe.budgets import BudgetWatch as BudgetWatch
 from gateway.till import ExportSettings
 
 POOL_SIZE = 2
@@ -54,6 +57,19 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
 
         return await forget(engine, now_ns=now_ns)
 
+    async def grant(now_ns: int) -> int:
+        # The settings may have changed since the last start: what SCIM's groups grant goes by them as they are.
+        async with reading(engine) as db:
+            if (await db.execute(select(scim_users.c.user_id).limit(1))).first() is None:
+                return 0
+            from gateway.admin.scim.store import Change, outdated, regrant
+
+            wanted = await outdated(db, settings.admin)
+        if wanted:
+            async with writing(engine) as db:
+                await regrant(Change(db, settings.admin, "settings", now_ns), wanted)
+        return len(wanted)
+
     def exporter(name: str, export_to: ExportSettings) -> Chore:
         async def tell_service(_: int) -> int:
             return await export(engine, http, name, export_to, time.time_ns)
@@ -65,6 +81,7 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
             Chore("seal days", 600, seal, lease_s=3600),
             Chore("expire grants", 60, expire),
             Chore("alerts", 30, tell),
+            Chore("grants of groups", 60, grant),
             Chore("guardrail reports", 3600, forget_reports),
             Chore("logged bodies", 600, forget_bodies),
             *([Chore("retention", 3600, keep, lease_s=4 * 3600)] if settings.retention.days is not None else []),

@@ -143,11 +143,14 @@ audit: Final = Table(
     Column("before", _Json),
     Column("after", _Json),
     Column("note", Text),
+    # Whose administrators may read it. None: the installation's alone. No foreign key: a trace outlives what it is of.
+    Column("organisation_id", String(64)),
     # Covers the row and the hash of the row before it.
     Column("hash", LargeBinary(32), nullable=False),
-    # What happened lately; what happened to one thing.
+    # What happened lately; what happened to one thing; what happened in one organisation, the newest first.
     Index(None, "at_ns"),
     Index(None, "subject", "at_ns"),
+    Index(None, "organisation_id", "id"),
 )
 
 # What clients of the Responses API said `store` to: the whole conversation up to an answer, and the answer itself.

@@ -92,6 +92,10 @@ class CoreCollector(Collector):
         yield self._gauge("vllm:num_requests_running", "Sequences in the running batch.", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting.", stats.waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is all.", used)
+        # As vLLM tells it: a gauge that is always 1, the figure in a label.
+        blocks = GaugeMetricFamily("vllm:cache_config_info", "KV blocks there are.", labels=["num_gpu_blocks"])
+        blocks.add_metric([str(stats.total_blocks)], 1.0)
+        yield blocks
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", stats.preemptions)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_query_tokens)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens)

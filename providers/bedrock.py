@@ -78,6 +78,7 @@ class Bedrock(DialectProvider):
     nothing: then botocore's own chain finds keys.
 
     options: `auth` "minted" signs a short-term API key in place of each request; `profile` for botocore's chain;
+    `role_arn` (and `external_id`) is a role to assume with the keys;
     `guardrail` {"id", "version", "trace"}, `service_tier` and `latency` for every request of this endpoint; `profiles`
     says which model an inference profile (or provisioned throughput) of one's own stands for: its ARN does not."""
 

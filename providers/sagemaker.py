@@ -72,7 +72,7 @@ INVOCATIONS = FramedContainerChat()
 
 
 class SageMaker(DialectProvider):
-    """The model is the endpoint's name. credential and `profile`: as for Bedrock.
+    """The model is the endpoint's name. credential, `profile` and `role_arn`: as for Bedrock.
 
     options: `api` "invocations" for containers behind InvokeEndpoint, else the OpenAI path; `served_model` is what the
     container calls its model (vLLM refuses the endpoint's name but takes an empty one); `inference_component`,

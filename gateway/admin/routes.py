@@ -14,6 +14,7 @@ from gateway.admin.api.bodies import body_handlers
 from gateway.admin.api.catalog import catalog_handlers
 from gateway.admin.api.commands import command_handlers
 from gateway.admin.api.comparing import comparing_handlers
+from gateway.admin.api.engines import engine_handlers
 from gateway.admin.api.forecast import forecast_handlers
 from gateway.admin.api.guardrails import guardrail_handlers
 from gateway.admin.api.installation import installation_handlers
@@ -66,6 +67,7 @@ HANDLERS = [
     *alert_handlers,
     *guardrail_handlers,
     *body_handlers,
+    *engine_handlers,
     *installation_handlers,
     *command_handlers,
 ]

@@ -80,7 +80,8 @@ class Bodies:
             row = (await db.execute(query.order_by(body_logs.c.id.desc()).limit(1))).first()
             if row is None:
                 raise NotFound(f"no bodies of the request {request_id!r} are kept", param="request_id")
-            await audit.append(db, actor=actor, action="bodies.read", subject=request_id, at_ns=now_ns)
+            await audit.append(db, actor=actor, action="bodies.read", subject=request_id, at_ns=now_ns,
+                               of=row.project_id)  # fmt: skip
         plain = ring.open(Sealed(row.key_id, row.wrapped, row.ciphertext), of_row(request_id))
         said: dict[str, Any] = msgspec.json.decode(plain)
         return said

@@ -275,8 +275,9 @@ class Changes:
                         await declare_deployments(db, [priced], now_ns)
                     told = _told(of, before.document, after, sealing)
                     await audit.append(
-                        db, actor=actor, action=action, subject=subject[:200], at_ns=now_ns, note=note, **told
-                    )
+                        db, actor=actor, action=action, subject=subject[:200], at_ns=now_ns, note=note,
+                        before=told.get("before"), after=told.get("after"),
+                    )  # fmt: skip
             except IntegrityError:
                 continue  # The same, on PostgreSQL, where both could begin.
             return version

@@ -163,7 +163,7 @@ def _unmade(path: str, endpoint: Endpoint) -> Iterator[Fault]:
         class_of(endpoint.provider)(endpoint, _Nobody(), Timeouts())
     except (ValueError, TypeError, KeyError) as error:
         text = str(error).removeprefix(f"{endpoint.provider}: ")
-        about = next((each for each in ("base_url", "region", "project") if each in text), "options")
+        about = next((each for each in ("base_url", "region", "project", "role_arn") if each in text), "options")
         yield Fault(f"{path}.{about}", text, f"give it its {about}")
 
 

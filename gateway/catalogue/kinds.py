@@ -55,6 +55,10 @@ _AWS = (
     Way("Role of this machine"),
 )
 _PROFILE = KindField("profile", "AWS profile", required=False, hint="of this machine's AWS settings; may assume a role")
+_ROLE = (
+    KindField("role_arn", "Role ARN", required=False, hint="arn:aws:iam::…:role/…, assumed with these keys"),
+    KindField("external_id", "External ID", required=False, hint="where the role asks for one"),
+)
 _LABELS: Final = {
     "anthropic": "Anthropic",
     "cerebras": "Cerebras",
@@ -96,9 +100,9 @@ _SPECIAL: Final = (
         "AWS Bedrock",
         (_AWS[0], Way("Bedrock API key", (KindField("api_key", "Bedrock API key", secret=True),)), *_AWS[1:]),
         region=True,
-        options=(_PROFILE,),
+        options=(*_ROLE, _PROFILE),
     ),
-    ProviderKind("sagemaker", "AWS SageMaker", _AWS, region=True, options=(_PROFILE,)),
+    ProviderKind("sagemaker", "AWS SageMaker", _AWS, region=True, options=(*_ROLE, _PROFILE)),
     ProviderKind(
         "vertex",
         "Google Vertex AI",

@@ -21,6 +21,7 @@ async def list_(
     action: str | None = None,
     subject: str | None = None,
     why: str | None = None,
+    organisation: str | None = None,
     since: str = "",
     limit: int = 50,
     common: Common = DEFAULTS,
@@ -37,6 +38,8 @@ async def list_(
         Only what was done to this id.
     why:
         Only where the reason that was given has these words in it.
+    organisation:
+        Only what belongs to this one, by its id.
     since:
         The first day, as 2026-11-01 (UTC).
     limit:
@@ -45,7 +48,8 @@ async def list_(
     from billing.db import reading
     from gateway import audit
 
-    wanted = audit.Wanted(actor, action, subject, why, day_ns(since) if since else 0)
+    wanted = audit.Wanted(actor, action, subject, why, day_ns(since) if since else 0,
+                          organisations=None if organisation is None else frozenset({organisation}))  # fmt: skip
     async with database(common.settings()) as engine, reading(engine) as db:
         found = await audit.newest(db, wanted, limit=limit)
     rows = [audit.plain(row) for row in found]

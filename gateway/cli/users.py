@@ -255,4 +255,13 @@ async def _note(
 ) -> None:
     from gateway import audit
 
-    await audit.append(db, actor=acting(ACTOR), action=action, subject=subject, at_ns=now_ns, note=why, **sides)
+    await audit.append(
+        db,
+        actor=acting(ACTOR),
+        action=action,
+        subject=subject,
+        at_ns=now_ns,
+        note=why,
+        before=sides.get("before"),
+        after=sides.get("after"),
+    )

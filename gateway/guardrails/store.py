@@ -98,7 +98,13 @@ class GuardrailAdmin:
                 raise InvalidRequest(f"there are {MOST_RULES} guardrails already; remove one first")
             await db.execute(insert(guardrails).values(_row(rule) | {"created_at_ns": now_ns}))
             await audit.append(
-                db, actor=actor, action="guardrails.create", subject=rule.id, at_ns=now_ns, after=_told(rule)
+                db,
+                actor=actor,
+                action="guardrails.create",
+                subject=rule.id,
+                at_ns=now_ns,
+                after=_told(rule),
+                of=rule.scope_id,
             )
         await self._changed()
         return rule
@@ -112,7 +118,7 @@ class GuardrailAdmin:
             await db.execute(update(guardrails).where(guardrails.c.id == ident).values(_row(rule)))
             await audit.append(
                 db, actor=actor, action="guardrails.update", subject=ident, at_ns=now_ns,
-                before=_told(before), after=_told(rule),
+                before=_told(before), after=_told(rule), of=rule.scope_id,
             )  # fmt: skip
         await self._changed()
         return rule
@@ -123,7 +129,13 @@ class GuardrailAdmin:
             before = rule_of(await _find(db, ident))
             await db.execute(delete(guardrails).where(guardrails.c.id == ident))
             await audit.append(
-                db, actor=actor, action="guardrails.remove", subject=ident, at_ns=now_ns, before=_told(before)
+                db,
+                actor=actor,
+                action="guardrails.remove",
+                subject=ident,
+                at_ns=now_ns,
+                before=_told(before),
+                of=before.scope_id,
             )
         await self._changed()
 

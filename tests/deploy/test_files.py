@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import hcl2
 import pytest
 import yaml
 
@@ -72,24 +73,73 @@ def test_haproxy_takes_its_file() -> None:
 
 
 def test_terraform_names_endpoints_that_are_there() -> None:
-    """There is no Terraform here; its words are compared with the admin API's own document."""
-    paths = {
-        re.sub(r"{\w+}", "{}", path): set(said) for path, said in json.loads(DOCUMENT.read_bytes())["paths"].items()
+    """Read by an HCL parser; its words are compared with the admin API's own document: paths, methods, and every field
+    that is sent. What the API makes of such bodies: tests/gateway/admin/test_terraform.py."""
+    said = json.loads(DOCUMENT.read_bytes())
+    paths = {re.sub(r"{\w+}", "{}", path): each for path, each in said["paths"].items()}
+    with (DEPLOY / "terraform" / "main.tf").open() as file:
+        main = hcl2.load(file)
+    resources = {
+        name.strip('"'): {field: _text(value) for field, value in body.items()}
+        for block in main["resource"]
+        for kind, named in block.items()
+        for name, body in named.items()
+        if kind == '"restapi_object"'
     }
-    text = (DEPLOY / "terraform" / "main.tf").read_text()
-    resources = re.findall(r'^resource "restapi_object" "(\w+)" {\n(.*?)^}', text, re.M | re.S)
-    assert [name for name, _ in resources] == ["project", "key", "budget"]
-    for name, body in resources:
-        fields = dict(re.findall(r'^\s+(\w+)\s+= "([^"]*)"$', body, re.M))
+    assert list(resources) == ["project", "key", "budget"]
+    for name, fields in resources.items():
         for verb, default in (("create", "POST"), ("read", "GET"), ("update", "PUT"), ("destroy", "DELETE")):
             if name == "project" and verb in ("update", "destroy"):
                 continue  # made anew, never removed
             path = fields.get(f"{verb}_path", fields["path"]).replace("project/{id}/month", "{id}/{id}/{id}")
-            method = fields.get(f"{verb}_method", default).lower()
-            assert method in paths[re.sub(r"{\w+}", "{}", path)], (name, verb, path)
-    variables = (DEPLOY / "terraform" / "variables.tf").read_text()
-    assert set(re.findall(r"var\.(\w+)", text)) == set(re.findall(r'^variable "(\w+)"', variables, re.M))
-    for line in (text + variables).splitlines():
-        assert line == line.rstrip()
-        assert "\t" not in line
-    assert text.count("{") == text.count("}")
+            operation = paths[re.sub(r"{\w+}", "{}", path)][fields.get(f"{verb}_method", default).lower()]
+            if verb in ("create", "update"):
+                body = fields.get(f"{verb}_data", fields["data"]) if verb == "update" else fields["data"]
+                assert _sent(body) <= _taken(operation, said), (name, verb)
+                assert _needed(operation, said) <= _sent(body), (name, verb)
+
+
+def test_terraform_variables_are_said_and_used() -> None:
+    folder = DEPLOY / "terraform"
+    text = (folder / "main.tf").read_text()
+    with (folder / "variables.tf").open() as file:
+        variables = {name.strip('"'): body for block in hcl2.load(file)["variable"] for name, body in block.items()}
+    assert set(re.findall(r"var\.(\w+)", text)) == set(variables)
+    assert all({"description", "type"} <= set(body) for body in variables.values())
+    members = set(re.findall(r"each\.value\.(\w+)", text))
+    assert members == set(re.findall(r"(\w+)\s*=\s*optional\(", variables["projects"]["type"])) | set(
+        re.findall(r"(\w+)\s*=\s*(?:string|number)\b", variables["projects"]["type"])
+    )
+
+
+def test_terraform_formats_its_files_so() -> None:
+    program = shutil.which("terraform") or shutil.which("tofu")
+    if program is None:
+        pytest.skip("NOT RUN: neither terraform nor tofu is on PATH")
+    command = [program, "fmt", "-check", "-diff", "-recursive", str(DEPLOY / "terraform")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _text(value: Any) -> str:
+    """A quoted string is kept with its quotes by the parser."""
+    return value.strip('"') if isinstance(value, str) else str(value)
+
+
+def _sent(body: str) -> set[str]:
+    """Fields of `jsonencode({...})`."""
+    return set(re.findall(r"(?:[{,]\s*)(\w+) = ", body))
+
+
+def _schema(operation: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    content = operation["requestBody"]["content"]["application/json"]["schema"]
+    found: dict[str, Any] = document["components"]["schemas"][content["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _taken(operation: dict[str, Any], document: dict[str, Any]) -> set[str]:
+    return set(_schema(operation, document)["properties"])
+
+
+def _needed(operation: dict[str, Any], document: dict[str, Any]) -> set[str]:
+    return set(_schema(operation, document).get("required", ()))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.observe.metrics import Metrics
+from billing.accounts import Scope, Window
+from gateway.observe import budgets
+from gateway.observe.metrics import METRICS, Metrics
 from gateway.observe.seldom import Seldom, SeldomFilter
+from gateway.observe.tally import Spread, Tally
+from gateway.observe.vitals import Standing
+from tests.deploy.promql import labels_left
 from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.emulators.anthropic import AnthropicEmulator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DEPLOY = Path(__file__).parents[2] / "deploy"
-_NAME = re.compile(r"\bfarebox_[a-z_]+\b")
-# A PromQL expression: balanced, and nothing but these.
-_PROMQL = re.compile(r"""[\w\s{}()\[\]=~"|.*,<>/+'-]+""")
+_LABEL = re.compile(r"\$labels\.(\w+)|{{ *(\w+) *}}")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -37,8 +42,10 @@ async def place(
     async with AnthropicEmulator() as upstream:
         providers = {"claudes": provider("anthropic", upstream.url, {"api_key": "sk-ant-test"})}
         models = (model("claude", "claudes/echo-1"),)
-        async with house(settings_for(data, f"sqlite:///{database}", _valkey, providers, models)) as built:
-            yield built, upstream
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(budgets, "EVERY_S", 0.2)  # Else a budget of a test is seen half a minute later.
+            async with house(settings_for(data, f"sqlite:///{database}", _valkey, providers, models)) as built:
+                yield built, upstream
 
 
 async def scraped(gateway: House) -> str:
@@ -46,15 +53,42 @@ async def scraped(gateway: House) -> str:
         return (await http.get(f"{gateway.url}/metrics")).text
 
 
-def expressions() -> list[str]:
+BEGUN = ('farebox_up{what="database"} 1.0', "farebox_budget_remaining_usd{")
+"""What is asked for in the background, a moment after a start."""
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Each with the text that tells of its result."""
     rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
     panels = json.loads((DEPLOY / "grafana" / "farebox.json").read_text())["panels"]
     assert all({"summary", "todo"} == set(rule["annotations"]) for rule in rules)
-    return [rule["expr"] for rule in rules] + [each["expr"] for panel in panels for each in panel["targets"]]
+    return [(rule["expr"], " ".join(rule["annotations"].values())) for rule in rules] + [
+        (each["expr"], each["legendFormat"]) for panel in panels for each in panel["targets"]
+    ]
+
+
+def families(text: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """By sample name, as a scrape and the tallies that nothing was counted on yet tell them."""
+    known: dict[str, tuple[str, frozenset[str]]] = {}
+    for each in (*vars(METRICS).values(), *METRICS._watched.values()):
+        if isinstance(each, Tally):
+            known[f"{each._name}_total"] = ("counter", frozenset(each._labels))
+        elif isinstance(each, Spread):
+            for part, more in (("_bucket", {"le"}), ("_sum", set[str]()), ("_count", set[str]())):
+                known[each._name + part] = ("histogram", frozenset({*each._labels, *more}))
+        elif isinstance(each, Standing):
+            known[each.name] = ("gauge", frozenset(each._labels))
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            known[sample.name] = (family.type, frozenset(sample.labels))
+    return known
 
 
 async def test_everything_that_alerts_and_dashboard_name_is_scraped(place: tuple[House, AnthropicEmulator]) -> None:
+    """Each expression parses as Prometheus parses it, is about what is told, with labels that are there."""
     gateway, _ = place
+    budget = (Scope.PROJECT, gateway.project.id, Window.MONTH, 50 * 10**12)
+    await gateway.keys.set_budget(*budget, actor="test", now_ns=time.time_ns())
     body: dict[str, Any] = {"model": "claude", "max_tokens": 50, "messages": [{"role": "user", "content": "hi there"}]}
     headers = {"authorization": f"Bearer {gateway.key}"}
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
@@ -62,23 +96,22 @@ async def test_everything_that_alerts_and_dashboard_name_is_scraped(place: tuple
             answer = await http.post(f"{gateway.v1}/messages", json=body | {"stream": stream})
             assert answer.status_code == 200
     async with asyncio.timeout(30):
-        while 'farebox_up{what="database"} 1.0' not in (text := await scraped(gateway)):
+        text = await scraped(gateway)
+        while not all(said in text for said in BEGUN):
             await asyncio.sleep(0.02)
+            text = await scraped(gateway)
     assert 'farebox_up{what="redis"} 1.0' in text
     assert 'farebox_breaker{deployment="' in text
     # One process serves all tests, so there may be more of them.
     assert re.search(r'farebox_output_token_seconds_count\{model="claude",provider="claudes"\} [1-9]', text)
-    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    known = set()
-    for name, kind in kinds.items():
-        known |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
-    for expression in expressions():
-        named = set(_NAME.findall(expression))
-        assert named, expression
-        assert named <= known, (expression, named - known)
-        assert _PROMQL.fullmatch(expression), expression
-        for opened, closed in ("()", "{}", "[]"):
-            assert expression.count(opened) == expression.count(closed)
+    labels = f'kind="hard",scope="project",scope_id="{gateway.project.id}",window="month"'
+    assert f"farebox_budget_limit_usd{{{labels}}} 50.0" in text
+    left_usd = float(re.findall(rf"^farebox_budget_remaining_usd{{{labels}}} (.+)$", text, re.M)[0])
+    assert 49 < left_usd <= 50
+    known = families(text)
+    for expression, told in expressions():
+        left = labels_left(expression, known)
+        assert {one or other for one, other in _LABEL.findall(told)} <= left, (expression, told, left)
 
 
 async def test_probes_tell_what_they_are_asked(place: tuple[House, AnthropicEmulator]) -> None:

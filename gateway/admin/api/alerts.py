@@ -90,7 +90,7 @@ async def create_rule(data: JSONBody[NewAlertRule], actor: Caller, services: Off
     async with writing(services.engine) as db:
         await alerts.add_rule(db, rule)
         after = {"kind": rule.kind.value, "channel": rule.channel.value, "threshold": data.threshold}
-        await record(db, actor, "alerts.create", rule.id, now_ns, after=after)
+        await record(db, actor, "alerts.create", rule.id, now_ns, after=after, of=rule.scope_id)
     return _view(rule)
 
 

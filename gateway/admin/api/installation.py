@@ -1,4 +1,4 @@
-"""This installation: the local engine, the audit log, and the settings it runs with."""
+"""This installation: the audit log, and the settings it runs with."""
 
 from __future__ import annotations
 
@@ -6,32 +6,19 @@ from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
-import httpx
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 from msgspec import Struct
-from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
 from gateway import audit, schema
 from gateway.admin.api.values import Page, at_cursor, cursor
 from gateway.admin.services import Services
 from gateway.admin.times import Stamp, stamp, unstamp
-from gateway.admin.wants import Office
+from gateway.admin.wants import Office, Within
 from gateway.config import public
-
-ENGINE_TIMEOUT_S = 2.0
-
-
-class EngineView(Struct, frozen=True):
-    """state: off (not configured), away (does not answer), up. figures: its /metrics, histograms as _sum and _count."""
-
-    state: str
-    model: str
-    detail: str
-    figures: dict[str, float]
 
 
 class AuditView(Struct, frozen=True):
@@ -43,6 +30,7 @@ class AuditView(Struct, frozen=True):
     before: Any
     after: Any
     note: str | None
+    organisation_id: str | None
     hash: str
 
 
@@ -64,26 +52,10 @@ class SettingsView(Struct, frozen=True):
     settings: dict[str, Any]
 
 
-@get("/engine", name="engine.read")
-async def read_engine(services: Office) -> EngineView:
-    """The local engine's own figures, asked for now."""
-    local = services.settings.local
-    if not local.enabled or not local.base_url:
-        return EngineView("off", local.model, "The local engine is not configured; `farebox up` starts one.", {})
-    headers = {"authorization": f"Bearer {services.engine_key}"} if services.engine_key else {}
-    try:
-        answer = await services.http.get(
-            f"{local.base_url.rstrip('/').removesuffix('/v1')}/metrics", headers=headers, timeout=ENGINE_TIMEOUT_S
-        )
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        return EngineView("away", local.model, f"It does not answer ({type(error).__name__}); see its log.", {})
-    return EngineView("up", local.model, "", _figures(answer.text))
-
-
 @get("/audit", name="audit.list")
 async def list_audit(
     services: Office,
+    sight: Within,
     subject: FromQuery[str | None] = None,
     actor_name: Annotated[str | None, QueryParameter(name="actor")] = None,
     action: FromQuery[str | None] = None,
@@ -91,9 +63,11 @@ async def list_audit(
     cursor_: Annotated[str | None, QueryParameter(name="cursor")] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Page[AuditView]:
-    """The newest first. Filters match exactly; `why` matches a part of the reason."""
+    """The newest first. Filters match exactly; `why` matches a part of the reason. Administrators of an organisation
+    see what belongs to it; people and settings belong to the installation."""
     table = schema.audit.c
-    query = select(schema.audit).where(*audit.Wanted(actor_name, action, subject, why).where())
+    wanted = audit.Wanted(actor_name, action, subject, why, organisations=sight.organisations)
+    query = select(schema.audit).where(*wanted.where())
     if cursor_ is not None:
         (after,) = at_cursor(cursor_, tuple[int])
         query = query.where(table.id < after)
@@ -109,6 +83,7 @@ async def list_audit(
             row["before"],
             row["after"],
             row["note"],
+            row["organisation_id"],
             row["hash"].hex(),
         )
         for row in rows[:limit]
@@ -119,6 +94,7 @@ async def list_audit(
 @get("/audit/export", name="audit.export", media_type="application/x-ndjson")
 async def export_audit(
     services: Office,
+    sight: Within,
     subject: FromQuery[str | None] = None,
     actor_name: Annotated[str | None, QueryParameter(name="actor")] = None,
     action: FromQuery[str | None] = None,
@@ -129,7 +105,7 @@ async def export_audit(
     """Every change that is meant as JSON Lines, the oldest first, with the hashes that prove them."""
     since_ns = 0 if start is None else unstamp(start)
     until_ns = None if end is None else unstamp(end)
-    wanted = audit.Wanted(actor_name, action, subject, why, since_ns, until_ns)
+    wanted = audit.Wanted(actor_name, action, subject, why, since_ns, until_ns, sight.organisations)
     headers = {"content-disposition": 'attachment; filename="audit.jsonl"'}
     return Stream(_exported(services, wanted), media_type="application/x-ndjson", headers=headers)
 
@@ -153,7 +129,7 @@ async def read_settings(services: Office) -> SettingsView:
     return SettingsView(_version(), services.settings.base_url, server, public(services.settings))
 
 
-installation_handlers: list[HTTPRouteHandler] = [read_engine, list_audit, export_audit, verify_audit, read_settings]
+installation_handlers: list[HTTPRouteHandler] = [list_audit, export_audit, verify_audit, read_settings]
 
 
 async def _exported(services: Services, wanted: audit.Wanted) -> AsyncIterator[bytes]:
@@ -167,13 +143,3 @@ def _version() -> str:
         return version("farebox")
     except PackageNotFoundError:
         return "from a checkout"  # Run in place, without an installation.
-
-
-def _figures(text: str) -> dict[str, float]:
-    """Counters and gauges summed over labels; of histograms the sum and the count."""
-    figures: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if not sample.name.endswith(("_bucket", "_created")):
-                figures[sample.name] = figures.get(sample.name, 0.0) + sample.value
-    return figures

@@ -41,11 +41,17 @@ async def held_by(db: AsyncConnection, user_id: str, base: Role) -> tuple[Role, 
 
 
 async def rows(
-    db: AsyncConnection, *, user_id: str | None = None, scope: str | None = None, scope_id: str | None = None
+    db: AsyncConnection,
+    *,
+    user_id: str | None = None,
+    scope: str | None = None,
+    scope_id: str | None = None,
+    source: str | None = None,
 ) -> list[Held]:
     table = identity.memberships
     query = select(table).order_by(table.c.scope, table.c.scope_id, table.c.user_id, table.c.source)
-    for column, value in ((table.c.user_id, user_id), (table.c.scope, scope), (table.c.scope_id, scope_id)):
+    asked = {"user_id": user_id, "scope": scope, "scope_id": scope_id, "source": source}
+    for column, value in ((table.c[name], value) for name, value in asked.items()):
         if value is not None:
             query = query.where(column == value)
     return [
@@ -81,16 +87,22 @@ async def remove(db: AsyncConnection, held: Held) -> bool:
     return bool(gone.rowcount)
 
 
+def highest(wanted: Iterable[Membership]) -> dict[tuple[str, str], Role]:
+    """By scope and id."""
+    best: dict[tuple[str, str], Role] = {}
+    for each in wanted:
+        place = (each.scope, each.scope_id)
+        best[place] = higher(best.get(place, Role.MEMBER), each.role)
+    return best
+
+
 async def replace_source(
     db: AsyncConnection, user_id: str, source: str, wanted: Iterable[Membership], *, at_ns: int
 ) -> bool:
     """Everything that this source says of a person, anew. Of two roles in one place the higher stays.
 
     Returns: whether anything is otherwise than before."""
-    best: dict[tuple[str, str], Role] = {}
-    for each in wanted:
-        place = (each.scope, each.scope_id)
-        best[place] = higher(best.get(place, Role.MEMBER), each.role)
+    best = highest(wanted)
     before = {(each.scope, each.scope_id): each.role for each in await rows(db, user_id=user_id)
               if each.source == source}  # fmt: skip
     if best == before:

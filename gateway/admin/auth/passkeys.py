@@ -263,9 +263,9 @@ async def _verified(
         raise _refused(str(error)) from error
     if row["sign_count"] > 0 and found.new_sign_count <= row["sign_count"]:
         async with writing(services.engine) as db:
-            counts = {"before": {"count": row["sign_count"]}, "after": {"count": found.new_sign_count}}
             await audit.append(
-                db, actor=row["user_id"], action="passkeys.copied", subject=row["id"], at_ns=now_ns, **counts,
+                db, actor=row["user_id"], action="passkeys.copied", subject=row["id"], at_ns=now_ns,
+                before={"count": row["sign_count"]}, after={"count": found.new_sign_count},
                 note="The count did not grow: somebody has a copy of this passkey.",
             )  # fmt: skip
         raise _refused("its count did not grow, so there is a copy of it")

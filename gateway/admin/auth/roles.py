@@ -124,6 +124,7 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "bodies.stop": ADMINS,
     "bodies.read": ADMINS,
     "engine.read": ANYONE,
+    "engines.list": ANYONE,
     "audit.list": ADMINS,
     "audit.export": ADMINS,
     "audit.verify": ADMINS,
@@ -251,6 +252,9 @@ CONCERNS: Final[dict[str, Own | Seen | Of]] = {
     "invoices.read": Of("organisation", "path", "organisation_id"),
     "invoices.pdf": Of("organisation", "path", "organisation_id"),
     "invoices.csv": Of("organisation", "path", "organisation_id"),
+    # An organisation's own rows: the chain of hashes is the installation's.
+    "audit.list": Seen(),
+    "audit.export": Seen(),
     "tokens.list": Own(),
     "tokens.create": Own(),
     "tokens.revoke": Own(),

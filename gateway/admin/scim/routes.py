@@ -53,8 +53,6 @@ Answer = Response[bytes]
 
 
 def scim_routes(services: Callable[[], Services]) -> Router:
-    regranted: list[bool] = []
-
     def office() -> Services:
         return services()
 
@@ -72,10 +70,6 @@ def scim_routes(services: Callable[[], Services]) -> Router:
                 name = await store.token_name(db, secret.strip(), at_ns=now_ns)
             if name is None and secret:
                 await people.record_failure(db, subjects, at_ns=now_ns)
-            elif name is not None and not regranted:
-                # The settings may have changed since the last start: what groups grant goes by them as they are.
-                await store.regrant(Change(db, here.settings.admin, name, now_ns), None)
-                regranted.append(True)
         if name is None:
             raise ScimError(401, "send a SCIM token as Bearer; make one under Organisation")
         connection.scope["state"]["scim"] = name

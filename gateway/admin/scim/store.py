@@ -216,15 +216,16 @@ async def members(db: AsyncConnection, group_ids: Sequence[str]) -> dict[str, li
     return found
 
 
-async def groups_of(db: AsyncConnection, user_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Id and name of each person's groups."""
+async def groups_of(db: AsyncConnection, user_ids: Sequence[str] | None) -> dict[str, list[tuple[str, str]]]:
+    """Id and name of each person's groups. None: of everybody, however many there are."""
     table, home = identity.scim_members, identity.scim_groups
     query = (
         select(table.c.user_id, home.c.id, home.c.display_name)
         .join(home, home.c.id == table.c.group_id)
-        .where(table.c.user_id.in_(user_ids))
         .order_by(home.c.display_name)
     )
+    if user_ids is not None:
+        query = query.where(table.c.user_id.in_(user_ids))
     found: dict[str, list[tuple[str, str]]] = {}
     for row in await db.execute(query):
         found.setdefault(row.user_id, []).append((row.id, row.display_name))
@@ -276,10 +277,22 @@ async def delete_group(change: Change, ident: str) -> None:
     await regrant(change, had)
 
 
-async def regrant(change: Change, user_ids: Iterable[str] | None) -> None:
-    """What these people's groups grant by the settings of now. None: everybody's."""
-    if user_ids is None:
-        user_ids = (await change.db.execute(select(identity.scim_users.c.user_id))).scalars().all()
+async def outdated(db: AsyncConnection, admin: AdminSettings) -> list[str]:
+    """People whom their groups grant something else by the settings of now than is written."""
+    everybody = (await db.execute(select(identity.scim_users.c.user_id))).scalars().all()
+    inside = await groups_of(db, None)
+    held: dict[str, dict[tuple[str, str], Role]] = {}
+    for each in await memberships.rows(db, source=SOURCE):
+        held.setdefault(each.user_id, {})[each.scope, each.scope_id] = each.role
+    return [
+        each
+        for each in everybody
+        if memberships.highest(granted(admin, SOURCE, [name for _, name in inside.get(each, [])])) != held.get(each, {})
+    ]
+
+
+async def regrant(change: Change, user_ids: Iterable[str]) -> None:
+    """What these people's groups grant by the settings of now."""
     wanted = sorted(set(user_ids))
     inside = await groups_of(change.db, wanted)
     for each in wanted:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from billing.db import reading
 from billing.money import parse_usd
 from gateway import audit
+from gateway.admin.auth.roles import Role
 from gateway.admin.openapi import PATH, encoded
 from gateway.admin.problems import MEDIA_TYPE
 from gateway.admission.minting import hash_of
+from gateway.catalogue.document import ProviderEntry
 from tests.gateway.admin.client import BASE, Browser
 from tests.gateway.admin.world import DAY_NS, World
 
@@ -179,6 +183,54 @@ async def test_the_engine_is_asked_for_its_figures(small: World, tmp_path: Path)
     async with Browser(small.app()) as browser:
         await browser.sign_in(await small.link())
         assert (await browser.get("/engine"))["state"] == "off"
+
+
+async def test_engines_of_ones_own_are_asked_and_others_are_not(small: World) -> None:
+    """Two replicas, one of them as it is in the settings; one that is gone; one that is no engine; strangers."""
+    text = b"""# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="qwen"} 3.0
+vllm:num_requests_running{model_name="lora"} 1.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{model_name="qwen"} 0.25
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",num_gpu_blocks="4096"} 1.0
+"""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        if request.url.host == "10.0.0.2":
+            raise httpx.ConnectError("nobody")
+        return httpx.Response(404) if request.url.host == "10.0.0.1" else httpx.Response(200, content=text)
+
+    settings = replace(small.services.settings, local=replace(small.services.settings.local, base_url="http://here:1"))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        small.services = dataclasses.replace(small.services, settings=settings, http=http, engine_key="secret")
+        told = {
+            "plain": ProviderEntry(kind="openai_like", base_url="http://10.0.0.1:8000/v1", allow_private=True),
+            "gone": ProviderEntry(kind="openai_like", base_url="http://10.0.0.2:8000/v1", allow_private=True),
+            "ten": ProviderEntry(kind="openai_like", base_url="http://10.0.0.7:8000/v1", allow_private=True),
+            "far": ProviderEntry(kind="openai_like", base_url="https://8.8.8.8/v1"),
+            "off": ProviderEntry(
+                kind="openai_like", base_url="http://10.0.0.9:8000", allow_private=True, enabled=False
+            ),
+        }
+        for name, entry in told.items():
+            await small.services.yard.changes.put("providers", name, entry, actor="ann", now_ns=small.now_ns)
+        await small.services.yard.offer.load()
+        async with Browser(small.app()) as browser:
+            await browser.sign_in(await small.link(Role.VIEWER))
+            found = {each["name"]: each for each in await browser.get("/engines")}
+    assert list(found) == ["local", "gone", "plain", "ten"]
+    assert {name: each["state"] for name, each in found.items()} == {
+        "local": "up", "gone": "away", "plain": "away", "ten": "up",
+    }  # fmt: skip
+    ten = found["ten"]
+    assert (ten["kv_blocks"], ten["kv_used"], ten["models"]) == (4096, 0.25, ["lora", "qwen"])
+    assert ten["figures"]["vllm:num_requests_running"] == 4.0
+    assert "status 404" in found["plain"]["detail"]
+    assert sorted(asked) == sorted(f"http://{host}/metrics" for host in
+                                   ("here:1", "10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.7:8000"))  # fmt: skip
 
 
 async def test_settings_hold_no_secret(small: World) -> None:

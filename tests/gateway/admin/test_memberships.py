@@ -179,7 +179,7 @@ async def test_a_role_goes_down_to_teams_and_projects_and_not_up(tenants: World)
         moved = await admin.call("PUT", f"/projects/{made['id']}/team", {"team_id": "team_a"})
         assert (moved.status_code, moved.json()["field"]) == (422, "team_id")
         assert (await admin.call("PUT", f"/projects/{made['id']}/team", {"team_id": "team_z"})).status_code == 204
-        for path in ("/users", "/settings", "/audit"):
+        for path in ("/users", "/settings", "/audit/verify"):
             assert (await admin.call("GET", path)).status_code == 403
 
 
@@ -318,6 +318,34 @@ async def test_a_rotated_key_is_shown_once_and_only_to_who_could_have_made_it(te
         assert (refused.status_code, refused.json()["field"]) == (422, "models")
         own = await narrow.send("POST", "/keys", {"project_id": "proj_shop", "name": "own"})
         assert (await narrow.call("POST", f"/keys/{own['key']['id']}/rotate", {})).is_success
+
+
+async def test_an_organisations_admin_reads_its_own_rows_of_the_audit(tenants: World) -> None:
+    """What was done to its keys, budgets, projects, members and guardrails, by whomever; the rest is not there."""
+    async with Browser(tenants.app()) as owner:
+        await owner.sign_in(await tenants.link(Role.OWNER))
+        for project in ("proj_shop", "proj_other"):
+            await owner.send("PUT", f"/budgets/project/{project}/month", {"limit_usd": "3"})
+            rule = {"name": "pii", "spec": {"kind": "pii"}, "scope": "project", "scope_id": project}
+            await owner.send("POST", "/guardrails", rule)
+        await owner.send("PUT", "/budgets/end_user/proj_shop/day", {"limit_usd": "3"})
+        await owner.send("POST", "/ledger/top-ups", {"organisation_id": "org_2", "amount_usd": "5", "note": "paid"},
+                         **{"idempotency-key": "paid-0001"})  # fmt: skip
+        everything = (await owner.get("/audit", limit=500))["items"]
+        assert (await owner.get("/audit/verify"))["intact"]
+    assert {None, "org_1", "org_2"} == {row["organisation_id"] for row in everything}
+    for mine in ("org_1", "org_2"):
+        async with await member(tenants, "organisation", mine, Role.ADMIN) as admin:
+            rows = (await admin.get("/audit", limit=500))["items"]
+            assert rows == [row for row in everything if row["organisation_id"] == mine]
+            lines = (await admin.call("GET", "/audit/export")).content.splitlines()
+            assert {msgspec.json.decode(line)["organisation_id"] for line in lines} == {mine}
+            assert (await admin.call("GET", "/audit/verify")).status_code == 403
+            told = {row["action"] for row in rows}
+            assert {"guardrails.create", "key.create", "members.set", "project.budget"} <= told, told
+            assert ("ledger.top_up" in told) is (mine == "org_2")
+    async with await member(tenants, "team", "team_a", Role.ADMIN) as narrow:
+        assert (await narrow.get("/audit", limit=500))["items"] == []
 
 
 async def test_the_audit_goes_out_as_lines(small: World) -> None:

@@ -109,6 +109,7 @@ MATRIX = [
     ("DELETE", "/bodies/projects/none", None, ADMINS),
     ("GET", "/requests/none/bodies", None, ADMINS),
     ("GET", "/engine", None, ALL),
+    ("GET", "/engines", None, ALL),
     ("GET", "/audit", None, ADMINS),
     ("GET", "/audit/export?actor=none", None, ADMINS),
     ("GET", "/audit/verify", None, ADMINS),

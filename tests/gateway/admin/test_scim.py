@@ -11,10 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from billing.db import reading, writing
-from gateway.admin.auth import people
+from gateway.admin.auth import memberships, people
 from gateway.admin.auth.roles import Role
 from gateway.admin.scim import wire
 from gateway.admin.scim.wire import ScimError, apply, parse_filter, parse_patch
+from gateway.chores import chores_of
 from gateway.signing_in import AdminSettings, GrantSettings
 from tests.gateway.admin.client import BASE, Browser
 from tests.gateway.admin.world import World
@@ -161,6 +162,25 @@ async def test_groups_grant_as_long_as_one_is_in_them(small: World, owner: Brows
     assert (await roles())[ids[2]] == []
     await scim("DELETE", f"/Groups/{group}", status=204)
     assert await roles() == {ids[0]: [], ids[1]: [], ids[2]: []}
+
+
+async def test_grants_that_changed_reach_people_before_any_request_of_scims(small: World, scim: Scim) -> None:
+    """A gateway that starts with other settings; nobody has to sign in or be provisioned again."""
+    ident = (await scim("POST", "/Users", ANN, 201))["id"]
+    await scim("POST", "/Groups", {"displayName": "Shop", "members": [{"value": ident}]}, 201)
+    to_lead = GrantSettings(group="Shop", role="team_lead", scope="project", scope_id="proj_search")
+    for grants, held, changed in (
+        (GRANTS, ("proj_shop", Role.DEVELOPER), 0),
+        ((to_lead,), ("proj_search", Role.TEAM_LEAD), 1),
+        ((), None, 1),
+    ):
+        settings = replace(small.services.settings, admin=AdminSettings(grants=grants))
+        async with chores_of(settings, small.engine) as listed:
+            (chore,) = [each for each in listed if each.name == "grants of groups"]
+            assert [await chore.do(small.now_ns), await chore.do(small.now_ns)] == [changed, 0]
+        async with reading(small.engine) as db:
+            found = [(each.scope_id, each.role) for each in await memberships.rows(db, user_id=ident)]
+        assert found == ([] if held is None else [held])
 
 
 async def test_pages_attributes_and_what_the_server_says_of_itself(small: World, scim: Scim) -> None:

@@ -47,7 +47,7 @@ const keys = createRoute({
 const models = createRoute({
   getParentRoute: () => shell,
   path: "/models",
-  validateSearch: (search): { search?: string; price?: string; provider?: string; add?: string } => strings(search),
+  validateSearch: (search): { search?: string; price?: string; provider?: string; add?: string; limits?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/models")),
 });
 const routing = createRoute({
@@ -68,7 +68,12 @@ const playground = createRoute({
   validateSearch: (search): { model?: string; beside?: string } => strings(search),
   component: lazyRouteComponent(() => import("./pages/playground")),
 });
-const engine = createRoute({ getParentRoute: () => shell, path: "/engine", component: lazyRouteComponent(() => import("./pages/engine")) });
+const engine = createRoute({
+  getParentRoute: () => shell,
+  path: "/engine",
+  validateSearch: (search): { of?: string } => strings(search),
+  component: lazyRouteComponent(() => import("./pages/engine")),
+});
 const audit = createRoute({
   getParentRoute: () => shell,
   path: "/audit",

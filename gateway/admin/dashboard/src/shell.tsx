@@ -38,7 +38,7 @@ export const PLACES: { title: string; places: Place[] }[] = [
       { to: "/money", label: "Money", icon: Wallet, needs: "ledger.balances", about: "Balances, ledger, invoices, price lists, bills" },
       { to: "/alerts", label: "Alerts", icon: Bell, needs: "alerts.list", about: "Who is told of budgets, balances, unusual days" },
       { to: "/guardrails", label: "Guardrails", icon: Shield, needs: "guardrails.list", about: "What may not go in or come out" },
-      { to: "/engine", label: "Local engine", icon: Cpu, needs: "engine.read", about: "Batch, cache and speed of our own engine" },
+      { to: "/engine", label: "Local engine", icon: Cpu, needs: "engines.list", about: "Batch, cache and speed of our own engine" },
       { to: "/audit", label: "Audit", icon: ScrollText, needs: "audit.list", about: "Who changed what, provably" },
       { to: "/organisation", label: "Organisation", icon: Users, about: "Members, teams, single sign-on, SCIM, your passkeys" },
       { to: "/settings", label: "Settings", icon: Settings, about: "People, tokens, your password" },

@@ -30,7 +30,7 @@ export default function AuditPage() {
     <Page title="Audit" about="Every change, who made it, and what it was before. Nothing here can be edited unseen: each row's hash covers the one before it."
       actions={<>
         {may("audit.export") && <Button component="a" href={path("/audit/export", search)} download variant="default" leftSection={<Download size={16} aria-hidden />}>Export</Button>}
-        <Button variant="default" leftSection={<ShieldCheck size={16} aria-hidden />} loading={verdict.isFetching} onClick={() => void verdict.refetch()}>Verify the chain</Button>
+        {may("audit.verify") && <Button variant="default" leftSection={<ShieldCheck size={16} aria-hidden />} loading={verdict.isFetching} onClick={() => void verdict.refetch()}>Verify the chain</Button>}
       </>}>
       {verdict.data && (verdict.data.intact
         ? <Alert color="teal" icon={<CircleCheck size={18} aria-hidden />} title={`Intact: ${count(verdict.data.rows)} rows`}><Text size="sm">Keep the newest hash elsewhere to notice rows that are cut off at the end:</Text><Code className="fb-wrap">{verdict.data.head}</Code></Alert>

@@ -7,6 +7,7 @@ import { useState } from "react";
 import { get, post, type Deployment, type Models, type Price, type Provider } from "../api";
 import { compact, count, dateTime, ms, percent, words } from "../format";
 import { Section, State } from "../parts/bits";
+import { DeploymentPanel } from "../parts/deployment-form";
 import { Page } from "../parts/page";
 import { ProviderPanel } from "../parts/provider-drawer";
 import { ProviderForm } from "../parts/provider-form";
@@ -16,19 +17,20 @@ import { useMay } from "../session";
 const route = getRouteApi("/shell/models");
 
 export default function ModelsPage() {
-  const search = route.useSearch() as { search?: string; price?: string; provider?: string; add?: string };
+  const search = route.useSearch() as { search?: string; price?: string; provider?: string; add?: string; limits?: string };
   const may = useMay();
   const navigate = route.useNavigate();
   const [wanted] = useDebouncedValue(search.search ?? "", 200);
-  const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers"), refetchInterval: 30_000 });
+  const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers"), refetchInterval: 30_000, enabled: may("providers.list") });
   const models = useQuery({ queryKey: ["models", wanted], queryFn: () => get<Models>("/models", { search: wanted }), placeholderData: keepPreviousData });
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never, replace: true });
+  const limited = models.data?.models.flatMap(({ deployments }) => deployments).find((each) => each.id === search.limits);
   return (
     <Page title="Models & providers" about="What clients may ask for, who serves it, and what a million tokens cost."
       actions={may("providers.put") && <Button leftSection={<Plus size={16} aria-hidden />} onClick={() => change({ add: "1" })}>Add provider</Button>}>
-      <Loaded query={providers}>{(data) => data.length === 0
+      {may("providers.list") && <Loaded query={providers}>{(data) => data.length === 0
         ? <Empty icon={Plug} title="No providers yet">Add one here, or set its key in the environment (OPENAI_API_KEY, GROQ_API_KEY, …) or in farebox.toml.</Empty>
-        : <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>{data.map((provider) => <ProviderCard key={provider.name} provider={provider} {...(may("providers.read") ? { open: () => change({ provider: provider.name }) } : {})} />)}</SimpleGrid>}</Loaded>
+        : <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>{data.map((provider) => <ProviderCard key={provider.name} provider={provider} {...(may("providers.read") ? { open: () => change({ provider: provider.name }) } : {})} />)}</SimpleGrid>}</Loaded>}
       <Section title="Models" actions={<TextInput w={260} aria-label="Find a model" placeholder="Find a model" leftSection={<Search size={15} aria-hidden />} value={search.search ?? ""} onChange={(event) => change({ search: event.currentTarget.value || undefined })} />}>
         <Loaded query={models}>{(data) => data.total === 0
           ? <Empty icon={Boxes} title="No model by that name">A model without a price is not run: set its price, and it is listed.</Empty>
@@ -42,8 +44,9 @@ export default function ModelsPage() {
                   <Table.Td ta="right" className="fb-num">{each.context_window ? compact(each.context_window) : "–"}</Table.Td>
                   <PriceCells price={each.price} />
                   <Table.Td ta="right"><Group gap="sm" justify="flex-end" wrap="nowrap">
-                    <Anchor component="button" type="button" size="sm" aria-label={`Prices of ${each.id}`} onClick={() => change({ price: each.id })}>Prices</Anchor>
-                    {index === 0 && <Anchor component={Link} size="sm" to="/playground" search={{ model: alias } as never} aria-label={`Try ${alias}`}>Try</Anchor>}
+                    {may("deployments.put") && each.kind !== "local" && <Anchor component="button" type="button" size="sm" aria-label={`Limits of ${each.id}`} onClick={() => change({ limits: each.id })}>Limits</Anchor>}
+                    {may("prices.list") && <Anchor component="button" type="button" size="sm" aria-label={`Prices of ${each.id}`} onClick={() => change({ price: each.id })}>Prices</Anchor>}
+                    {index === 0 && may("playground.key") && <Anchor component={Link} size="sm" to="/playground" search={{ model: alias } as never} aria-label={`Try ${alias}`}>Try</Anchor>}
                   </Group></Table.Td>
                 </Table.Tr>
               )))}</Table.Tbody>
@@ -54,6 +57,9 @@ export default function ModelsPage() {
       <ProviderForm opened={search.add === "1"} close={() => change({ add: undefined })} />
       <Drawer opened={Boolean(search.provider) && !search.price} onClose={() => change({ provider: undefined })} title={<Text fw={600}>Provider {search.provider}</Text>} size={620}>
         {providers.data?.filter((each) => each.name === search.provider).map((each) => <ProviderPanel key={each.name} provider={each} prices={(id) => change({ price: id })} gone={() => change({ provider: undefined })} />)}
+      </Drawer>
+      <Drawer opened={Boolean(search.limits)} onClose={() => change({ limits: undefined })} title={<Text fw={600}>Limits of {search.limits}</Text>} size={520}>
+        {limited && <DeploymentPanel id={limited.id} provider={limited.provider} model={limited.model} close={() => change({ limits: undefined })} />}
       </Drawer>
       <Drawer opened={Boolean(search.price)} onClose={() => change({ price: undefined })} title={<Text fw={600}>Prices of {search.price}</Text>} size={560}>
         {search.price && <Prices id={search.price} />}
