@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "audit_organisation"
-down_revision = "body_logs_1"
+down_revision = "keys_1"
 branch_labels = None
 depends_on = None
 
