@@ -24,6 +24,7 @@ from gateway.guardrails.watch import Watch
 from gateway.ingress.endpoints import Operation
 from gateway.ingress.errors import as_body
 from gateway.ingress.hygiene import check_shape
+from gateway.interactions import Interactions, StoredInteractions
 from gateway.media import Media
 from gateway.rerank import Rerank
 from gateway.responses import Conversation, Retrieval
@@ -84,6 +85,10 @@ class Pipeline:
             "chat": chat,
             "completions": chat,
             "conversation": Conversation(chat, responses, background, clock),
+            "interaction": Interactions(chat, responses, clock),
+            **dict.fromkeys(
+                ("interaction_get", "interaction_delete", "interaction_cancel"), StoredInteractions(responses)
+            ),
             "rerank": Rerank(self._desk, providers, strict, as_body),
             **dict.fromkeys(openai_media.OPERATIONS, Media(self._desk, providers, as_body)),
             **dict.fromkeys(("retrieve", "forget", "input_items", "cancel"), Retrieval(responses, background)),

@@ -6,27 +6,21 @@ go to another provider. Source: OpenAI API reference "Responses" and its 30 days
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
-import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admission import Principal
 from gateway.background import Background, as_dry_run, is_under_way, runs_in_background
 from gateway.errors import InvalidRequest, NotFound
 from gateway.exchange import Inbound, Reply
 from gateway.routing.explaining import DRY_RUN
-from gateway.stored import Store, Stored, Whole, says_something
+from gateway.stored import Store, Stored, Whole, says_something, watched
 from providers.wire import jsonio
-from providers.wire.sse import SseDecoder
-
-log = structlog.get_logger(__name__)
 
 # The events that carry the whole answer.
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
@@ -82,7 +76,11 @@ class Conversation:
         if isinstance(reply.body, bytes):
             await self._keep(jsonio.split_object(reply.body), said, who)
             return reply
-        return replace(reply, body=self._watched(reply.body, said, who))
+
+        async def keep(event: bytes) -> None:
+            await self._keep(msgspec.json.decode(event, type=_Ended).response, said, who)
+
+        return replace(reply, body=watched(reply.body, _ENDS, keep))
 
     async def _resolved(self, said: list[Any], who: Principal, now_ns: int) -> list[Any]:
         """With the items themselves in place of their ids, which nobody behind us need know."""
@@ -112,28 +110,10 @@ class Conversation:
         before: list[Any] = msgspec.json.decode(found.conversation)
         return before
 
-    async def _watched(self, body: AsyncIterator[bytes], said: list[Any], who: Principal) -> AsyncIterator[bytes]:
-        """The answer stands in SQL before the client learns that it is whole: its next turn may follow at once."""
-        frames = SseDecoder()
-        pieces = aiter(body)
-        try:
-            async for piece in pieces:
-                for frame in frames.feed(piece):
-                    if frame.event in _ENDS:
-                        await self._keep(msgspec.json.decode(frame.data, type=_Ended).response, said, who)
-                yield piece
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
-
     async def _keep(self, answer: dict[str, Any], said: list[Any], who: Principal) -> None:
-        """A store that fails costs the client its memory, not the answer that it has paid for."""
         output = [item for item in jsonio.plain(answer["output"]) if says_something(item)]
         stored = Stored(jsonio.plain(answer["id"]), msgspec.json.encode([*said, *output]), jsonio.joined(answer))
-        try:
-            # Shielded: a client that leaves after the last byte has still been answered.
-            await asyncio.shield(self._store.keep(who.project_id, stored, self._clock()))
-        except SQLAlchemyError as error:
-            log.error("response not stored", response_id=stored.id, reason=type(error).__name__)
+        await self._store.keep_at_best(who.project_id, stored, self._clock())
 
 
 class Retrieval:

@@ -1,17 +1,23 @@
-"""Answers of the Responses API in SQL: kept for their project, found by id, forgotten by request or in time."""
+"""Answers of the Responses and the Interactions API in SQL: kept for their project, found by id, forgotten in time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+import structlog
 from msgspec import Struct
 from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading, writing
 from gateway import schema
+from providers.wire.sse import SseDecoder
+
+log = structlog.get_logger(__name__)
 
 RETENTION_S: Final = 30 * 24 * 3600
 LOOKED_THROUGH: Final = 50
@@ -51,6 +57,14 @@ class Store:
                 )
             )
 
+    async def keep_at_best(self, project_id: str, stored: Stored, now_ns: int) -> None:
+        """A store that fails costs the client its memory, not the answer that it has paid for."""
+        try:
+            # Shielded: a client that leaves after the last byte has still been answered.
+            await asyncio.shield(self.keep(project_id, stored, now_ns))
+        except SQLAlchemyError as error:
+            log.error("response not stored", response_id=stored.id, reason=type(error).__name__)
+
     async def find(self, project_id: str, ident: str, now_ns: int) -> Stored | None:
         found = select(_table.c.id, _table.c.conversation, _table.c.body).where(
             _table.c.project_id == project_id, _table.c.id == ident, _table.c.expires_at_ns > now_ns
@@ -89,6 +103,24 @@ class Store:
         async with writing(self._engine) as db:
             await db.execute(delete(_pieces).where(_pieces.c.response_id == ident))
             return (await db.execute(gone)).rowcount > 0
+
+
+async def watched(
+    body: AsyncIterator[bytes], ends: frozenset[str], keep: Callable[[bytes], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """The answer stands in SQL before the client learns that it is whole: its next turn may follow at once.
+
+    ends: names of the events that carry the whole answer. keep: given such an event's data."""
+    frames = SseDecoder()
+    pieces = aiter(body)
+    try:
+        async for piece in pieces:
+            for frame in frames.feed(piece):
+                if frame.event in ends:
+                    await keep(frame.data)
+            yield piece
+    finally:
+        await pieces.aclose()  # type: ignore[attr-defined]
 
 
 class Whole(Struct):

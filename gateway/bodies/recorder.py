@@ -22,7 +22,7 @@ MOST_BYTES: Final = 1024 * 1024
 """Of either body. What is larger is not kept."""
 KIND: Final = "body"
 # Files and batches are kept by nature; each line of a batch is a request of its own.
-_CHATS: Final = frozenset(("chat", "completions", "conversation"))
+_CHATS: Final = frozenset(("chat", "completions", "conversation", "interaction"))
 _KEPT: Final = _CHATS | {"embeddings", "rerank", "speech", "images", "transcriptions", "translations"}
 
 

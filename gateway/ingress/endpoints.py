@@ -45,6 +45,10 @@ Operation = Literal[
     "message_batch_cancel",
     "message_batch_results",
     "message_batch_delete",
+    "interaction",
+    "interaction_get",
+    "interaction_delete",
+    "interaction_cancel",
     "warming",
 ]
 Envelope = Literal["", "json_array", "invoke_model", "raw_predict"]
@@ -154,6 +158,15 @@ _OF_MESSAGE_BATCHES: dict[tuple[str, bool, str | None], Operation] = {
     ("GET", True, "/results"): "message_batch_results",
     ("DELETE", True, None): "message_batch_delete",
 }
+_INTERACTIONS = re.compile(
+    r"/v1(?:alpha|beta1?)?/(?:projects/[^/]+/locations/[^/]+/)?interactions(?:/(?P<id>[^/]+)(?P<of>/cancel)?)?"
+)
+_OF_INTERACTIONS: dict[tuple[str, bool, str | None], Operation] = {
+    ("POST", False, None): "interaction",
+    ("GET", True, None): "interaction_get",
+    ("DELETE", True, None): "interaction_delete",
+    ("POST", True, "/cancel"): "interaction_cancel",
+}
 # What is done to a stored answer, by method and the rest of its path.
 _OF_STORED: dict[tuple[str, str | None], Operation] = {
     ("GET", None): "retrieve",
@@ -185,6 +198,10 @@ def match(method: str, path: str, query: str = "") -> Route | None:
             if of is None
             else Route("anthropic_messages", of, item=found["id"] and unquote(found["id"]), query=query)
         )
+    if found := _INTERACTIONS.fullmatch(path):
+        of = _OF_INTERACTIONS.get((method, found["id"] is not None, found["of"]))
+        ident = found["id"] and unquote(found["id"])
+        return None if of is None else Route("gemini_interactions", of, item=ident, query=query)
     if method != "POST":
         return None
     if (route := EXACT.get(path)) is not None:

@@ -45,6 +45,7 @@ _PROVIDERS: Final = {
 _OPERATIONS: Final = {
     "chat": "chat",
     "conversation": "chat",
+    "interaction": "chat",
     "completions": "text_completion",
     "embeddings": "embeddings",
 }

@@ -13,6 +13,7 @@ NAMES = (
     "openai_responses",
     "anthropic_messages",
     "gemini",
+    "gemini_interactions",  # for clients alone
     "bedrock_converse",
     "rerank",  # which is no chat: loaded for the words of its errors
 )

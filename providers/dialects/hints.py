@@ -35,11 +35,13 @@ HINTS: Final[Mapping[str, frozenset[str]]] = {
     },
     "anthropic_messages": frozenset({"context_management", "inference_geo", "speed"}),
     "gemini": frozenset({"labels", "store"}),
+    "gemini_interactions": frozenset({"labels", "store"}),
     "bedrock_converse": frozenset({"requestMetadata", "performanceConfig", "additionalModelResponseFieldPaths"}),
 }
 
 # Hints only with these values; with another they ask for something.
 _HARMLESS: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
+    "gemini_interactions": {"background": (False,)},
     "openai_responses": {
         "background": (False,),
         "truncation": ("disabled", "auto"),  # a leave to shorten; without it, a prompt too long is an error, not a lie

@@ -15,6 +15,7 @@ import groq
 import openai
 from botocore.exceptions import ClientError, EventStreamError
 from google.genai import errors as genai
+from google.genai._gaos.lib.compat_errors import APIStatusError as InteractionsError
 
 TOOL = "get_weather"
 TOOL_SCHEMA = {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}
@@ -145,7 +146,11 @@ class Said:
         self.code: str | None = None
         match error:
             case (
-                openai.APIStatusError() | anthropic.APIStatusError() | groq.APIStatusError() | cerebras.APIStatusError()
+                openai.APIStatusError()
+                | anthropic.APIStatusError()
+                | groq.APIStatusError()
+                | cerebras.APIStatusError()
+                | InteractionsError()
             ):
                 self.status: int | None = error.status_code
                 self.headers = error.response.headers

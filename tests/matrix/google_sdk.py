@@ -1,11 +1,12 @@
-"""google-genai, with a key as for the Gemini API and with a token as for Vertex AI."""
+"""google-genai, with a key as for the Gemini API and with a token as for Vertex AI; and its Interactions API."""
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from google import genai
-from google.genai import types
+from google.genai import errors, types
 from google.oauth2.credentials import Credentials
 
 from tests.matrix.asks import (
@@ -128,3 +129,76 @@ class GeminiOnVertex(Gemini):
             credentials=token,
             http_options=types.HttpOptions(base_url=gateway.url),
         )
+
+
+class Interactions(Gemini):
+    """The stateless form: the steps so far go along. What is kept here is asked for in `e2e/test_interactions.py`."""
+
+    name = "google-genai (Interactions)"
+
+    async def ask(self, alias: str, ask: Ask) -> Seen:
+        if ask.cache or ask.logprobs or ask.n is not None:
+            raise NotOffered
+        limit = None if ask.reasoning else ask.max_tokens
+        config = {"max_output_tokens": limit, "seed": ask.seed, "stop_sequences": ask.stop and [ask.stop]}
+        config["thinking_level"] = "low" if ask.reasoning else None
+        asked: dict[str, Any] = {"model": alias, "input": self.steps(ask), "store": False}
+        if ask.system is not None:
+            asked["system_instruction"] = ask.system
+        if ask.tools:
+            tool = {"type": "function", "name": TOOL, "description": "tells the weather", "parameters": TOOL_SCHEMA}
+            asked["tools"] = [tool]
+        if ask.forced:
+            config["tool_choice"] = {"allowed_tools": {"mode": "any", "tools": [TOOL]}}
+        if ask.schema:
+            form = {"type": "text", "mime_type": "application/json", "schema": ANSWER_SCHEMA}
+            asked["response_format"] = form
+        asked["generation_config"] = {name: value for name, value in config.items() if value is not None}
+        if not ask.stream:
+            return _interacted(await self.sdk.aio.interactions.create(**asked))
+        last: Any = None
+        pieces = []
+        async for event in await self.sdk.aio.interactions.create(**asked, stream=True):
+            if event.event_type == "error":
+                raise errors.APIError(500, {"error": {"message": event.error.message, "status": event.error.code}})
+            if event.event_type == "step.delta" and event.delta.type == "text":
+                pieces.append(event.delta.text)
+            last = event
+        seen = _interacted(last.interaction)
+        assert seen.text == "".join(pieces)
+        return seen
+
+    def steps(self, ask: Ask) -> list[dict[str, Any]]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": ask.said}]
+        if ask.image:
+            content.append({"type": "image", "mime_type": "image/png", "data": base64.b64encode(PNG).decode()})
+        if ask.pdf:
+            where = {"data": base64.b64encode(PDF).decode()} if ask.pdf == "bytes" else {"uri": PDF_URL}
+            content.append({"type": "document", "mime_type": "application/pdf", **where})
+        steps: list[dict[str, Any]] = [{"type": "user_input", "content": content}]
+        if ask.after is not None:
+            steps += ask.after.turn
+            steps += [
+                {"type": "function_result", "call_id": call.id, "name": call.name, "result": result}
+                for call, result in zip(ask.after.calls, ask.results, strict=True)
+            ]
+        return steps
+
+    async def count(self, alias: str, ask: Ask) -> int:
+        raise NotOffered
+
+
+def _interacted(answer: Any) -> Seen:
+    steps = answer.steps or []
+    texts = [each.text for step in steps if step.type == "model_output" for each in step.content if each.type == "text"]
+    thoughts = [each.text for step in steps if step.type == "thought" for each in step.summary or ()]
+    seen = Seen("".join(texts), ["".join(texts)], "".join(thoughts))
+    seen.calls = [Call(step.id, step.name, dict(step.arguments)) for step in steps if step.type == "function_call"]
+    seen.turn = [step.model_dump(mode="json", exclude_none=True) for step in steps]
+    usage = answer.usage
+    seen.input_tokens, seen.reasoning_tokens = usage.total_input_tokens, usage.total_thought_tokens
+    seen.output_tokens, seen.cache_read_tokens = (
+        usage.total_output_tokens + seen.reasoning_tokens,
+        usage.total_cached_tokens,
+    )
+    return seen

@@ -21,7 +21,7 @@ from tests.matrix.asks import Client, NotOffered, Said
 from tests.matrix.aws_sdk import Converse, InvokeModel
 from tests.matrix.azure_sdk import AzureInference
 from tests.matrix.features import FAULTS, FEATURES, Check
-from tests.matrix.google_sdk import Gemini, GeminiOnVertex
+from tests.matrix.google_sdk import Gemini, GeminiOnVertex, Interactions
 from tests.matrix.openai_sdks import AzureChat, CerebrasChat, Chat, Completions, GroqChat, Responses
 
 CLIENTS: tuple[type[Client], ...] = (
@@ -37,6 +37,7 @@ CLIENTS: tuple[type[Client], ...] = (
     MessagesOnVertex,
     Gemini,
     GeminiOnVertex,
+    Interactions,
     Converse,
     InvokeModel,
 )
