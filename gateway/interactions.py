@@ -19,13 +19,11 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.exchange import Inbound, Reply
 from gateway.responses import Way
 from gateway.routing.explaining import DRY_RUN
-from gateway.stored import Store, Stored, watched
+from gateway.stored import INTERACTION, Store, Stored, watched
 from providers.dialects.gemini_interactions.request import steps_of
 from providers.wire import jsonio
 
 _ENDS: Final = frozenset({"interaction.completed"})
-PREFIX: Final = "v1_"
-"""Of the ids of interactions: answers of the Responses API lie in the same table."""
 
 
 class Interactions:
@@ -104,7 +102,7 @@ class _Ended(Struct):
 
 async def _found(store: Store, ident: str, who: Principal, now_ns: int) -> Stored:
     """Raises: NotFound."""
-    found = await store.find(who.project_id, ident, now_ns) if ident.startswith(PREFIX) else None
+    found = await store.find(who.project_id, ident, now_ns) if ident.startswith(INTERACTION) else None
     if found is None:
         raise NotFound(
             f"no interaction {ident[:200]!r} is stored for this project; it was not stored, or is past its time",

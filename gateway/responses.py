@@ -19,7 +19,7 @@ from gateway.background import Background, as_dry_run, is_under_way, runs_in_bac
 from gateway.errors import InvalidRequest, NotFound
 from gateway.exchange import Inbound, Reply
 from gateway.routing.explaining import DRY_RUN
-from gateway.stored import Store, Stored, Whole, says_something, watched
+from gateway.stored import INTERACTION, Store, Stored, Whole, says_something, watched
 from providers.wire import jsonio
 
 # The events that carry the whole answer.
@@ -96,7 +96,7 @@ class Conversation:
     async def _before(self, previous: Any, who: Principal, now_ns: int) -> list[Any]:
         if not isinstance(previous, str):
             raise InvalidRequest("previous_response_id must be a string", param="previous_response_id")
-        found = await self._store.find(who.project_id, previous, now_ns)
+        found = await _found(self._store, previous, who, now_ns)
         if found is None:
             raise NotFound(
                 f"no response {previous[:200]!r} is stored for this project; it was not stored, or is past its time",
@@ -127,13 +127,13 @@ class Retrieval:
         ident = inbound.route.item or ""
         headers = [("content-type", "application/json"), ("x-request-id", inbound.request_id)]
         if inbound.route.operation == "forget":
-            going = await self._store.find(who.project_id, ident, inbound.now_ns)
+            going = await _found(self._store, ident, who, inbound.now_ns)
             if going is not None and is_under_way(going):
                 await self._background.cancel(going, inbound.now_ns)
-            if not await self._store.forget(who.project_id, ident):
+            if going is None or not await self._store.forget(who.project_id, ident):
                 raise _not_found(ident)
             return Reply(200, headers, msgspec.json.encode({"id": ident, "object": "response", "deleted": True}))
-        found = await self._store.find(who.project_id, ident, inbound.now_ns)
+        found = await _found(self._store, ident, who, inbound.now_ns)
         if found is None:
             raise _not_found(ident)
         match inbound.route.operation:
@@ -184,6 +184,10 @@ def _is_reference(item: Any) -> bool:
         return False
     kind = item.get("type")
     return kind == "item_reference" or (kind is None and "role" not in item)
+
+
+async def _found(store: Store, ident: str, who: Principal, now_ns: int) -> Stored | None:
+    return None if ident.startswith(INTERACTION) else await store.find(who.project_id, ident, now_ns)
 
 
 def _not_found(ident: str) -> NotFound:

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 RETENTION_S: Final = 30 * 24 * 3600
 LOOKED_THROUGH: Final = 50
+INTERACTION: Final = "v1_"
+"""How the ids of interactions begin: answers of the Responses API lie in the same table."""
 _table: Final = schema.stored_responses
 _pieces: Final = schema.response_pieces
 

@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from billing.migrate import upgrade
 from tests import services
 
 DATABASES = ("sqlite", "postgresql")
+
+# How long an example takes is the machine's affair: a busy one must not fail a property.
+settings.register_profile(
+    "any machine",
+    settings.default,
+    deadline=None,
+    suppress_health_check=[*settings.default.suppress_health_check, HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 
 def pytest_report_header() -> list[str]:

@@ -12,8 +12,9 @@ import os
 import signal
 import subprocess
 import sys
-import venv
 from pathlib import Path
+
+from tests.conformance.environments import home_of, python_of
 
 ROOT = Path(__file__).parents[2]
 SUITE = Path(__file__).with_name("langchain_suite.py")
@@ -23,19 +24,11 @@ PACKAGES = (
     "langchain-anthropic==1.7.7",
     "langchain-google-genai==4.4.2",
     "langchain-aws==1.9.1",
+    "pytest",
+    "pytest-timeout",
 )
 # Each is judged over dialects that are not its own: what we write ourselves.
 MODELS = ("openai/echo-1", "anthropic/claude-sonnet-4-5", "gemini/gemini-3-pro-preview", "bedrock/amazon.nova-pro-v1:0")
-
-
-def python_of(folder: Path) -> Path:
-    """The environment's interpreter; the environment is made when it is not there."""
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES, "pytest", "pytest-timeout"], check=True)
-        (folder / "complete").touch()
-    return python
 
 
 def run(python: Path, url: str, key: str, model: str) -> int:
@@ -51,10 +44,10 @@ def run(python: Path, url: str, key: str, model: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.langchain")
-    parser.add_argument("--venv", type=Path, default=Path.home() / ".cache" / "farebox" / "langchain")
+    parser.add_argument("--venv", type=Path, default=home_of("langchain"))
     parser.add_argument("--model", action="append", help="instead of " + ", ".join(MODELS))
     asked = parser.parse_args()
-    python = python_of(asked.venv)
+    python = python_of(asked.venv, PACKAGES)
     command = [sys.executable, "-m", "tests.emulators", "--with-gateway", "--port", "0"]
     yard = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
     failed = []

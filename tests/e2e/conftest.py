@@ -64,6 +64,10 @@ async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, 
         for fault in ("500", "429", "400", "cut-mid-frame", "stream-error")
     )
     claude = (model("claude-bedrock", "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0"),)
-    models = (*all_models(), *embedders, *faulty, *claude)
+    # Names at which llm-comply asks for thinking too.
+    thinkers = (
+        model(f"o3-claude-sonnet-4-{name}", f"{name}/echo-1") for name in ("openai", "anthropic", "gemini", "bedrock")
+    )
+    models = (*all_models(), *embedders, *faulty, *claude, *thinkers)
     async with yard_of(tmp_path_factory.mktemp("yard"), sqlite_template, _valkey, models) as built:
         yield built

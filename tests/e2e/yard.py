@@ -149,7 +149,7 @@ BACKENDS: Mapping[str, Backend] = {
         credential={"access_token": UPSTREAM_KEY},
         settings={"options": {"project": "demo", "location": "us-central1"}},
         chats=("gemini-2.5-flash", "gemini-3-pro-preview", CLAUDE, "meta/llama-4-maverick-17b-128e-instruct-maas"),
-        specials=(Special("gemini-embedding-001", ("embeddings",)),),
+        specials=(Special("gemini-embedding-001", ("embeddings",)), Special("text-embedding-005", ("embeddings",))),
     ),
     "gemini": Backend(
         "gemini",

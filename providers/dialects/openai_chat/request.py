@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 import msgspec
@@ -54,10 +55,7 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
     response_format = _response_format(request.response_format)
     if request.response_format is not None and response_format is None:
         extra["response_format"] = jsonio.plain(members["response_format"])
-    effort = request.reasoning_effort
-    if effort is not None and effort not in _EFFORTS:
-        extra["reasoning_effort"] = effort  # a host's own word (Groq "default")
-        effort = None
+    reasoning = _reasoning(request.reasoning_effort, extra)
     options = request.stream_options
     if options is not None:
         others = jsonio.plain(members["stream_options"])
@@ -72,7 +70,7 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=response_format,
-        reasoning=Reasoning(effort=effort) if effort is not None else None,  # type: ignore[arg-type]
+        reasoning=reasoning,
         max_output_tokens=(
             request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         ),
@@ -95,6 +93,24 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
         service_tier=request.service_tier,
         extensions={NAME: extra} if extra else {},
     )
+
+
+def _reasoning(effort: str | None, extra: dict[str, Any]) -> Reasoning | None:
+    """`reasoning_effort`, and the object `reasoning` of OpenRouter's clients and those of the Responses API, which may
+    say the same. Source: OpenRouter guide "Reasoning tokens", read 2026-11."""
+    if effort is not None and effort not in _EFFORTS:
+        extra["reasoning_effort"] = effort  # a host's own word (Groq "default")
+        effort = None
+    found = wire.ReasoningObject(effort=effort)  # type: ignore[arg-type]
+    given = extra.get("reasoning")
+    if isinstance(given, dict) and given.keys() <= set(wire.ReasoningObject.__struct_fields__):
+        with suppress(msgspec.ValidationError):  # else a host's own words: it gets them as they are
+            found = msgspec.convert({"effort": effort, **given}, wire.ReasoningObject)
+            del extra["reasoning"]
+    if found == wire.ReasoningObject():
+        return None
+    summary = "omitted" if found.exclude else found.summary
+    return Reasoning(found.enabled, found.effort, found.max_tokens, summary)
 
 
 def reasoning_parts(

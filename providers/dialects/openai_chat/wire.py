@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from providers.dialects.openai_common.usage import UsageObject
+from providers.profiles import Effort
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -187,6 +188,16 @@ class ResponseFormat(Struct):
 
 class StreamOptions(Struct):
     include_usage: bool | None = None
+
+
+class ReasoningObject(Struct, frozen=True):
+    """exclude: think, and do not show it."""
+
+    effort: Effort | None = None
+    max_tokens: Positive | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+    summary: str | None = None
 
 
 class Request(Struct):

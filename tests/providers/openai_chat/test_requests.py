@@ -249,3 +249,25 @@ def test_decode_after_encode_is_identity(wanted: ChatRequest) -> None:
     encoded = DIALECT.encode_request(wanted, model=wanted.model)
     assert encoded.dropped == ()
     assert DIALECT.decode_request(msgspec.json.encode(encoded.body)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"reasoning": {"effort": "high"}}, Reasoning(effort="high")),
+        ({"reasoning": {"max_tokens": 2000, "exclude": True}}, Reasoning(budget_tokens=2000, summary="omitted")),
+        ({"reasoning_effort": "low", "reasoning": {"summary": "auto"}}, Reasoning(effort="low", summary="auto")),
+        ({"reasoning": {"enabled": False}}, Reasoning(enabled=False)),
+        ({"reasoning": {}}, None),
+    ],
+)
+def test_openrouters_reasoning_object(said: dict[str, Any], meant: Reasoning | None) -> None:
+    found = DIALECT.decode_request(request(**said))
+    assert (found.reasoning, found.extensions) == (meant, {})
+
+
+@pytest.mark.parametrize("said", [{"effort": "ultra"}, {"max_tokens": 0}, {"of_its_own": 1}, "yes"])
+def test_a_hosts_own_reasoning_stays_its_own(said: Any) -> None:
+    found = DIALECT.decode_request(request(reasoning=said))
+    assert found.reasoning is None
+    assert found.extensions == {"openai_chat": {"reasoning": said}}
