@@ -35,9 +35,11 @@ from gateway.batches.runner import Runner
 from gateway.bodies.recorder import Recorder
 from gateway.config import ConfigError, Settings, Source
 from gateway.embedded.secrets import Secrets
+from gateway.errors import Unavailable
 from gateway.guardrails.watch import Watch
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
+from gateway.ingress.joining import Joining
 from gateway.kept import key_ring
 from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
@@ -50,6 +52,7 @@ from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.offer import Offer
 from gateway.routing.probing import Prober
 from gateway.routing.provider_set import ProviderSet
+from gateway.routing.replicas import Replicas
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
 from gateway.shadowing import Shadows
@@ -97,6 +100,7 @@ class Gateway:
         self._health = Health(self.faults, lambda: self.started)
         self._office: asyncio.Task[FrontOffice] | None = None
         self._open_office: Callable[[], FrontOffice] | None = None
+        self._joining: Joining | None = None
         self.draining = False
         self.started = False
 
@@ -108,6 +112,8 @@ class Gateway:
             await _nothing_here(send)
         elif self._health.knows(scope):
             await self._health(scope, receive, send)
+        elif self._joining is not None and self._joining.knows(scope):
+            await self._joining(scope, receive, send)
         else:
             await (await self._front_office()).app(scope, receive, send)
 
@@ -239,6 +245,17 @@ class Gateway:
             stack.push_async_callback(answers.aclose)
             kept = batch_store.Store(engine)
             work = asyncio.Event()
+            replicas = Replicas(
+                redis,
+                settings.replicas.lease_s,
+                lambda: any(each.replicas for each in offer.live.settings.providers.values()),
+                offer.join,
+                time.monotonic,
+            )
+            with suppress(Unavailable):  # Else when Redis is there: until then nobody has joined.
+                await replicas.look()
+            stack.push_async_callback(cancel, asyncio.create_task(replicas.run(), name="hear of replicas"))
+            self._joining = Joining(replicas, settings.replicas.token, lambda: offer.live.settings.providers)
             prober = Prober(
                 redis,
                 providers,

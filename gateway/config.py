@@ -32,7 +32,16 @@ from gateway.offered import PriceSettings as PriceSettings
 from gateway.offered import ProviderSettings as ProviderSettings
 from gateway.offered import Strategy as Strategy
 from gateway.sections import AdmissionSettings as AdmissionSettings
-from gateway.sections import BatchSettings, NetworkSettings, Port, Seconds, Section, ServerSettings, TelemetrySettings
+from gateway.sections import (
+    BatchSettings,
+    NetworkSettings,
+    Port,
+    ReplicaSettings,
+    Seconds,
+    Section,
+    ServerSettings,
+    TelemetrySettings,
+)
 from gateway.sections import LogSettings as LogSettings
 from gateway.sections import TimeoutSettings as TimeoutSettings
 from gateway.signing_in import AdminSettings, faults
@@ -125,6 +134,7 @@ class Settings(Section, frozen=True):
     models: tuple[ModelSettings, ...] = ()
     local: LocalSettings = LocalSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    replicas: ReplicaSettings = ReplicaSettings()
     network: NetworkSettings = NetworkSettings()
     routing: RoutingSettings = RoutingSettings()
     admission: AdmissionSettings = AdmissionSettings()
@@ -188,6 +198,7 @@ class Settings(Section, frozen=True):
             ("alerts.signing_secret", self.alerts.signing_secret),
             ("guardrails.signing_secret", self.guardrails.signing_secret),
             ("telemetry.sentry_dsn", self.telemetry.sentry_dsn),
+            ("replicas.token", self.replicas.token),
         ):
             if given is not None:
                 named[path] = given
@@ -457,6 +468,8 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
     for name, provider in settings.providers.items():
         if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
             raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")
+        if provider.replicas and provider.base_url:
+            raise refuse(f"providers.{name}.base_url", "its replicas say theirs", "leave it out")
     for dotted, problem, fix in faults(settings.admin):
         raise refuse(dotted, problem, fix)
     known = set(settings.providers) | {"local"}
@@ -524,6 +537,7 @@ def _fields_at(dotted: str) -> set[str]:
         "batches": BatchSettings,
         "local": LocalSettings,
         "timeouts": TimeoutSettings,
+        "replicas": ReplicaSettings,
         "network": NetworkSettings,
         "routing": RoutingSettings,
         "log": LogSettings,

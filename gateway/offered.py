@@ -54,6 +54,8 @@ class ProviderSettings(Section, frozen=True):
     region: str | None = None
     credential: dict[str, Secret] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    replicas: bool = False
+    """It has no address of its own: engines join it, renew their lease, leave. Needs the setting `replicas.token`."""
     probe_s: ProbeSeconds | None = None
     """How often it is asked whether it is there and takes our key, by a request that costs nothing: one gateway of all
     asks, all know. None: only requests find out."""

@@ -109,6 +109,15 @@ class BatchSettings(Section, frozen=True):
     """How long files are kept, uploaded ones and outputs."""
 
 
+class ReplicaSettings(Section, frozen=True):
+    """Engines that join providers with `replicas = true`."""
+
+    token: Secret | None = None
+    """What an engine shows to join one. None: none may."""
+    lease_s: Annotated[float, Meta(ge=1, le=3600)] = 15.0
+    """A replica that has not renewed its place for so long is gone."""
+
+
 class TimeoutSettings(Section, frozen=True):
     """Seconds, for calls to providers."""
 

@@ -21,10 +21,11 @@ import uvicorn
 
 from local_backend.catalogue import Speaker, resolve
 from local_backend.client import CoreClient
-from local_backend.config import BadSetting, Settings, load_settings
+from local_backend.config import BadSetting, Settings, adapter_folders, load_settings
 from local_backend.embeddings import EncoderServer
 from local_backend.encoder_config import is_encoder
 from local_backend.errors import EngineError
+from local_backend.lease import Lease, lease_of
 from local_backend.parent import die_with_parent, parent_gone
 from local_backend.server import Server
 
@@ -85,6 +86,11 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
 
         publisher = Publisher(settings.kv_events, settings.kv_events_replay)
         say({"event": "kv_events", "urls": publisher.endpoints})
+    lease = None
+    if settings.register is not None:
+        at = settings.advertise or f"{address(settings, listening)}/v1"
+        names = [served_name, *(f"{served_name}:{adapter}" for adapter in adapter_folders(settings.adapters))]
+        lease = lease_of(settings.register, settings.register_token, settings.register_as, settings.replica, at, names)
     core = CoreClient(settings, str(model_dir), publisher)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(core.run())  # first: importing torch takes longer than all of the rest
@@ -107,12 +113,27 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
             http.force_exit = http.should_exit  # the second signal does not wait for streams
             server.draining = http.should_exit = True
 
+        leaving: list[asyncio.Task[None]] = []
+
+        async def leave_first(lease: Lease) -> None:
+            """Requests that were sent before every gateway knew are answered like others."""
+            keeping.cancel()
+            await asyncio.sleep(await lease.leave())
+            stop()
+
+        def end() -> None:
+            if lease is None or leaving:
+                stop()
+            else:
+                leaving.append(tasks.create_task(leave_first(lease)))
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, end)
         serving = tasks.create_task(http.serve(sockets=[listening]))
         say({"event": "listening", "model": served_name, "url": address(settings, listening)})
-        beside = [tasks.create_task(announce(core))]
+        keeping = tasks.create_task(register(core, lease))
+        beside = [tasks.create_task(announce(core)), keeping]
         if settings.die_with_parent:
             beside.append(tasks.create_task(parent_gone(stop)))
         # The core's end comes first only when it cannot start at all; `run` outlives every other trouble.
@@ -121,7 +142,7 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
         await serving
         await core.close()
         await running
-        for task in beside:
+        for task in (*beside, *leaving):
             task.cancel()
     if publisher is not None:
         publisher.close()
@@ -143,6 +164,14 @@ async def announce(core: CoreClient) -> None:
     with contextlib.suppress(EngineError):
         ready = await core.wait_ready()
         say({"event": "ready"} | msgspec.structs.asdict(ready))
+
+
+async def register(core: CoreClient, lease: Lease | None) -> None:
+    """Be one of a gateway's replicas once requests are taken."""
+    if lease is not None:
+        with contextlib.suppress(EngineError):
+            await core.wait_ready()
+            await lease.keep()
 
 
 def say(event: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 
 ENV_PREFIX = "FAREBOX_ENGINE_"
+REGISTER_TOKEN = ENV_PREFIX + "REGISTER_TOKEN"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -53,6 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Positive = 16 * 2**20
     kv_events: str | None = None
     kv_events_replay: str | None = None
+    register: str | None = None
+    register_as: str | None = None
+    register_token: str | None = None  # the gateway's; from the environment alone
+    replica: str | None = None
+    advertise: str | None = None
     drain_s: float = 30.0
     request_timeout_s: float | None = None
     watchdog_s: float = 120.0
@@ -79,12 +85,17 @@ HELP = {
     "token_budget": "tokens computed in one step, prefill and decode together",
     "kv_events": "ZeroMQ address at which changes of the prefix cache are published, as vLLM does: tcp://*:5557",
     "kv_events_replay": "ZeroMQ address at which missed changes are asked for: tcp://*:5558",
+    "register": "gateways to join as a replica, with commas between several: http://gateway:4000",
+    "register_as": "the gateways' provider that takes replicas",
+    "replica": "name of this replica, the same after a restart (default: host and port)",
+    "advertise": "where gateways reach this engine (default: http://host:port/v1)",
     "drain_s": "seconds that open streams may take after SIGTERM",
     "request_timeout_s": "seconds after which an unfinished request is ended (default: never; a header may say less)",
     "watchdog_s": "seconds without progress after which the core is restarted",
     "die_with_parent": "end when the process that started this one ends",
 }
 
+SECRETS = ("key", "register_token")
 SWITCHES = ("prefix_caching", "die_with_parent", "batch_invariant")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -130,6 +141,12 @@ def hub_token(env: Mapping[str, str] | None = None) -> str | None:
     return env.get("HF_TOKEN") or None
 
 
+def register_token(env: Mapping[str, str] | None = None) -> str | None:
+    """What a gateway wants to see of replicas."""
+    env = os.environ if env is None else env
+    return env.get(REGISTER_TOKEN) or None
+
+
 def core_environment() -> dict[str, str]:
     """Environment of the core process.
 
@@ -151,7 +168,7 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
     parser.add_argument("model", nargs="?", help="directory, GGUF file or catalogue name")
     for name in Settings.__struct_fields__[1:]:
         flag = "--" + name.replace("_", "-")
-        if name == "key":
+        if name in SECRETS:
             continue  # every user of a machine can read the arguments of its processes
         if name in SWITCHES:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=HELP.get(name))

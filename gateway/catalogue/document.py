@@ -43,6 +43,8 @@ class ProviderEntry(Section, frozen=True):
     options: dict[str, Any] = field(default_factory=dict)
     allow_private: bool = False
     """`base_url` may lead into our own network: an engine of one's own, an emulator."""
+    replicas: bool = False
+    """Engines join it by themselves, with the token of the setting `replicas.token`; it has no address of its own."""
     probe_s: ProbeSeconds | None = None
     """How often it is asked, at no cost, whether it is there. None: only requests find out."""
     probe_path: ProbePath | None = None
@@ -157,6 +159,7 @@ def _provider(entry: ProviderEntry, credentials: Credentials) -> ProviderSetting
         region=entry.region,
         credential=fields_,
         options=entry.options,
+        replicas=entry.replicas,
         probe_s=entry.probe_s,
         probe_path=entry.probe_path,
     )

@@ -25,6 +25,8 @@ from providers.transport.base import HttpRequest, HttpResponse, Timeouts
 from providers.transport.fetching import is_public
 
 LOCAL = "local"
+_REPLICAS = "http://a-replica.invalid/v1"
+"""Stands for the addresses that replicas will tell."""
 
 
 class Fault(Struct, frozen=True):
@@ -123,7 +125,10 @@ def _provider(name: str, entry: ProviderEntry, settings: Settings, credentials: 
             return
         # Whether a value can be had is asked elsewhere; here only that there is one.
         fields = dict.fromkeys(credentials[entry.credential], "x")
-    endpoint = Endpoint(entry.kind, entry.base_url, entry.region, Credential(fields), entry.options)
+    if entry.replicas and entry.base_url is not None:
+        yield Fault(f"{path}.base_url", "its replicas say theirs", "leave it out")
+    base_url = _REPLICAS if entry.replicas else entry.base_url
+    endpoint = Endpoint(entry.kind, base_url, entry.region, Credential(fields), entry.options)
     yield from _unmade(path, endpoint)
     yield from _unprobed(path, entry.kind, entry.probe_s, entry.probe_path)
 
@@ -134,7 +139,8 @@ def file_faults(settings: Settings) -> list[Fault]:
     for name, said in settings.providers.items():
         if said.enabled:
             fields = dict.fromkeys(said.credential, "x")
-            endpoint = Endpoint(said.kind or name, said.base_url, said.region, Credential(fields), said.options)
+            base_url = _REPLICAS if said.replicas else said.base_url
+            endpoint = Endpoint(said.kind or name, base_url, said.region, Credential(fields), said.options)
             found += _unmade(f"providers.{name}", endpoint)
             found += _unprobed(f"providers.{name}", endpoint.provider, said.probe_s, said.probe_path)
     return found

@@ -21,6 +21,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8001,
+    kv_events: str | None = None,
+    kv_events_replay: str | None = None,
+    register: str | None = None,
+    register_as: str | None = None,
+    replica: str | None = None,
+    advertise: str | None = None,
     common: Local = LOCAL,
 ) -> int:
     """Serve one model over HTTP in OpenAI's dialect. FAREBOX_ENGINE_KEY, if set, is the bearer token to show.
@@ -33,11 +39,28 @@ def serve(
         Address to listen on.
     port:
         TCP port.
+    kv_events:
+        ZeroMQ address at which changes of the prefix cache are published.
+    kv_events_replay:
+        ZeroMQ address at which missed changes are asked for.
+    register:
+        Gateways to join as a replica, with commas between several. FAREBOX_ENGINE_REGISTER_TOKEN is the token to show.
+    register_as:
+        The gateways' provider that takes replicas.
+    replica:
+        Name of this replica, the same after a restart; default: host and port.
+    advertise:
+        Where gateways reach this engine; default: http://HOST:PORT/v1.
     """
     _ask_for_torch()
     settings = common.settings()
     argv = [sys.executable, "-m", "local_backend", model or settings.local.model]
     argv += ["--data", str(settings.data_dir), "--host", host, "--port", str(port)]
+    flags = {
+        "--kv-events": kv_events, "--kv-events-replay": kv_events_replay, "--register": register,
+        "--register-as": register_as, "--replica": replica, "--advertise": advertise,
+    }  # fmt: skip
+    argv += [part for flag, value in flags.items() if value is not None for part in (flag, value)]
     # Becomes the engine: one process, whose signals and exit code are its own.
     environ = own_environment({"FAREBOX_ENGINE_KEY": settings.engine_key.reveal()} if settings.engine_key else {})
     os.execve(sys.executable, argv, environ)  # noqa: S606

@@ -102,6 +102,7 @@ async def add(
     use: str | None = None,
     option: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     allow_private: Annotated[bool, Parameter(negative="")] = False,
+    replicas: Annotated[bool, Parameter(negative="")] = False,
     probe_s: float | None = None,
     probe_path: str | None = None,
     replace: Annotated[bool, Parameter(negative="")] = False,
@@ -131,6 +132,8 @@ async def add(
         NAME=VALUE of the adapter's options. May be repeated.
     allow_private:
         The address leads into a network of your own.
+    replicas:
+        Engines join it by themselves, with the token of the setting replicas.token.
     probe_s:
         Ask it so often, at no cost, whether it is there.
     probe_path:
@@ -152,6 +155,7 @@ async def add(
         credential=name if fields else use,
         options=dict(_pair(each) for each in option),
         allow_private=allow_private,
+        replicas=replicas,
         probe_s=probe_s,
         probe_path=probe_path,
     )

@@ -68,7 +68,7 @@ async def explain(
     async with database(settings) as engine:
         offer = Offer(engine, settings)
         await offer.load()
-    outlook = await _probed(settings, offer.catalog, model)
+        outlook = await _learned(settings, offer, model)
     told, route = _planned(model, operation, needs, load, offer, offer.catalog, outlook)
     emit(common, told, lambda: _table(told["legs"], told["left_out"], route.strategy))
     return OK
@@ -244,9 +244,9 @@ def _planned(
     return explained(model, route, load, outlook or CALM), route
 
 
-async def _probed(settings: Settings, catalog: Catalog, model: str) -> Outlook | None:
-    """What probes found, where any provider is probed and the gateways' Redis can be asked."""
-    if not any(said.probe_s for said in settings.providers.values()):
+async def _learned(settings: Settings, offer: Offer, model: str) -> Outlook | None:
+    """Which replicas have joined, and what probes found, where there are any and the gateways' Redis can be asked."""
+    if not any(said.probe_s or said.replicas for said in offer.live.settings.providers.values()):
         return None
     import hiredis
 
@@ -254,6 +254,7 @@ async def _probed(settings: Settings, catalog: Catalog, model: str) -> Outlook |
     from gateway.embedded.instance import find_running
     from gateway.errors import Unavailable
     from gateway.routing.probing import findings, outlook_of
+    from gateway.routing.replicas import fleet_now
 
     url = settings.redis_url
     if url is None and (running := find_running(settings.data_dir)) is not None:
@@ -262,7 +263,8 @@ async def _probed(settings: Settings, catalog: Catalog, model: str) -> Outlook |
         return None
     link = link_to(store_from(url))
     try:
-        return outlook_of(await findings(link), catalog, model)
+        await offer.join(await fleet_now(link, settings.replicas.lease_s))
+        return outlook_of(await findings(link), offer.catalog, model)
     except (Unavailable, hiredis.ReplyError):
         return None
     finally:

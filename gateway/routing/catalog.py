@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
+from gateway.routing.replicas import NOBODY, Fleet, placed
 from gateway.routing.warmth import Cache
 from providers.errors import ContentFiltered, ProviderError
 
@@ -160,20 +161,34 @@ def permits(patterns: Iterable[str] | None, alias: str) -> bool:
     return patterns is None or any(fnmatchcase(alias, pattern) for pattern in patterns)
 
 
-def from_settings(settings: Settings, book: PriceBook, endpoints: Mapping[str, str] | None = None) -> Catalog:
+def from_settings(
+    settings: Settings, book: PriceBook, endpoints: Mapping[str, str] | None = None, fleet: Fleet = NOBODY
+) -> Catalog:
     """The catalogue that the settings describe: what they name, the local model, and every priced model of each
     provider under `provider/model`; the first provider in the file also answers to the model's bare name.
 
-    endpoints: keys of the adapters, where they are not the providers' names."""
+    endpoints: keys of the adapters, where they are not the providers' names. fleet: who has joined the providers with
+    replicas, whose deployments are one for each."""
     keys = endpoints or {}
     enabled = {name: p.kind or name for name, p in settings.providers.items() if p.enabled}
+    joined = {name for name in enabled if settings.providers[name].replicas}
+
+    def group(*listed: DeploymentSettings) -> tuple[Deployment, ...]:
+        each = (one for said in listed for one in (placed(said, fleet) if said.provider in joined else (said,)))
+        return tuple(_deployment(one, enabled, keys) for one in each)
+
     aliases: dict[str, tuple[Deployment, ...]] = {}
     for said in settings.deployments:
         if said.provider in enabled or said.provider == LOCAL:
-            deployment = _deployment(said, enabled, keys)
-            aliases[deployment.id] = (deployment,)
-            aliases.setdefault(said.model, (deployment,))
+            aliases[said.place] = group(said)
+            aliases.setdefault(said.model, aliases[said.place])
     for name, kind in enabled.items():
+        if name in joined:
+            told = dict.fromkeys(model for replica in fleet.get(name, ()) for model in replica.models)
+            for model in told.keys() & {*book.models(name), *book.models(kind)}:
+                aliases.setdefault(f"{name}/{model}", group(DeploymentSettings(provider=name, model=model)))
+                aliases.setdefault(model, aliases[f"{name}/{model}"])
+            continue
         for model in book.models(kind):
             deployment = Deployment(name, kind, model, endpoint=keys.get(name, ""))
             aliases.setdefault(deployment.id, (deployment,))
@@ -182,8 +197,9 @@ def from_settings(settings: Settings, book: PriceBook, endpoints: Mapping[str, s
         local = replace(_local(settings), endpoint=keys.get(LOCAL, ""))
         aliases[local.model] = aliases[local.id] = (local,)
     for entry in settings.models:
-        aliases[entry.alias] = tuple(_deployment(d, enabled, keys) for d in entry.deployments)
-    _add_fallbacks(settings, aliases, enabled, keys)
+        aliases[entry.alias] = group(*entry.deployments)
+    open_providers = {name: kind for name, kind in enabled.items() if name not in joined}
+    _add_fallbacks(settings, aliases, open_providers, keys)
     terms = {
         entry.alias: Terms(
             entry.strategy,
@@ -198,7 +214,7 @@ def from_settings(settings: Settings, book: PriceBook, endpoints: Mapping[str, s
         )
         for entry in settings.models
     }
-    return Catalog(aliases, enabled, aliases.pop(ANY, ()), terms, keys)
+    return Catalog(aliases, open_providers, aliases.pop(ANY, ()), terms, keys)
 
 
 def _add_fallbacks(

@@ -29,6 +29,7 @@ from gateway.kept import key_ring
 from gateway.observe.metrics import METRICS
 from gateway.references import VALUES
 from gateway.routing.provider_set import endpoints_from
+from gateway.routing.replicas import NOBODY, Fleet
 from providers.base import Endpoint
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,7 @@ class Live:
         self.settings = settings
         self.document: Document = EMPTY
         self.number = 0
+        self.fleet: Fleet = NOBODY
         self.keys: Mapping[str, str] = {}
         self.faults: tuple[Fault, ...] = ()
         """Of the newest version or file, while it is not the one in force."""
@@ -108,17 +110,29 @@ class Live:
             return False
         await asyncio.to_thread(VALUES.refresh)
         try:
-            endpoints = await asyncio.to_thread(endpoints_from, self.settings, self._engine_key)
+            endpoints = await asyncio.to_thread(endpoints_from, self.settings, self._engine_key, self.fleet)
         except ConfigError as error:
             log.warning("credentials not read anew, the last ones stand", reason=error.problem, at=error.path)
             return False
         before, self.keys = self.keys, self._adopt(endpoints)
         return before != self.keys
 
+    async def join(self, fleet: Fleet) -> bool:
+        """Go by these replicas from now on. Returns: whether they could be taken up."""
+        if self._adopt is not None:
+            try:
+                endpoints = await asyncio.to_thread(endpoints_from, self.settings, self._engine_key, fleet)
+            except ConfigError as error:
+                log.error("replicas not taken up, the last ones stand", reason=error.problem, at=error.path)
+                return False
+            self.keys = self._adopt(endpoints)
+        self.fleet = fleet
+        return True
+
     async def _into_force(self, file: Settings, document: Document, credentials: Credentials) -> None:
         settings = merged(file, document, credentials)
         if self._adopt is not None:
-            endpoints = await asyncio.to_thread(endpoints_from, settings, self._engine_key)
+            endpoints = await asyncio.to_thread(endpoints_from, settings, self._engine_key, self.fleet)
             self.keys = self._adopt(endpoints)
         self.file, self.document, self.settings = file, document, settings
 

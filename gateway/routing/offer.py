@@ -18,6 +18,7 @@ from gateway.config import Settings, Source
 from gateway.routing.catalog import ANY, Catalog, Deployment, from_settings
 from gateway.routing.live import Live
 from gateway.routing.provider_set import ProviderSet
+from gateway.routing.replicas import Fleet
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,7 @@ class Offer:
         self.number = 0
         """Which version of the database's catalogue requests go by."""
         self.renewed: Callable[[set[str]], None] = lambda names: None
-        """Told which providers (or `provider@account`) are reached otherwise now than before."""
+        """Told which providers (or `provider@account`) are reached otherwise now than before, or no more."""
         self._loading = asyncio.Lock()
         self.prices = PriceBook((), ())
         self.catalog = Catalog({}, {})
@@ -64,6 +65,12 @@ class Offer:
             if changed or version != self._version:
                 self._swap(prices)
                 self._version = version
+
+    async def join(self, fleet: Fleet) -> None:
+        """The catalogue with these replicas."""
+        async with self._loading:
+            if await self.live.join(fleet):
+                self._swap(self.prices)
 
     async def watch(self) -> None:
         """Runs until cancelled."""
@@ -94,10 +101,15 @@ class Offer:
 
     def _swap(self, prices: PriceBook) -> None:
         before = self.catalog.endpoints
-        self.prices, self.catalog = prices, from_settings(self.live.settings, prices, self.live.keys)
+        self.prices, self.catalog = prices, self.with_fleet(self.live.settings, prices)
         self.number = self.live.number
-        if renewed := {name for name, key in self.catalog.endpoints.items() if before.get(name, key) != key}:
+        now = self.catalog.endpoints
+        if renewed := {name for name, key in before.items() if now.get(name) != key}:
             self.renewed(renewed)
+
+    def with_fleet(self, settings: Settings, prices: PriceBook) -> Catalog:
+        """The catalogue of these settings, with the replicas that are here now."""
+        return from_settings(settings, prices, self.live.keys, self.live.fleet)
 
     def price_of(
         self, deployment: Deployment, at_ns: int, *, variant: str = STANDARD, organisation_id: str | None = None

@@ -10,7 +10,7 @@ from msgspec import Struct
 from billing.errors import UnknownPrice
 from billing.money import format_usd
 from billing.prices import PriceSheet
-from gateway.errors import InvalidRequest, UnpricedModel, Unsupported
+from gateway.errors import InvalidRequest, Unavailable, UnpricedModel, Unsupported
 from gateway.offered import Feature, Strategy
 from gateway.routing.catalog import AS_EVER, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
@@ -29,6 +29,7 @@ CapabilitiesOf = Callable[[Deployment], Capabilities]
 # Deployment, how it ended, after how many milliseconds.
 Try = tuple[str, str, int]
 OK: Final = "ok"
+COME_BACK_S: Final = 5.0
 
 
 class Leg(Struct, frozen=True):
@@ -92,9 +93,12 @@ def plan(
     operator allows and never widen it. warm: deployment id -> tokens of the prompt that it holds. A weight of 0 is a
     spare: behind its priority's others. Who is not well goes last, whoever is back soonest first, and is never left
     out: it may be all there is.
-    Raises: Unsupported when no deployment can do what is asked; UnpricedModel when those that could have no price;
-    InvalidRequest when those that have one are dearer than the alias allows, or are not what the request prefers.
+    Raises: Unavailable while none of an alias' replicas is here; Unsupported when no deployment can do what is asked;
+    UnpricedModel when those that could have no price; InvalidRequest when those that have one are dearer than the alias
+    allows, or are not what the request prefers.
     """
+    if not deployments:
+        raise Unavailable(f"no replica that serves {alias!r} is here now; come back soon", retry_after_s=COME_BACK_S)
     able, left_out = _able(alias, needs, deployments, capabilities_of)
     candidates: list[Candidate] = []
     unwanted: list[tuple[str, str]] = []

@@ -9,9 +9,12 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from gateway.config import ConfigError, Settings
 from gateway.offered import DeploymentSettings
 from gateway.routing.catalog import LOCAL, account_of
+from gateway.routing.replicas import NOBODY, Fleet
 from providers.base import Credential, Endpoint, Provider
 from providers.registry import create
 from providers.transport.base import Timeouts, Transport
@@ -74,8 +77,9 @@ class ProviderSet:
             await provider.aclose()
 
 
-def endpoints_from(settings: Settings, engine_key: str | None) -> dict[str, Endpoint]:
-    """By provider, and by `provider@account` where a deployment has a credential of its own. Secrets are read here.
+def endpoints_from(settings: Settings, engine_key: str | None, fleet: Fleet = NOBODY) -> dict[str, Endpoint]:
+    """By provider, and by `provider@account` where a deployment has a credential of its own; of a provider with
+    replicas by `provider@replica` alone. Secrets are read here.
 
     Blocks where a secret manager is asked for the first time. Raises: ConfigError for a secret that cannot be had."""
     endpoints = {
@@ -83,6 +87,11 @@ def endpoints_from(settings: Settings, engine_key: str | None) -> dict[str, Endp
         for name, said in settings.providers.items()
         if said.enabled
     }
+    for name, said in settings.providers.items():
+        if said.enabled and said.replicas:
+            usual = endpoints.pop(name)
+            for each in fleet.get(name, ()):
+                endpoints[account_of(name, each.name)] = replace(usual, base_url=each.base_url)
     for placed in (*settings.deployments, *(d for model in settings.models for d in model.deployments)):
         if placed.account is not None and placed.provider in endpoints:
             name = account_of(placed.provider, placed.account)

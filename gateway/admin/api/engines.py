@@ -72,7 +72,7 @@ async def read_engine(services: Office) -> EngineView:
 @get("/engines", name="engines.list")
 async def list_engines(services: Office) -> list[ReplicaView]:
     """Every engine of one's own with its figures, asked for now: the local one, and providers that lie in a network of
-    one's own or tell their cache (`kv_events`)."""
+    one's own or tell their cache (`kv_events`), and replicas that have joined one, as `provider@replica`."""
     known = engines(services)
     told = await asyncio.gather(*(
         _ask(services, base_url, services.engine_key if name == LOCAL else None) for name, base_url in known.items()
@@ -96,6 +96,7 @@ def engines(services: Services) -> dict[str, str]:
             continue
         if inside or _in_a_network_of_ones_own(said.base_url):
             found[name] = said.base_url
+    found |= {f"{name}@{each.name}": each.base_url for name, fleet in live.fleet.items() for each in fleet}
     return dict(list(found.items())[:ENGINES_MAX])
 
 

@@ -54,6 +54,7 @@ class ProviderDetail(Struct, frozen=True):
     credential_fields: dict[str, StoredField]
     options: dict[str, Any]
     allow_private: bool
+    replicas: bool
     probe_s: float | None
     probe_path: str | None
     source: Literal["file", "database"]
@@ -264,6 +265,7 @@ def _asked(name: str, data: ProviderChange) -> tuple[ProviderEntry, Sealing | No
         credential=credential or None,
         options=data.options,
         allow_private=data.allow_private,
+        replicas=data.replicas,
         probe_s=data.probe_s,
         probe_path=data.probe_path or None,
     )
@@ -308,7 +310,7 @@ async def _detail(yard: Switchyard, name: str) -> Response[ProviderDetail]:
         fields = stored.get(entry.credential or "", {})
         detail = ProviderDetail(
             name, entry.kind, entry.enabled, entry.base_url, entry.region, entry.credential, fields, entry.options,
-            entry.allow_private, entry.probe_s, entry.probe_path, "database", tag,
+            entry.allow_private, entry.replicas, entry.probe_s, entry.probe_path, "database", tag,
         )  # fmt: skip
         return Response(detail, headers={"etag": f'"{tag}"'})
     said = yard.offer.live.file.providers.get(name)
@@ -329,6 +331,7 @@ async def _detail(yard: Switchyard, name: str) -> Response[ProviderDetail]:
             shown,
             said.options,
             True,
+            said.replicas,
             said.probe_s,
             said.probe_path,
             "file",

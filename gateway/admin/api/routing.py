@@ -20,7 +20,6 @@ from gateway.catalogue import store
 from gateway.catalogue.document import AliasEntry, DeploymentEntry, Entry, Kind, Target, etag
 from gateway.catalogue.faults import Fault
 from gateway.offered import Alias, AliasTerms, DeploymentSettings, Feature, Strategy
-from gateway.routing.catalog import from_settings
 from gateway.routing.explaining import explained
 from gateway.routing.policy import plan
 from gateway.routing.strategies import Load
@@ -189,7 +188,7 @@ async def preview(data: JSONBody[Preview], services: Office) -> PlanView:
     catalog = yard.offer.catalog
     if data.entry is not None:
         settings = await yard.changes.as_if(data.alias, data.entry)
-        catalog = from_settings(settings, yard.offer.prices, yard.offer.live.keys)
+        catalog = yard.offer.with_fleet(settings, yard.offer.prices)
     deployments = catalog.deployments(data.alias)
     load = Load(data.input_tokens, data.max_tokens, 0 if data.operation == "embeddings" else 1)
     outlook = yard.outlook([each.id for each in deployments])

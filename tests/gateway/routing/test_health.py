@@ -24,6 +24,8 @@ from gateway.routing.health import (
 from providers.errors import AuthFailed, Broken, Interrupted, ProviderError, Rejected, Throttled, Unsupported
 
 NOW = 1000.0
+# Seconds are floats: (now + 600) - now may be a little more or less.
+A_HAIR = 1e-6
 
 
 def fail(told: Health, times: int, now: float = NOW, error: ProviderError | None = None) -> None:
@@ -208,16 +210,16 @@ class BreakerMachine(RuleBasedStateMachine):
                 self.breaker.failed(began, self.now, probe, auth=how == "auth")
                 if is_probe or how == "auth":
                     assert self.breaker.condition(self.now) == "open"
-                    assert self.breaker.wait_s(self.now) >= health.OPEN_S
+                    assert self.breaker.wait_s(self.now) >= health.OPEN_S - A_HAIR
             case "throttled":
                 self.breaker.throttled(3.0, self.now, probe)
-                assert self.breaker.wait_s(self.now) >= 3.0
+                assert self.breaker.wait_s(self.now) >= 3.0 - A_HAIR
             case _:
                 self.breaker.let_go(probe)
 
     @invariant()
     def nobody_waits_for_ever(self) -> None:
-        assert self.breaker.wait_s(self.now) <= health.OPEN_AUTH_LONGEST_S
+        assert self.breaker.wait_s(self.now) <= health.OPEN_AUTH_LONGEST_S + A_HAIR
         late = self.now + self.breaker.wait_s(self.now) + 0.001
         if self.breaker.probing is None:
             assert self.breaker.condition(late) in ("closed", "half_open")

@@ -35,7 +35,7 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
   const keeps = Boolean(existing?.credential) && !Object.values(fields).some(Boolean) && Boolean(chosen?.fields?.length);
   const said = (): ProviderChange => ({
     kind: kindName ?? "", enabled, base_url: url || null, region: region || null, allow_private: inside,
-    probe_s: probe === "" ? null : Number(probe), probe_path: existing?.probe_path ?? null,
+    probe_s: probe === "" ? null : Number(probe), probe_path: existing?.probe_path ?? null, replicas: existing?.replicas ?? false,
     credential: keeps ? (existing?.credential ?? null) : null,
     credential_fields: chosen?.fields?.length && !keeps ? Object.fromEntries(Object.entries(fields).filter(([, value]) => value)) : null,
     options: { ...existing?.options, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value)) },

@@ -1,0 +1,93 @@
+"""The engine as a replica: it joins when it can answer, and leaves before it stops answering."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+
+from tests.local_backend.support import ROOT, running_engine
+
+WITHIN_S = 60
+QUIET_S = 1.0
+
+
+class Door(BaseHTTPRequestHandler):
+    """A gateway's, as far as an engine sees of it."""
+
+    asked: ClassVar[list[tuple[str, str, str, Any]]] = []
+    news = threading.Condition()
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        with self.news:
+            self.asked.append(
+                (self.command, self.path, self.headers["authorization"], json.loads(body) if body else None)
+            )
+            self.news.notify_all()
+        told = {"quiet_s": QUIET_S} if self.command == "DELETE" else {"lease_s": 1.0, "renew_s": 0.2}
+        answer = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None: ...
+
+    @classmethod
+    def wait_for(cls, method: str, count: int = 1) -> None:
+        with cls.news:
+            assert cls.news.wait_for(lambda: sum(asked[0] == method for asked in cls.asked) >= count, WITHIN_S)
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    Door.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_it_joins_when_it_can_answer_renews_and_leaves_before_it_stops(tiny: Path, gateway: str) -> None:
+    told = ("--register", f"http://127.0.0.1:9,{gateway}", "--register-as", "own", "--replica", "first")
+    with running_engine(tiny, *told, env={"FAREBOX_ENGINE_REGISTER_TOKEN": "let-me-in"}) as engine:
+        Door.wait_for("PUT", 2)
+        method, path, shown, said = Door.asked[0]
+        assert (method, path, shown) == ("PUT", "/replicas/own/first", "Bearer let-me-in")
+        assert said == {"base_url": f"{engine.url}/v1", "models": ["tiny"]}
+        engine.process.send_signal(signal.SIGTERM)
+        Door.wait_for("DELETE")
+        # Whoever has not heard of it yet is answered like others.
+        answer = httpx.post(f"{engine.url}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1},
+                            timeout=WITHIN_S)  # fmt: skip
+        assert answer.status_code == 200
+        assert engine.process.wait(timeout=WITHIN_S) == 0
+    assert [asked[0] for asked in Door.asked].count("DELETE") == 1
+    assert Door.asked[-1][0] == "DELETE", "who has left renews nothing"
+
+
+@pytest.mark.parametrize(("flags", "env", "problem"), [
+    ((), {"FAREBOX_ENGINE_REGISTER_TOKEN": "x"}, "register_as"),
+    (("--register-as", "own"), {}, "FAREBOX_ENGINE_REGISTER_TOKEN"),
+    (("--register-as", "own", "--host", "0.0.0.0"), {"FAREBOX_ENGINE_REGISTER_TOKEN": "x"}, "advertise"),
+])  # fmt: skip
+def test_what_is_missing_is_told_before_the_model_is_loaded(
+    tiny: Path, flags: tuple[str, ...], env: dict[str, str], problem: str
+) -> None:
+    argv = [sys.executable, "-m", "local_backend", str(tiny), "--port", "0", "--register", "http://127.0.0.1:9", *flags]
+    done = subprocess.run(argv, cwd=ROOT, env={"PATH": "", **env}, capture_output=True, text=True, timeout=WITHIN_S)
+    assert done.returncode == 2
+    assert problem in done.stderr
