@@ -257,6 +257,21 @@ class PriceBook:
         """The prices in force at that time, with the organisation's margin if it has one.
 
         Raises: UnknownPrice if there are none; a variant without prices is not sold at the standard ones."""
+        found = self.sheet_if_any(provider, model, at_ns, variant=variant, organisation_id=organisation_id)
+        if found is None:
+            raise UnknownPrice(f"{provider}/{model}" + (f" as {variant}" if variant else ""))
+        return found
+
+    def sheet_if_any(
+        self,
+        provider: str,
+        model: str,
+        at_ns: int,
+        *,
+        variant: str = STANDARD,
+        organisation_id: str | None = None,
+    ) -> PriceSheet | None:
+        """As `sheet`, for whoever asks under several names."""
         name = (provider, model, variant)
         found = self._found.get(name)
         if found is None and (found := self._find(provider, model, variant)):
@@ -269,7 +284,7 @@ class PriceBook:
             if sheet.in_force(at_ns):
                 margin_bps = self._margins.get(organisation_id) if organisation_id is not None else None
                 return sheet if margin_bps is None else self._with_margin(sheet, margin_bps)
-        raise UnknownPrice(f"{provider}/{model}" + (f" as {variant}" if variant else ""))
+        return None
 
     def tiers(
         self, provider: str, model: str, at_ns: int, *, organisation_id: str | None = None

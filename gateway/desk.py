@@ -179,7 +179,9 @@ class Desk:
             random.random,
             terms=terms,
             outlook=self._dispatcher.outlook([d.id for d in deployments]),
-            load=replace(load, session=load.session or who.key_id, key=f"{alias}\x1f{who.key_id}"),
+            load=load
+            if len(deployments) == 1
+            else replace(load, session=load.session or who.key_id, key=f"{alias}\x1f{who.key_id}"),
             preferences=preferences,
             warm=self._dispatcher.warm(deployments, chain, held_tokens) if chain else COLD,
         )

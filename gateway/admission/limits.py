@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from billing.money import MAX_AMOUNT_PUSD, format_usd
-from gateway.admission.link import Arg, Command, Reply
+from gateway.admission.link import Arg, Reply
 from gateway.admission.principal import END_USER, PROVIDER, Budget, Facts, Limit, Principal, concerns, window_of
 from gateway.admission.store import AnyLink
 from gateway.errors import LimitsAway, QuotaExceeded, RateLimited, Unavailable
@@ -332,8 +332,10 @@ class Limiter:
         """args: as the script wants them, or what makes them of the server's boot."""
         prefix, keys = scopes.prefix, scopes.keys
 
-        def command(boot: str) -> tuple[Arg, ...]:
+        def command(boot: str, how: str = "EVALSHA", script: str = _SHA) -> tuple[Arg, ...]:
             return (
+                how,
+                script,
                 len(keys) + 3,
                 f"{prefix}:r:{request_id}",
                 f"{prefix}:leases",
@@ -350,16 +352,13 @@ class Limiter:
             )
 
         try:
-            return await self._booted(scopes, lambda boot: ("EVALSHA", _SHA, *command(boot)))
-        except hiredis.ReplyError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-        # A server that was restarted or flushed. EVAL also stores the script for the next one.
-        return await self._booted(scopes, lambda boot: ("EVAL", _SCRIPT, *command(boot)))
-
-    async def _booted(self, scopes: Scopes, command: Command) -> Reply:
-        try:
-            return await self._link.call_booted(command, near=scopes.muster)
+            try:
+                return await self._link.call_booted(command, near=scopes.muster)
+            except hiredis.ReplyError as error:
+                if not str(error).startswith("NOSCRIPT"):
+                    raise
+            # A server that was restarted or flushed. EVAL also stores the script for the next one.
+            return await self._link.call_booted(lambda boot: command(boot, "EVAL", _SCRIPT), near=scopes.muster)
         except hiredis.ReplyError as error:
             if str(error).startswith(_AWAY):
                 raise LimitsAway("rate limit store refuses") from error

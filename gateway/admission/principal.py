@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
@@ -80,7 +81,7 @@ class Budget(Struct, frozen=True):
         return hold_pusd + self.limit_pusd * (100 - self.slow_from_percent) // 100
 
 
-class Principal(Struct, frozen=True):
+class Principal(Struct, frozen=True, dict=True):
     """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
     provider has no word for is refused; None: as the settings say. guard: what its prompts and answers must pass; None:
     nothing. bodies: how its project logs them; None: it does not."""
@@ -98,7 +99,7 @@ class Principal(Struct, frozen=True):
     guard: Guard | None = None
     bodies: BodyLogging | None = None
 
-    @property
+    @cached_property
     def depends_on_facts(self) -> bool:
         return any(depends(each.scope) for each in self.limits) or any(depends(each.scope) for each in self.budgets)
 

@@ -119,6 +119,7 @@ class Terms(Struct, frozen=True):
 
 
 AS_EVER: Final = Terms()
+_REMEMBERED: Final = 10_000
 
 
 class Catalog(Struct, frozen=True, dict=True):
@@ -138,6 +139,11 @@ class Catalog(Struct, frozen=True, dict=True):
         """Of every deployment that shares an alias with another: only there is anything to choose."""
         return {d.id: d.cache for group in self.aliases.values() if len(group) > 1 for d in group}
 
+    @cached_property
+    def _by_other_names(self) -> dict[str, tuple[Deployment, ...]]:
+        """What has been asked for that is nobody's own name."""
+        return {}
+
     def terms_of(self, alias: str) -> Terms:
         if (found := self.terms.get(alias)) is not None:
             return found
@@ -151,7 +157,12 @@ class Catalog(Struct, frozen=True, dict=True):
         if slash and model and (kind := self.open_providers.get(provider)) is not None:
             return (Deployment(provider, kind, model, endpoint=self.endpoints.get(provider, "")),)
         if self.others:
-            return tuple(replace(d, model=alias) if d.model == ANY else d for d in self.others)
+            if (found := self._by_other_names.get(alias)) is None:
+                if len(self._by_other_names) >= _REMEMBERED:  # Clients choose these names.
+                    self._by_other_names.clear()
+                found = tuple(replace(d, model=alias) if d.model == ANY else d for d in self.others)
+                self._by_other_names[alias] = found
+            return found
         known = ", ".join(sorted(self.aliases)[:8]) or "none yet"
         raise ModelNotFound(f"no model {alias!r} here; GET /v1/models lists them (some: {known})", param="model")
 

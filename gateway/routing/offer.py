@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading
-from billing.errors import UnknownPrice
 from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
 from gateway.config import Settings, Source
@@ -133,8 +132,7 @@ def sheet_of(
     if deployment.priced_as is not None:
         return prices.sheet(*deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id)
     for provider, name in ((deployment.provider, model), (deployment.kind, model)):
-        try:
-            return prices.sheet(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
-        except UnknownPrice:
-            continue
+        found = prices.sheet_if_any(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
+        if found is not None:
+            return found
     return prices.sheet(deployment.provider, ANY, at_ns, variant=variant, organisation_id=organisation_id)

@@ -331,7 +331,10 @@ def _served(upstream: OpenAIEmulator) -> dict[str, int]:
     served = {}
     for request in upstream.requests:
         if request.path.endswith("/chat/completions"):
-            body = request.json()
+            try:
+                body = request.json()
+            except ValueError:  # Spoilt on its way: nobody was served.
+                continue
             reply = scripted.answer(prompt_of(body))
             served[body["user"]] = reply.input_tokens + reply.output_tokens
     return served
