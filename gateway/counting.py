@@ -17,7 +17,6 @@ from gateway.guardrails.texts import texts_of, with_texts
 from gateway.metering import size_of
 from providers.base import Call, TokenCounter
 from providers.dialects import anthropic_messages, load
-from providers.dialects.gemini import counting as gemini_counting
 from providers.errors import BadRequest, ProviderError
 from providers.neutral import ChatRequest
 
@@ -74,6 +73,18 @@ def _decode_responses(body: bytes, model: str | None) -> ChatRequest:
     return load("openai_responses").decode_request(body, model=model)
 
 
+def _decode_gemini(body: bytes, model: str | None) -> ChatRequest:
+    from providers.dialects.gemini.counting import decode_count_request  # Loaded by whoever speaks it, as `load` does.
+
+    return decode_count_request(body, model=model or "")
+
+
+def _encode_gemini(tokens: int) -> bytes:
+    from providers.dialects.gemini.counting import encode_count_response
+
+    return encode_count_response(tokens)
+
+
 def _decode_bedrock(body: bytes, model: str | None) -> ChatRequest:
     """CountTokens wraps a Converse request, or the base64 of the body that InvokeModel would take.
 
@@ -105,13 +116,13 @@ class _CountTokens(msgspec.Struct):
 
 _DECODE: Mapping[str, Callable[[bytes, str | None], ChatRequest]] = {
     "anthropic_messages": lambda body, model: anthropic_messages.decode_count_request(body, model=model),
-    "gemini": lambda body, model: gemini_counting.decode_count_request(body, model=model or ""),
+    "gemini": _decode_gemini,
     "bedrock_converse": _decode_bedrock,
     "openai_responses": _decode_responses,
 }
 _ENCODE: Mapping[str, Callable[[int], bytes]] = {
     "anthropic_messages": anthropic_messages.encode_token_count,
-    "gemini": gemini_counting.encode_count_response,
+    "gemini": _encode_gemini,
     "bedrock_converse": lambda tokens: msgspec.json.encode({"inputTokens": tokens}),
     "openai_responses": lambda tokens: msgspec.json.encode({"object": "response.input_tokens", "input_tokens": tokens}),
 }

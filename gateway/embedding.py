@@ -15,7 +15,6 @@ from gateway.settlement import Ending
 from providers.base import Embedder, EmbeddingCall
 from providers.dialects import bedrock_embeddings, openai_embeddings
 from providers.dialects.base import EmbeddingDialect
-from providers.dialects.gemini import embeddings as gemini_embeddings
 from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
 
 
@@ -82,7 +81,9 @@ def dialect_of(inbound: Inbound) -> EmbeddingDialect:
             return bedrock_embeddings.CohereOwn(inbound.route.version)
         case "openai_embeddings":
             return openai_embeddings.DIALECT
-    return gemini_embeddings.BATCH if inbound.route.batch else gemini_embeddings.ONE
+    from providers.dialects.gemini import embeddings  # Loaded by whoever speaks it.
+
+    return embeddings.BATCH if inbound.route.batch else embeddings.ONE
 
 
 def ask_of(call: EmbeddingCall, tags: tuple[str, ...] = ()) -> Ask:

@@ -4,21 +4,23 @@
     redis+cluster://[user:password@]a:7000,b:7000   rediss+cluster:// with TLS
     redis+sentinel://[user:password@]a:26379,b:26379/name   rediss+sentinel:// with TLS; ?sentinel_password=
 
-Options of the query are redis-py's (`ssl_ca_certs`, `db`), whose parser reads them.
+Options of the query have redis-py's names (`ssl_ca_certs`, `db`).
 """
 
 from __future__ import annotations
 
-from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import hiredis
 from msgspec import Struct
-from redis.asyncio import Redis
 
 from gateway.admission.cluster import ClusterLink
 from gateway.admission.link import REPLY_S, Address, Link, Server
 from gateway.errors import LimitsAway, Unavailable
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 _SENTINEL_PORT: Final = 26_379
 _PORT: Final = 6_379
@@ -54,7 +56,7 @@ class Sentinels(Struct, frozen=True):
         raise LimitsAway("no sentinel knows the rate limit store")
 
 
-LimitStore = Redis | Cluster | Sentinels
+LimitStore: TypeAlias = "Server | Cluster | Sentinels | Redis"
 """Of redis-py's client only the settings are used."""
 
 AnyLink = Link | ClusterLink
@@ -65,7 +67,7 @@ def store_from(url: str) -> LimitStore:
     scheme, _, rest = url.partition("://")
     kind, plus, served = scheme.partition("+")
     if not plus:
-        return Redis.from_url(url)
+        return server_at(url)
     where, _, options = rest.partition("?")
     where, _, path = where.partition("/")
     login, at, hosts = where.rpartition("@")
@@ -76,7 +78,7 @@ def store_from(url: str) -> LimitStore:
     told = dict(parse_qsl(options))
     sentinel_password = told.pop("sentinel_password", None)
     query = f"?{urlencode(told)}" if told else ""
-    server = Server.of(Redis.from_url(f"{kind}://{login}{at}localhost{query}"))
+    server = server_at(f"{kind}://{login}{at}localhost{query}")
     if served == "cluster":
         if path.strip("/") not in ("", "0") or int(server.settings.get("db") or 0):
             raise ValueError("a cluster has one database, number 0")
@@ -89,6 +91,31 @@ def store_from(url: str) -> LimitStore:
     if sentinel_password is not None:
         settings["password"] = sentinel_password
     return Sentinels(seeds, path, server, Server(settings, server.tls))
+
+
+def server_at(url: str) -> Server:
+    """One server. Source: redis-py 8.1, asyncio.connection.parse_url, read 2026-11. Raises: ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("begins with none of redis://, rediss://, unix://")
+    settings: dict[str, Any] = dict(parse_qsl(parts.query))
+    if "ssl_check_hostname" in settings:
+        settings["ssl_check_hostname"] = settings["ssl_check_hostname"].lower() not in ("0", "f", "false", "n", "no")
+    if parts.scheme == "unix":
+        settings["path"] = unquote(parts.path)
+    else:
+        settings.setdefault("db", parts.path.strip("/") or "0")
+        if parts.hostname:
+            settings["host"] = unquote(parts.hostname)
+        if parts.port:
+            settings["port"] = parts.port
+    if not str(settings.get("db", "0")).isdecimal():
+        raise ValueError(f"{settings['db']!r} is no number of a database")
+    settings["db"] = int(settings.get("db", "0"))
+    for name in ("username", "password"):
+        if value := getattr(parts, name):
+            settings[name] = unquote(value)
+    return Server(settings, parts.scheme == "rediss")
 
 
 def link_to(store: LimitStore, *, reply_s: float = REPLY_S) -> AnyLink:

@@ -5,13 +5,31 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from gateway.admission.cluster import Map, map_of, slot_of
-from gateway.admission.link import UNTOLD, boot_of
+from gateway.admission.link import UNTOLD, Server, boot_of
 from gateway.admission.store import Cluster, Sentinels, store_from
 
 
-def test_one_server() -> None:
-    for url in ("redis://:pw@host:7000/3", "rediss://host", "unix:///a/socket"):
-        assert isinstance(store_from(url), Redis)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:pw@host:7000/3",
+        "redis://",
+        "redis://host?db=2",
+        "rediss://ann:p%40ss@host",
+        "rediss://[::1]:7000/1?ssl_ca_certs=/ca%20s.pem&ssl_cert_reqs=none&ssl_check_hostname=false",
+        "rediss://host?ssl_check_hostname=True&ssl_certfile=/c.pem&ssl_keyfile=/k.pem&ssl_password=x",
+        "unix:///a/so%20cket",
+        "unix://ann:pw@/a/socket?db=1",
+    ],
+)
+def test_one_server_is_read_as_redis_py_reads_it(url: str) -> None:
+    ours, theirs = store_from(url), Server.of(Redis.from_url(url))
+    assert isinstance(ours, Server)
+    assert ours.tls == theirs.tls
+    names = ("host", "port", "path", "username", "password", "ssl_ca_certs", "ssl_cert_reqs", "ssl_check_hostname",
+             "ssl_certfile", "ssl_keyfile", "ssl_password")  # fmt: skip
+    assert {n: ours.settings.get(n) for n in names} == {n: theirs.settings.get(n) for n in names}
+    assert ours.settings["db"] == (theirs.settings.get("db") or 0)
 
 
 def test_a_cluster_by_some_of_its_nodes() -> None:
@@ -43,6 +61,10 @@ def test_sentinels_have_a_password_of_their_own() -> None:
         ("redis+cluster://a:seven", "ort"),
         ("redis+sentinel://a", "does not name the master"),
         ("redis+ring://a", "no kind of Redis"),
+        ("http://a", "none of redis://"),
+        ("redis://a/three", "no number of a database"),
+        ("redis://a?db=x", "no number of a database"),
+        ("redis://a:seven", "ort"),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said(url: str, says: str) -> None:
