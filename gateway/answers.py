@@ -9,9 +9,9 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from hashlib import blake2b
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 import msgspec
@@ -30,9 +30,13 @@ from gateway.routing.preferences import Preferences
 from gateway.settlement import Ending
 from providers.base import Call
 
+if TYPE_CHECKING:
+    from gateway.similar import SimilarAnswers
+
 log = structlog.get_logger(__name__)
 
 HEADER: Final = "x-farebox-cache"
+HIT: Final = "hit"
 MOST_BYTES: Final = 512 * 1024
 # Cut short, filtered or failed answers are asked anew.
 WHOLE: Final = frozenset({"stop", "tool_calls"})
@@ -45,6 +49,8 @@ class Place(Struct, frozen=True):
 
     name: str
     seconds: float
+    then: Callable[[], Awaitable[None]] | None = None
+    """Done once an answer is kept here."""
 
 
 class Kept(Struct, frozen=True, array_like=True):
@@ -61,6 +67,8 @@ class Answers:
         """secret: names are keyed with it, so that whoever reads Redis cannot test guesses of a question."""
         self._link = link_to(redis)
         self._secret = blake2b(secret, digest_size=32, person=b"answers").digest()
+        self.similar: SimilarAnswers | None = None
+        """Who looks for questions that mean the same, where an alias wants that."""
 
     async def aclose(self) -> None:
         await self._link.aclose()
@@ -79,12 +87,13 @@ class Answers:
         named.update(msgspec.msgpack.encode(question, order="deterministic"))
         return Place(f"fbx:answer:{named.hexdigest()}", seconds)
 
-    async def find(self, place: Place) -> Kept | None:
+    async def find(self, place: Place, hit: str = HIT) -> Kept | None:
+        """hit: what finding it is called."""
         try:
             found: Any = await self._link.call("GET", place.name)
         except (Unavailable, hiredis.ReplyError):
             return None
-        METRICS.kept_answer("miss" if found is None else "hit")
+        METRICS.kept_answer("miss" if found is None else hit)
         try:
             return None if found is None else msgspec.msgpack.decode(found, type=Kept)
         except msgspec.MsgspecError:  # of another version
@@ -98,6 +107,9 @@ class Answers:
             await self._link.call("SET", place.name, kept, "PX", max(1, int(place.seconds * 1000)))
         except (Unavailable, hiredis.ReplyError) as error:
             log.debug("answer not kept", reason=type(error).__name__)
+            return
+        if place.then is not None:
+            await place.then()
 
     async def watched(
         self, place: Place, deployment: str, media_type: str, pieces: AsyncIterator[bytes], whole: Callable[[], bool]
@@ -124,7 +136,7 @@ def asked_again(ask: Ask) -> Ask:
     return replace(ask, answers=False, counts=ONE_REQUEST, prompt=None)
 
 
-async def served(booking: Booking, kept: Kept) -> Reply:
+async def served(booking: Booking, kept: Kept, hit: str = HIT) -> Reply:
     """From what was kept. Inside `settlement.owed()`."""
     settlement = booking.settlement
     leg = next((leg for leg in booking.plan.legs if leg.deployment.id == kept.deployment), settlement.leg)
@@ -134,7 +146,7 @@ async def served(booking: Booking, kept: Kept) -> Reply:
     )
     cost = in_usd(amount_pusd)
     headers: Headers = booking.headers(())
-    headers += [("content-type", kept.media_type), ("x-farebox-cost-usd", cost), (HEADER, "hit")]
+    headers += [("content-type", kept.media_type), ("x-farebox-cost-usd", cost), (HEADER, hit)]
     headers += [("age", str(max(0, int(time.time()) - kept.at_s)))]
     body = _COST.sub(rb'\1"cost":' + cost.encode() + b",", kept.body)
     return Reply(200, headers, body if kept.media_type == "application/json" else _once(body))

@@ -56,6 +56,7 @@ from gateway.routing.replicas import Replicas
 from gateway.routing.retries import RetryTerms
 from gateway.routing.warm_log import WarmLog
 from gateway.shadowing import Shadows
+from gateway.similar import SimilarAnswers
 from gateway.stored import Store
 from gateway.tasks import cancel
 from providers.transport.base import Timeouts
@@ -243,6 +244,8 @@ class Gateway:
             stack.push_async_callback(cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))
             answers = Answers(redis, pepper)
             stack.push_async_callback(answers.aclose)
+            answers.similar = SimilarAnswers(redis, pepper, providers, lambda: offer.catalog)
+            stack.push_async_callback(answers.similar.aclose)
             kept = batch_store.Store(engine)
             work = asyncio.Event()
             replicas = Replicas(

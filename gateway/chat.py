@@ -12,17 +12,18 @@ from msgspec.structs import replace
 
 from billing.usage import Outcome
 from gateway.admission import Principal
-from gateway.answers import WHOLE, Answers, Place, asked_again, served
+from gateway.answers import WHOLE, Answers, Kept, Place, asked_again, served
 from gateway.continuing import Continuing, may_continue
 from gateway.desk import Ask, Booking, Desk
 from gateway.errors import GatewayError
-from gateway.exchange import Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
+from gateway.exchange import Headers, Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
 from gateway.guardrails.passing import asked_call, guarded_answer, visited, with_slack
 from gateway.guardrails.watch import Watch
 from gateway.marking import marked_call, wants_markers
 from gateway.metering import outcome_of, size_of
 from gateway.observe.metrics import METRICS
 from gateway.relay import Opened, open_stream, read_whole, stream_of
+from gateway.routing.catalog import Similar
 from gateway.routing.explaining import DRY_RUN
 from gateway.routing.fallback import Arrival, ended
 from gateway.routing.known_blocks import KnownBlocks
@@ -31,6 +32,7 @@ from gateway.routing.preferences import NONE, Preferences, preferred, session_of
 from gateway.routing.warmth import chain_of
 from gateway.settlement import Ending
 from gateway.shadowing import Shadows
+from gateway.similar import SIMILAR, TOLD
 from providers.base import Answer, Call
 from providers.dialects import load
 from providers.errors import Interrupted, ProviderError
@@ -94,6 +96,14 @@ class Chat:
             booking = await self._desk.check_in(asked_again(ask), who, inbound.now_ns)
             async with booking.settlement.owed(self._say):
                 return await served(booking, kept)
+        likeness: Headers = []
+        if place is not None and (similar := self._desk.similar(ask.alias)) is not None:
+            place, alike, likeness = await self._alike(place, call, preferences, who, inbound, similar)
+            if alike is not None:
+                booking = await self._desk.check_in(asked_again(ask), who, inbound.now_ns)
+                async with booking.settlement.owed(self._say):
+                    reply = await served(booking, alike, SIMILAR)
+                return replace(reply, headers=[*reply.headers, *likeness])
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         call = replace(_bounded(call, booking, who), tenant=who.project_id)
         async with booking.settlement.owed(self._say):
@@ -101,10 +111,29 @@ class Chat:
                 call = await asked_call(call, visit, ask.size)
             answer = self._stream if call.request.stream else self._whole
             reply = await answer(call, booking, inbound.now_ns // 10**9, place, visit)
+        if likeness:
+            reply = replace(reply, headers=[*reply.headers, *likeness])
         # What a client's guardrails watch over goes nowhere else.
         if (shadow := booking.plan.terms.shadow) is not None and visit is None:
             self._shadows.follow(shadow, inbound, self.serve)
         return reply
+
+    async def _alike(
+        self, place: Place, call: Call, preferences: Preferences, who: Principal, inbound: Inbound, terms: Similar
+    ) -> tuple[Place, Kept | None, Headers]:
+        """Where to keep this answer so that its question is found again, the answer to one that means the same, and
+        what to tell of it."""
+        similar = self._answers.similar
+        question = None if similar is None else similar.question(call, preferences, who, inbound.headers, terms)
+        if similar is None or question is None:
+            return place, None, []
+        if isinstance(question, str):
+            return place, None, [(TOLD, f"skipped: {question}")]
+        found = await similar.find(question)
+        kept = None if found.name is None else await self._answers.find(Place(found.name, place.seconds), SIMILAR)
+        if found.entry is not None:
+            place = replace(place, then=partial(similar.keep, question, found.entry, place))
+        return place, kept, found.headers
 
     def _decode(self, inbound: Inbound, strict: bool) -> Call:
         route = inbound.route

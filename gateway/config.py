@@ -482,6 +482,9 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         aliases.add(model.alias)
         if (most := model.max_request_usd) is not None and not (most.is_finite() and most > 0):
             raise refuse(f"models[{at}].max_request_usd", f"{most} is no ceiling", "USD above zero, or leave it out")
+        if model.similar_answers is not None and model.keep_answers_s is None:
+            fix = "say for how long: keep_answers_s = 3600"
+            raise refuse(f"models[{at}].similar_answers", "no answers are kept", fix)
         for nth, deployment in enumerate(model.deployments):
             _check_deployment(deployment, f"models[{at}].deployments[{nth}]", known, refuse)
     _check_price(settings.local.price, "local.price", refuse)

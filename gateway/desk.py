@@ -21,7 +21,7 @@ from gateway.errors import Forbidden, QuotaExceeded, RateLimited, Unauthenticate
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.guardrails.watch import Watch
 from gateway.metering import Size
-from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, permits
+from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, Similar, permits
 from gateway.routing.explaining import explained
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
@@ -199,6 +199,10 @@ class Desk:
     def keeps_answers(self, alias: str) -> float | None:
         """For how many seconds; None: not at all."""
         return self._offer.catalog.terms_of(alias).keep_s
+
+    def similar(self, alias: str) -> Similar | None:
+        """How its kept answers serve questions that mean the same; None: they do not."""
+        return self._offer.catalog.terms_of(alias).similar
 
     def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
         """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""

@@ -122,6 +122,22 @@ class ShadowSettings(Section, frozen=True, kw_only=True):
     """In the name of this key of yours (`farebox keys list`): its budget bounds what the copies may cost."""
 
 
+class SimilarSettings(Section, frozen=True, kw_only=True):
+    """Kept answers also serve questions that mean the same, in other words. Needs `keep_answers_s`."""
+
+    model: Name
+    """What turns questions into vectors: an alias or `provider/model` of yours, a small one near by. Its tokens are on
+    nobody's bill."""
+    threshold: Annotated[float, Meta(ge=0.5, le=1)] = 0.95
+    """Cosine from which on two questions mean the same. A request may want more in `x-farebox-similarity`."""
+    max_temperature: Annotated[float, Meta(ge=0, le=2)] = 0.3
+    """Who asks for more wants a new answer each time; a request that does not say counts as 1."""
+    wait_s: Annotated[float, Meta(gt=0, le=10)] = 0.3
+    """For a vector; later, the request goes on without."""
+    projects: tuple[str, ...] = ()
+    """Ids of the projects that take part. None: all, each apart from the others."""
+
+
 class AliasTerms(Section, frozen=True, kw_only=True):
     """How an alias' deployments are chosen among."""
 
@@ -144,6 +160,8 @@ class AliasTerms(Section, frozen=True, kw_only=True):
     keep_answers_s: Seconds | None = None
     """How long a whole answer serves the very same question of the same project again, without asking anybody. None:
     never. A request says `x-farebox-cache: no-store` to have its own."""
+    similar_answers: SimilarSettings | None = None
+    """Kept answers also serve questions that mean the same. None: only the very same question."""
     shadow: ShadowSettings | None = None
     fallbacks: tuple[Name, ...] = ()
     """Other aliases, or `provider/model`, asked in this order when every deployment above has failed."""

@@ -221,6 +221,8 @@ def _alias(
         elif fallback not in aliases and fallback.partition("/")[0] not in providers:
             todo = _nearest(fallback, [*aliases, *(f"{each}/MODEL" for each in providers)])
             yield Fault(f"{path}.fallbacks[{at}]", f"no alias or deployment is called {fallback!r}", todo)
+    if entry.similar_answers is not None and entry.keep_answers_s is None:
+        yield Fault(f"{path}.similar_answers", "no answers are kept", "say for how long: keep_answers_s")
     if entry.shadow is not None and entry.shadow.model not in aliases:
         todo = _nearest(entry.shadow.model, aliases)
         yield Fault(f"{path}.shadow.model", f"no alias is called {entry.shadow.model!r}", todo)

@@ -125,7 +125,7 @@ class Metrics:
             "farebox_cache_saved_usd", "What was not charged because a provider's cache held it.", by_model
         )
         self._kept = Tally(
-            "farebox_kept_answers", "Questions that an alias keeps answers for, by hit or miss.", ("result",)
+            "farebox_kept_answers", "Questions that an alias keeps answers for, by what came of them.", ("result",)
         )
         self._malformed = Tally(
             "farebox_malformed_requests", "Requests that are no HTTP, or no request of their dialect.", ("what",)
@@ -204,7 +204,7 @@ class Metrics:
         self._cached.add((record.provider, self._bounded(record.alias)), saved_pusd / 10**12)
 
     def kept_answer(self, result: str) -> None:
-        """result: hit or miss."""
+        """result: hit, similar, miss, unlike (none was close enough) or not_embedded."""
         self._kept.add((result,))
 
     def malformed(self, what: str) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
+from gateway.offered import SimilarSettings
 from gateway.routing.replicas import NOBODY, Fleet, placed
 from gateway.routing.warmth import Cache
 from providers.errors import ContentFiltered, ProviderError
@@ -96,12 +97,24 @@ class Shadow(Struct, frozen=True):
     key_id: str
 
 
+class Similar(Struct, frozen=True):
+    """model: what is asked for embeddings. threshold: cosine from which on two questions mean the same. projects: whose
+    questions; none: everybody's, each project's apart."""
+
+    model: str
+    threshold: float
+    max_temperature: float
+    wait_s: float
+    projects: frozenset[str]
+
+
 class Terms(Struct, frozen=True):
     """What the operator says of an alias. most_pusd: for one request, at its longest answer; None: no ceiling.
     second_pusd: what `auto` pays to save a second. hedge_percentile: of a deployment's first-token times, after which
     a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
     keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache.
-    continues: a stream that breaks is carried on by the next deployment. shadow: who is asked again, for comparison."""
+    continues: a stream that breaks is carried on by the next deployment. shadow: who is asked again, for comparison.
+    similar: which kept answers serve a question that means the same."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
@@ -112,6 +125,7 @@ class Terms(Struct, frozen=True):
     cache_prompts: bool = False
     continues: bool = False
     shadow: Shadow | None = None
+    similar: Similar | None = None
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -222,10 +236,15 @@ def from_settings(
             entry.cache_prompts,
             entry.continue_broken,
             None if entry.shadow is None else Shadow(entry.shadow.model, entry.shadow.share, entry.shadow.key_id),
+            None if entry.similar_answers is None else _similar(entry.similar_answers),
         )
         for entry in settings.models
     }
     return Catalog(aliases, open_providers, aliases.pop(ANY, ()), terms, keys)
+
+
+def _similar(said: SimilarSettings) -> Similar:
+    return Similar(said.model, said.threshold, said.max_temperature, said.wait_s, frozenset(said.projects))
 
 
 def _add_fallbacks(
