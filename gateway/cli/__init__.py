@@ -32,6 +32,7 @@ COMMANDS = {
     "alerts": "Who is told when a budget is nearly used, a balance low, or spending unusual.",
     "top": "What happens now: requests, tokens, spending, waits; live.",
     "guardrails": "What may not go in or come out: rules, and a trial of them.",
+    "bodies": "What requests and answers said, for projects that log it: switched on and off, read.",
     "export": "Requests as files, and what metering services have not heard of.",
     "import": "What another gateway had: its configuration, keys, budgets and spending.",
     "reconcile": "Compare with what a provider says it counted and charged.",

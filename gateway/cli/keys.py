@@ -95,7 +95,7 @@ async def create(
     )
     budgets = [(Window(budget_window), _amount(budget))] if budget else []
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
-        owner = await _project(engine, project)
+        owner = await project_named(engine, project)
         new = await keys.create_key(
             project_id=owner.id, name=name, actor=acting(ACTOR), now_ns=now_ns, terms=terms, budgets=budgets
         )
@@ -125,7 +125,7 @@ async def list_(*, project: str | None = None, like: str | None = None, common: 
     """
     settings = common.settings()
     async with database(settings) as engine, key_admin(settings, engine) as keys:
-        project_ids = [(await _project(engine, project)).id] if project else None
+        project_ids = [(await project_named(engine, project)).id] if project else None
         found = await keys.list_keys(project_ids=project_ids, like=like)
         projects = await _project_names(engine)
     columns = ["key", "name", "project", "budget", "rpm", "tpm", "parallel", "state", "warning"]
@@ -227,7 +227,7 @@ async def losses(
     """
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
-        ident = _id_of(name) if scope == "key" else (await _project(engine, name)).id
+        ident = _id_of(name) if scope == "key" else (await project_named(engine, name)).id
         chosen = None if mode == "default" else mode
         await keys.set_losses(scope, ident, chosen, actor=acting(ACTOR), now_ns=time.time_ns())
     emit(common, {"scope": scope, "name": name, "losses": mode}, lambda: f"{scope} {name}: {mode}")
@@ -257,7 +257,7 @@ async def key_admin(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Ke
     yield KeyAdmin(engine, store_from(url) if url else None, Secrets.load(settings).key_pepper.encode())
 
 
-async def _project(engine: AsyncEngine, name: str) -> Project:
+async def project_named(engine: AsyncEngine, name: str) -> Project:
     """By id or name. Raises: NotFound that lists what there is."""
     from billing.accounts import projects
     from billing.db import reading

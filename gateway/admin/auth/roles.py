@@ -161,6 +161,7 @@ COMMANDS: Final[dict[str, frozenset[Role]]] = {
     "alerts": TELLERS,
     "export": TELLERS,
     "guardrails": ADMINS,
+    "bodies": ADMINS,
     "reconcile": TELLERS,
     "prices": TELLERS,
     "prices list": ANYONE,

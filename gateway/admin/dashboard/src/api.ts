@@ -46,6 +46,7 @@ export type AlertTrial = Schemas["AlertTrial"];
 export type Guardrail = Schemas["Guardrail"];
 export type GuardrailTried = Schemas["GuardrailTried"];
 export type GuardrailReport = Schemas["GuardrailReport"];
+export type BodyLogging = Schemas["BodyLogging"];
 export type RequestBodies = Schemas["RequestBodies"];
 export type Replica = Schemas["ReplicaView"];
 export type AuditRow = Schemas["AuditView"];

@@ -1,4 +1,4 @@
-import { Anchor, Card, SimpleGrid, Stack, Table, Text } from "@mantine/core";
+import { Anchor, Card, Code, SimpleGrid, Stack, Table, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Cpu } from "../parts/icons";
@@ -35,7 +35,7 @@ export default function EnginePage() {
     <Page title="Local engine" about="Engines of your own, asked every two seconds: ours on this machine, and providers in your own network.">
       <Loaded query={query}>{({ engines, samples }) => {
         const chosen = engines.find(({ name }) => name === of) ?? engines[0];
-        if (!chosen) return <Empty icon={Cpu} title="No engine of your own">farebox up starts one on this machine; a vLLM, an SGLang or another of ours is added as a provider.</Empty>;
+        if (!chosen) return <Empty icon={Cpu} title="No engine of your own"><Code>farebox up</Code> starts one on this machine; a vLLM, an SGLang or another of ours is added as a provider.</Empty>;
         return (
           <>
             <Section title="Replicas" about="Choose one to see how it does."><Replicas engines={engines} samples={samples} chosen={chosen.name} choose={(name) => void navigate({ search: { of: name } as never, replace: true })} /></Section>

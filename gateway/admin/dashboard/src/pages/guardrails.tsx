@@ -8,6 +8,7 @@ import { Section, State } from "../parts/bits";
 import { Pencil, Plus, Shield, Trash } from "../parts/icons";
 import { KeySelect } from "../parts/key-select";
 import { notify } from "../parts/notify";
+import { BodyLogs, DETECTORS } from "../parts/body-logs";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay } from "../session";
@@ -16,7 +17,6 @@ const route = getRouteApi("/shell/guardrails");
 type Spec = Record<string, unknown> & { kind: string };
 const lines = (said: FormDataEntryValue | null) => String(said ?? "").split("\n").map((line) => line.trim()).filter(Boolean);
 const list = (value: unknown): string[] => (Array.isArray(value) ? value.map(String) : []);
-const DETECTORS: Record<string, string> = { card: "Card numbers", iban: "IBANs", email: "E-mail addresses", phone: "Telephone numbers", ip: "IP addresses", api_key: "API keys" };
 const KINDS: Record<string, { label: string; about: string; actions: string[] }> = {
   pii: { label: "Personal data and keys", about: "By look and checksum", actions: ["redact", "block", "flag"] },
   patterns: { label: "Patterns", about: "Regular expressions of your own", actions: ["redact", "block", "flag"] },
@@ -44,6 +44,7 @@ export default function GuardrailsPage() {
         : <Rules rules={found} may={may} edit={open} />}</Loaded>
       {may("guardrails.test") && (rules.data?.length ?? 0) > 0 && <Trial rules={rules.data ?? []} />}
       {may("guardrails.reports") && <Reports />}
+      {may("bodies.list") && <BodyLogs may={may("bodies.set")} />}
       {may("guardrails.create") && <Edit key={search.edit ?? ""} opened={search.edit === "new" || edited !== undefined} rule={edited} close={() => open()} />}
     </Page>
   );

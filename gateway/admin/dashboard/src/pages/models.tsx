@@ -76,7 +76,7 @@ function ProviderCard({ provider, open }: { provider: Provider; open?: () => voi
         {open && provider.kind !== "local" ? <Anchor component="button" type="button" fw={600} c="var(--mantine-color-text)" onClick={open} aria-label={`Provider ${provider.name}`}>{provider.name}</Anchor> : <Text fw={600}>{provider.name}</Text>}
         <State name={ill ? "failing" : provider.state} />
       </Group>
-      <Text size="xs" c="dimmed" className="fb-clip" title={provider.base_url ?? ""}>{provider.kind}{provider.region ? `, ${provider.region}` : ""} · {count(provider.models)} models{provider.source === "file" ? " · from file" : ""}</Text>
+      <Text size="xs" c="dimmed" className="fb-clip" title={provider.base_url ?? ""}>{provider.kind}{provider.region ? `, ${provider.region}` : ""} · {count(provider.models)} {provider.models === 1 ? "model" : "models"}{provider.source === "file" ? " · from file" : ""}</Text>
       {ill > 0 && <Text size="xs" c="dimmed">{ill} of its models {ill === 1 ? "is" : "are"} gone round: {Object.values(provider.ill)[0]?.replace("_", " ")}</Text>}
       <Group gap="lg" mt="sm">
         <div><Text size="xs" c="dimmed">24 h</Text><Text size="sm" className="fb-num">{compact(provider.requests)} req.</Text></div>

@@ -52,8 +52,8 @@ export default function UsagePage() {
           data={Object.entries(DIMENSIONS).map(([value, label]) => ({ value, label }))} onChange={(next) => change({ by: next ?? undefined })} />
         <SegmentedControl size="xs" aria-label="Measure" value={metric} onChange={(next) => change({ metric: next })}
           data={Object.entries(METRICS).map(([value, { label }]) => ({ value, label }))} />
-        <TextInput size="sm" type="datetime-local" w={205} aria-label="From" value={zoom ? local(zoom.from) : ""} onChange={(event) => change(between(event.currentTarget.value, zoom?.to ?? bounds(period).to, zoom))} />
-        <TextInput size="sm" type="datetime-local" w={205} aria-label="To" value={zoom ? local(zoom.to) : ""} onChange={(event) => change(between(zoom?.from ?? bounds(period).from, event.currentTarget.value, zoom))} />
+        <TextInput size="sm" type="datetime-local" w={240} leftSection={<Text size="xs" c="dimmed">from</Text>} leftSectionWidth={44} aria-label="From" value={zoom ? local(zoom.from) : ""} onChange={(event) => change(between(event.currentTarget.value, zoom?.to ?? bounds(period).to, zoom))} />
+        <TextInput size="sm" type="datetime-local" w={240} leftSection={<Text size="xs" c="dimmed">to</Text>} leftSectionWidth={44} aria-label="To" value={zoom ? local(zoom.to) : ""} onChange={(event) => change(between(zoom?.from ?? bounds(period).from, event.currentTarget.value, zoom))} />
         {zoom && <Pill size="md" withRemoveButton onRemove={() => change({ from: undefined, to: undefined })} removeButtonProps={{ "aria-label": "Zoom out", tabIndex: 0, "aria-hidden": false }}>{dateTime(zoom.from)} to {dateTime(zoom.to)}</Pill>}
         {Object.entries(filters).map(([name, value]) => (
           <Pill key={name} size="md" withRemoveButton onRemove={() => change({ [name]: undefined })}

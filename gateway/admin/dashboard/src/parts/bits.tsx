@@ -48,7 +48,7 @@ export function Snippet({ text, label }: { text: string; label: string }) {
   return (
     <Box pos="relative">
       <Code block fz={13} p="md" pr={48} tabIndex={0} aria-label={label} style={{ overflowX: "auto" }}>{text}</Code>
-      <Box pos="absolute" top={8} right={8}><CopyIcon text={text} label={`Copy ${label}`} /></Box>
+      <Box pos="absolute" top={8} right={8} bg="var(--mantine-color-body)" style={{ borderRadius: "var(--mantine-radius-sm)" }}><CopyIcon text={text} label={`Copy ${label}`} /></Box>
     </Box>
   );
 }

@@ -29,7 +29,7 @@ export function BalancesTab({ data, open }: { data: Balances; open: (account: st
             <Table.Thead><Table.Tr><Table.Th>Account</Table.Th><Table.Th>Kind</Table.Th><Table.Th ta="right">Balance</Table.Th></Table.Tr></Table.Thead>
             <Table.Tbody>{data.accounts.map((each) => (
               <Table.Tr key={each.account}>
-                <Table.Td><Anchor component="button" type="button" size="sm" c="var(--mantine-color-text)" onClick={() => open(each.account)}>{accountName(each.account, each.label)}</Anchor></Table.Td>
+                <Table.Td><Anchor component="button" type="button" size="sm" ta="left" c="var(--mantine-color-text)" onClick={() => open(each.account)}>{accountName(each.account, each.label)}</Anchor></Table.Td>
                 <Table.Td><Text size="sm" c="dimmed">{each.kind}</Text></Table.Td>
                 <Table.Td ta="right"><Money exact={each.balance_usd} /></Table.Td>
               </Table.Tr>

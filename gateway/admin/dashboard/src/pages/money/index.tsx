@@ -37,7 +37,7 @@ export default function MoneyPage() {
           <Tabs.Tab value="ledger">Ledger</Tabs.Tab>
           <Tabs.Tab value="invoices">Invoices</Tabs.Tab>
           {may("prices.compare") && <Tabs.Tab value="prices">Price list</Tabs.Tab>}
-          <Tabs.Tab value="reconcile">Reconcile</Tabs.Tab>
+          {may("reconcile.read") && <Tabs.Tab value="reconcile">Reconcile</Tabs.Tab>}
         </Tabs.List>
         <Tabs.Panel value="balances"><Loaded query={balances}>{(data) => <BalancesTab data={data} open={(account) => change({ tab: "ledger", account })} />}</Loaded></Tabs.Panel>
         <Tabs.Panel value="ledger"><LedgerTab search={search} change={change} balances={balances.data} /></Tabs.Panel>
