@@ -2,7 +2,8 @@
 
 Rows are made by SQL: of 90 days, 50 organisations, 100 keys with an alias each, 20 models, 4 outcomes, 500 end users,
 10 tags. Hours are made by the migration's own query, days by the worker's chore. The reports are asked for through the
-admin API's own functions, over the last 30 days before a time in mid-hour, and over everything.
+admin API's own functions, over the last 30 days before a time in mid-hour, and over everything. With `--keep FOLDER`
+the SQLite file stays there, and the next run only asks: rows take minutes to make, a quiet machine is had for less.
 """
 
 import argparse
@@ -121,7 +122,11 @@ def _make_hours(connection: Connection) -> None:
 
 async def measure(url: str, count: int) -> dict[str, Any]:
     engine = create_engine(url)
-    result: dict[str, Any] = {"rows": count, "database": engine.dialect.name, **await fill(engine, count)}
+    async with reading(engine) as db:
+        known = (await db.execute(select(func.count()).select_from(schema.usage_hours))).scalar_one()
+    result: dict[str, Any] = {"rows": count, "database": engine.dialect.name}
+    if not known:
+        result |= await fill(engine, count)
     async with reading(engine) as db:
         for table in (schema.usage_hours, schema.usage_days, schema.usage_day_facets, schema.usage_day_waits):
             result[table.name] = (await db.execute(select(func.count()).select_from(table))).scalar_one()
@@ -153,19 +158,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--keep", type=Path, help="a folder for the SQLite file; filled only if it is not there")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.database == "postgresql":
         with services.postgres() as databases, databases.clone() as url:
             result = asyncio.run(measure(url, asked.rows))
     else:
-        folder = Path(tempfile.mkdtemp(prefix="fbx-reports-"))
+        folder = asked.keep or Path(tempfile.mkdtemp(prefix="fbx-reports-"))
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             url = f"sqlite:///{folder}/farebox.db"
             asyncio.run(upgrade(url))
             result = asyncio.run(measure(url, asked.rows))
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if asked.keep is None:
+                shutil.rmtree(folder, ignore_errors=True)
     if asked.json:
         print(json.dumps(result))
         return

@@ -2,7 +2,7 @@
 emulated behind it. Blocks of plain text are those that no test machine can run.
 
 What follows the language says where a bash block runs: `postgres` and `sqlite`: with a month of samples in such a
-database; `migrate`: in an empty folder.
+database; `migrate`: in an empty folder; `command`: nothing but `farebox`, run in this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -133,7 +134,7 @@ def test_every_block_says_what_it_is() -> None:
     for name in NAMES:
         for block in blocks(name):
             assert block.language in CHECKED, f"{name}.md line {block.line}: ```{block.language}"
-            assert block.where in ("", "postgres", "sqlite", "migrate"), f"{name}.md line {block.line}"
+            assert block.where in ("", "postgres", "sqlite", "migrate", "command"), f"{name}.md line {block.line}"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(b.language == "toml" for b in blocks(name))])
@@ -167,6 +168,17 @@ def test_bash_runs(name: str, place: Place, farebox_on_path: Path) -> None:
     """In the data folder of a running gateway; all blocks of the page in one shell."""
     script = "\n".join(place.said(b.code) for b in blocks(name) if (b.language, b.where) == ("bash", ""))
     bash(script, place.up.folder, farebox_on_path)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if any((b.language, b.where) == ("bash", "command") for b in blocks(name))]
+)
+def test_commands_run(name: str, place: Place) -> None:
+    for line in where(name, "command").replace("\\\n", " ").splitlines():
+        program, *argv = shlex.split(line)
+        assert program == "farebox", line
+        # What is referred to has to be there; what it says is asked of the provider alone.
+        farebox(*argv, cwd=place.up.folder, **dict.fromkeys(re.findall(r"\benv:(\w+)", line), "{}"))
 
 
 def bash(script: str, cwd: Path, path: Path, **environ: str) -> None:
