@@ -106,6 +106,7 @@ class EncoderEngine:
             prefix_query_tokens=0,
             prefix_hit_tokens=0,
             steps=self.steps,
+            queued_tokens=sum(len(request.prompt) for request in self._waiting),
         )
 
 

@@ -195,6 +195,7 @@ class Engine:
             prefix_query_tokens=b.query_tokens,
             prefix_hit_tokens=b.hit_tokens,
             steps=self.steps,
+            queued_tokens=sum(seq.uncomputed_tokens for seq in s.sequences if seq.uncomputed_tokens > 1),
         )
 
 

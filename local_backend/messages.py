@@ -122,6 +122,8 @@ class Stats(Struct, frozen=True, array_like=True):
     prefix_query_tokens: int
     prefix_hit_tokens: int
     steps: int
+    queued_tokens: int
+    """Of prompts, that are still to be computed: whoever scales engines goes by it."""
 
 
 class Ready(Struct, frozen=True, array_like=True, tag=True):

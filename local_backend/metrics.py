@@ -91,6 +91,7 @@ class CoreCollector(Collector):
         used = 1.0 - stats.free_blocks / stats.total_blocks
         yield self._gauge("vllm:num_requests_running", "Sequences in the running batch.", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting.", stats.waiting)
+        yield self._gauge("farebox:queued_tokens", "Prompt tokens still to be computed.", stats.queued_tokens)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is all.", used)
         # As vLLM tells it: a gauge that is always 1, the figure in a label.
         blocks = GaugeMetricFamily("vllm:cache_config_info", "KV blocks there are.", labels=["num_gpu_blocks"])

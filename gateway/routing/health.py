@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import exp
+from math import exp, inf
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -52,7 +52,7 @@ class Standing(Struct, frozen=True):
     nothing else is left. absent: probes missed it. found: what the last probe made of it, empty where none asks.
     first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet. queued_tokens: of prompts
     that wait for their first token, less what was cached. decoding: answers in the making. input_tokens_per_s: how
-    quickly it reads. quota_left: share, by its own rate headers."""
+    quickly it reads. quota_left: share, by its own rate headers. unasked_s: since it was last chosen."""
 
     condition: Condition = "closed"
     wait_s: float = 0.0
@@ -64,6 +64,7 @@ class Standing(Struct, frozen=True):
     input_tokens_per_s: float | None = None
     quota_left: float = 1.0
     found: str = ""
+    unasked_s: float = inf
 
     @property
     def well(self) -> bool:
@@ -247,6 +248,7 @@ class Health:
     """One deployment: made on its first call, told of each call by its Trip."""
 
     __slots__ = (
+        "asked_at",
         "breaker",
         "decoding",
         "first_token",
@@ -268,6 +270,7 @@ class Health:
         self.first_token = PeakEwma()
         self.whole = PeakEwma()
         self.token = PeakEwma()
+        self.asked_at = -inf
         self.in_flight = 0
         self.queued_tokens = 0
         self.decoding = 0
@@ -297,6 +300,7 @@ class Health:
             self.input_rate,
             1.0 if self.quota is None else self.quota.read(now),
             self.found,
+            now - self.asked_at,
         )
 
 
@@ -309,6 +313,7 @@ class Trip:
         """fresh_tokens: of the prompt, that are not cached there."""
         self._health = health
         self._began = now
+        health.asked_at = now
         health.queued_tokens += fresh_tokens
         self._reading = fresh_tokens
         self._ahead = health.queued_tokens
@@ -385,6 +390,7 @@ class Promise:
         self._health: Health | None = health
         self._tokens = tokens
         self.until = now + PROMISE_S
+        health.asked_at = now
         health.in_flight += 1
         health.queued_tokens += tokens
 

@@ -36,11 +36,11 @@ UNKNOWN_INPUT_TOKENS_PER_S: Final = 5_000.0
 # What an answer in the making takes from reading, in tokens of input: a step serves both.
 DECODING_TOKENS: Final = 64
 # How much of a prompt's reading each that waits, and each that writes, is kept up by.
-WAITING_SHARE: Final = 2.0
-DECODING_SHARE: Final = 0.05
+WAITING_SHARE: Final = 4.0
+DECODING_SHARE: Final = 0.02
 # Costs within this share, or this many seconds, are the same: chance then spreads cold prompts.
 NEAR_SHARE: Final = 0.05
-NEAR_S: Final = 0.010
+NEAR_S: Final = 0.020
 
 
 class Load(Struct, frozen=True):
@@ -195,10 +195,14 @@ def _soonest(equals: Sequence[Candidate], load: Load, chance: Chance) -> list[Ch
     rate = _usual_rate(equals)
     seconds = [(first_token_s(c, load, rate), c) for c in equals]
     nearly = min(s for s, _ in seconds) * (1 + NEAR_SHARE) + NEAR_S
-    # Among those that are as good as the best, the one with least to do, then the warmest; then chance, so that cold
-    # prompts spread.
-    placed = sorted((max(s, nearly), _crowding(c), -c.cached_tokens, chance(), c.place, s, c) for s, c in seconds)
+    # Among those that are as good as the best, the warmest; then whose turn it is, so that prompts that are cold, or
+    # warm everywhere, come evenly: who has least in flight has often just begun a step, and is asked twice within it.
+    placed = sorted((max(s, nearly), -c.cached_tokens, _turn(c), chance(), c.place, s, c) for s, c in seconds)
     return [Choice(c, f"{s:.3g} s expected{_warm(c)}") for *_, s, c in placed]
+
+
+def _turn(candidate: Candidate) -> float:
+    return -candidate.standing.unasked_s * candidate.deployment.weight
 
 
 def _dearest_last(equals: Sequence[Candidate], load: Load, chance: Chance, second_pusd: int) -> list[Choice]:

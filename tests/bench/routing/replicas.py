@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 64
@@ -101,8 +101,7 @@ class Replica:
                         ended.append(job)
         for job in ended:
             self.running.remove(job)
-        seconds = max(WEIGHTS_S, read / PREFILL_TOKENS_PER_S) + context * KV_S_PER_TOKEN + OVERHEAD_S
-        return seconds, first, ended
+        return step_s(read, context), first, ended
 
     def _keep(self, blocks: Sequence[int]) -> None:
         """Least recently used by depth: the deepest block of the oldest prompt goes first."""
@@ -111,6 +110,23 @@ class Replica:
             self._cache.move_to_end(block)
         while len(self._cache) > self._kv_blocks:
             self._cache.popitem(last=False)
+
+
+def step_s(read: int, context: int) -> float:
+    """read: tokens of prompts. context: tokens of KV that the step's attention goes over."""
+    return max(WEIGHTS_S, read / PREFILL_TOKENS_PER_S) + context * KV_S_PER_TOKEN + OVERHEAD_S
+
+
+def alone_s(job: Job, cached: Container[int]) -> float:
+    """To the first token on an idle replica that holds these blocks."""
+    known = next((at for at, block in enumerate(job.blocks) if block not in cached), len(job.blocks))
+    done = min(known * BLOCK_TOKENS, job.tokens - 1)
+    seconds = 0.0
+    while done < job.tokens:
+        chunk = min(STEP_TOKENS, job.tokens - done)
+        done += chunk
+        seconds += step_s(chunk, done)
+    return seconds
 
 
 class Fleet:

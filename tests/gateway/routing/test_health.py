@@ -94,14 +94,14 @@ def test_half_of_enough_calls_opens_and_half_of_a_few_does_not() -> None:
 def test_a_refused_credential_opens_at_once_and_for_longer() -> None:
     told = Health()
     fail(told, 1, error=AuthFailed("401"))
-    assert told.standing(NOW) == Standing("open", health.OPEN_AUTH_S)
+    assert told.standing(NOW) == Standing("open", health.OPEN_AUTH_S, unasked_s=0.0)
 
 
 @pytest.mark.parametrize(("hint", "wait"), [(7.0, 7.0), (None, health.COOL_S), (86_400.0, health.COOL_LONGEST_S)])
 def test_a_throttled_one_cools_for_as_long_as_it_asks(hint: float | None, wait: float) -> None:
     told = Health()
     fail(told, 1, error=Throttled("429", retry_after_s=hint))
-    assert told.standing(NOW) == Standing("cooling", wait)
+    assert told.standing(NOW) == Standing("cooling", wait, unasked_s=0.0)
     assert condition(told, NOW + wait) == "closed"
 
 
@@ -171,7 +171,7 @@ def test_the_table_forgets_the_idle_and_keeps_the_busy() -> None:
     for number in range(health.DEPLOYMENTS_MAX + 100):
         table.of(f"p/m{number}")
     assert len(table) <= health.DEPLOYMENTS_MAX
-    assert table.outlook(["busy", "never"], NOW).standings == {"busy": Standing(in_flight=1)}
+    assert table.outlook(["busy", "never"], NOW).standings == {"busy": Standing(in_flight=1, unasked_s=0.0)}
 
 
 class BreakerMachine(RuleBasedStateMachine):

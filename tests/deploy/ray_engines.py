@@ -1,0 +1,157 @@
+"""Two engines under Ray Serve on this machine: answers, streams, more replicas when tokens wait, fewer afterwards.
+
+Run by an interpreter that has `ray[serve]`; the engine itself is started by another one, which has `farebox[local]`:
+
+    python tests/deploy/ray_engines.py MODEL_FOLDER ENGINE_PYTHON
+
+Prints one JSON line of what was seen; exits 1 where that is not what it should be."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import aiohttp
+import ray
+from ray import serve
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from deploy.ray.engines import Wanted, build  # noqa: E402 - where it is, is known only now
+
+WITHIN_S = 240.0
+NAME = "engines"
+ASKED = 48
+
+
+def running() -> int:
+    replicas = serve.status().applications[NAME].deployments["Engine"].replica_states
+    return int(replicas.get("RUNNING", 0))
+
+
+async def until(count: int) -> float:
+    """Seconds until so many replicas run. Raises: TimeoutError."""
+    began = time.monotonic()
+    async with asyncio.timeout(WITHIN_S):
+        while await asyncio.to_thread(running) != count:
+            await asyncio.sleep(0.2)
+    return round(time.monotonic() - began, 1)
+
+
+async def completion(http: aiohttp.ClientSession, url: str, prompt: str, tokens: int) -> tuple[int, dict]:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    async with http.post(f"{url}/v1/completions", json=body) as answer:
+        return answer.status, await answer.json()
+
+
+async def seen(url: str) -> dict:
+    timeout = aiohttp.ClientTimeout(total=WITHIN_S)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        first, said = await completion(http, url, "hello", 8)
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        body["stream"] = True
+        async with http.post(f"{url}/v1/completions", json=body) as answer:
+            lines = [line async for line in answer.content if line.startswith(b"data: {")]
+        streamed = "".join(choice["text"] for line in lines for choice in json.loads(line[6:])["choices"])
+        missing, _ = await completion(http, url, "x" * 50_000, 1)
+        began_with = await asyncio.to_thread(running)
+        # Prompts that share nothing, far more than one engine reads in a moment.
+        flood = [asyncio.create_task(completion(http, url, f"{n} " * 4000, 4)) for n in range(ASKED)]
+        up_s = await until(2)
+        answered = [status for status, _ in await asyncio.gather(*flood)]
+        down_s = await until(1)
+        last, _ = await completion(http, url, "hello", 8)
+    return {
+        "status": first,
+        "same_streamed": streamed == said["choices"][0]["text"],
+        "chunks": len(lines),
+        "too_long": missing,
+        "began_with": began_with,
+        "up_s": up_s,
+        "flood": {str(status): answered.count(status) for status in set(answered)},
+        "down_s": down_s,
+        "after": last,
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        bound = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in bound]
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """One node. Its agents get their ports from us: a raylet that has to wait for them gives up after 15 s, which a
+    busy machine needs for less."""
+    own, *agents, metrics = free_ports(5)
+    told = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
+    argv = [f"--{name}={port}" for name, port in zip(told, agents, strict=True)]
+    argv += [f"--port={own}", f"--metrics-export-port={metrics}", "--num-cpus=4", "--include-dashboard=false"]
+    # Ray's workers import the application, and start the engine, from here.
+    slow = {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
+    node = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *argv],
+        env={**os.environ, **slow, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + WITHIN_S
+        while True:
+            try:
+                ray.init(address=f"127.0.0.1:{own}", logging_level="error", log_to_driver=False)
+                break
+            except (ConnectionError, RuntimeError):
+                if time.monotonic() > until or node.poll() is not None:
+                    raise
+                time.sleep(1)
+        yield
+    finally:
+        ray.shutdown()
+        node.send_signal(signal.SIGTERM)
+        try:
+            node.wait(60)
+        finally:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+
+
+def main(folder: str, python: str) -> int:
+    with cluster():
+        [port] = free_ports(1)
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        wanted = Wanted(
+            model=folder,
+            python=python,
+            engine="--served-name tiny --dtype float32 --kv-cache-bytes 24MiB --threads 1 --token-budget 256",
+            min_replicas=1,
+            max_replicas=2,
+            tokens_per_replica=2000,
+            up_s=0.5,
+            down_s=1.0,
+        )
+        serve.run(build(wanted), name=NAME)
+        found = asyncio.run(seen(f"http://127.0.0.1:{port}"))
+        serve.shutdown()
+    print(json.dumps(found))
+    right = (
+        found["status"] == found["after"] == 200
+        and found["same_streamed"]
+        and found["too_long"] == 400
+        and found["flood"] == {"200": ASKED}
+        and found["began_with"] == 1
+    )
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
