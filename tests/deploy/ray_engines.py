@@ -9,13 +9,12 @@ Prints one JSON line of what was seen; exits 1 where that is not what it should 
 import asyncio
 import json
 import os
-import signal
+import secrets
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -28,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from deploy.ray.engines import Wanted, build  # noqa: E402 - where it is, is known only now
 
 WITHIN_S = 240.0
+TRIES = 3
 NAME = "engines"
 ASKED = 48
 
@@ -82,52 +82,31 @@ async def seen(url: str) -> dict:
     }
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        bound = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in bound]
-
-
 @contextmanager
 def cluster() -> Iterator[None]:
-    """One node. Its agents get their ports from us: a raylet that has to wait for them gives up after 15 s, which a
-    busy machine needs for less."""
-    own, *agents, metrics = free_ports(5)
-    told = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
-    argv = [f"--{name}={port}" for name, port in zip(told, agents, strict=True)]
-    argv += [f"--port={own}", f"--metrics-export-port={metrics}", "--num-cpus=4", "--include-dashboard=false"]
+    """One node, on which its own raylet may give up: it waits 15 s for agents, which take longer on a busy machine."""
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Ray's workers import the application, and start the engine, from here.
-    slow = {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
-    node = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *argv],
-        env={**os.environ, **slow, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    os.environ["PYTHONPATH"] = str(ROOT)
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False)
+            break
+        except Exception as error:  # Ray says it with a bare Exception
+            if not left:
+                raise
+            print(f"Ray did not start ({error}); again", file=sys.stderr)
     try:
-        until = time.monotonic() + WITHIN_S
-        while True:
-            try:
-                ray.init(address=f"127.0.0.1:{own}", logging_level="error", log_to_driver=False)
-                break
-            except (ConnectionError, RuntimeError):
-                if time.monotonic() > until or node.poll() is not None:
-                    raise
-                time.sleep(1)
         yield
     finally:
+        serve.shutdown()
         ray.shutdown()
-        node.send_signal(signal.SIGTERM)
-        try:
-            node.wait(60)
-        finally:
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGKILL)
 
 
 def main(folder: str, python: str) -> int:
     with cluster():
-        [port] = free_ports(1)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         wanted = Wanted(
             model=folder,
@@ -141,7 +120,6 @@ def main(folder: str, python: str) -> int:
         )
         serve.run(build(wanted), name=NAME)
         found = asyncio.run(seen(f"http://127.0.0.1:{port}"))
-        serve.shutdown()
     print(json.dumps(found))
     right = (
         found["status"] == found["after"] == 200
