@@ -12,7 +12,7 @@ COLUMNS = 3
 
 
 def drawn(outcomes: Sequence[Outcome]) -> str:
-    """Bars are mean first-token times on a scale of the panel's own; the line across them is what no router can beat."""
+    """Bars are mean first-token times, each panel on its own scale; the line across them is what no router can beat."""
     panels = [list(group) for _, group in groupby(outcomes, key=lambda o: (o.replicas, o.mix, o.load))]
     placed = [
         f'<g transform="translate({at % COLUMNS * PANEL_W},{at // COLUMNS * PANEL_H})">{panel(group)}</g>'
@@ -34,11 +34,11 @@ def panel(group: Sequence[Outcome]) -> str:
         y = 28 + at * (BAR_H + 4)
         colour = "#1971c2" if o.rule == "ours" else "#adb5bd"
         refused = f", {o.refused:.0%} refused" if o.refused >= 0.005 else ""
-        width = max(1.0, o.first_token_s * scale)
+        width, told = max(1.0, o.first_token_s * scale), f"{o.first_token_s * 1e3:,.0f} ms{refused}"
         rows.append(
             f'<text x="8" y="{y + 13}">{o.rule}</text>'
             f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR_H}" fill="{colour}"/>'
-            f'<text x="{LEFT + width + 4:.1f}" y="{y + 13}" font-size="10">{o.first_token_s * 1e3:,.0f} ms{refused}</text>'
+            f'<text x="{LEFT + width + 4:.1f}" y="{y + 13}" font-size="10">{told}</text>'
         )
     x, end = LEFT + first.floor_s * scale, 28 + len(group) * (BAR_H + 4)
     rows.append(f'<path d="M{x:.1f} 24V{end}" stroke="#e03131" stroke-dasharray="3 2"/>')
