@@ -37,6 +37,7 @@ from gateway.config import ConfigError, Settings, Source
 from gateway.embedded.secrets import Secrets
 from gateway.errors import Unavailable
 from gateway.guardrails.watch import Watch
+from gateway.ingress.astray import astray
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
 from gateway.ingress.joining import Joining
@@ -73,6 +74,7 @@ CHORES_AFTER_S = 1.0
 
 # Payment services call from outside, so these stay on the public port.
 WEBHOOKS_PATH = "/webhooks/"
+OFFICE_PATHS = ("/admin", "/ui", "/docs", "/scim", WEBHOOKS_PATH)
 
 
 class Gateway:
@@ -102,6 +104,7 @@ class Gateway:
         self._office: asyncio.Task[FrontOffice] | None = None
         self._open_office: Callable[[], FrontOffice] | None = None
         self._joining: Joining | None = None
+        self._request_id = RequestIds()
         self.draining = False
         self.started = False
 
@@ -110,13 +113,25 @@ class Gateway:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif self._is_hidden(scope):
-            await _nothing_here(send)
+            await self._astray(scope, send)
         elif self._health.knows(scope):
             await self._health(scope, receive, send)
         elif self._joining is not None and self._joining.knows(scope):
             await self._joining(scope, receive, send)
-        else:
+        elif scope["type"] != "http" or scope["path"].startswith(OFFICE_PATHS):
             await (await self._front_office()).app(scope, receive, send)
+        else:
+            await self._astray(scope, send)
+
+    async def _astray(self, scope: Any, send: Any) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope["raw_path"].decode("ascii", "replace")
+        reply = astray(scope["method"], path, headers, self._request_id())
+        assert isinstance(reply.body, bytes)
+        fields = [*reply.headers, ("content-length", str(len(reply.body)))] if reply.body else reply.headers
+        raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
+        await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
     def _is_hidden(self, scope: Any) -> bool:
         """Whether this is for the admin port and came by the other. By the socket it came on: no header has a say."""
@@ -313,7 +328,7 @@ class Gateway:
                 lambda: offer.catalog,
                 max_body_bytes=settings.server.max_body_bytes,
                 clock=time.time_ns,
-                request_id=RequestIds(),
+                request_id=self._request_id,
                 heartbeat_s=settings.server.heartbeat_s,
                 cancels_whole=settings.server.gone_client == "cancel",
                 traces=await self._traces(stack),
@@ -439,13 +454,6 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-async def _nothing_here(send: Any) -> None:
-    body = b'{"error":{"message":"no such path here","type":"invalid_request_error","code":"not_found"}}'
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 404, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:

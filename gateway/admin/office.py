@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
-from gateway.admin.routes import admin_routes
+from gateway.admin.routes import ASTRAY, admin_routes
 from gateway.admin.services import CommandLine, Services, Switchyard
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.store import LimitStore
@@ -73,6 +73,7 @@ class FrontOffice:
         self.app: Callable[..., Awaitable[None]] = Litestar(
             [*admin_routes(lambda: services), *webhook_routes(settings, lambda: services)],
             openapi_config=None,
+            exception_handlers=ASTRAY,
             # Its own would take the root logger away from observe.logs.
             logging_config=None,
         )

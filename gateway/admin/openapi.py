@@ -9,6 +9,7 @@ import msgspec
 from litestar import Litestar
 from litestar.openapi.config import OpenAPIConfig
 
+from gateway.admin.problems import MEDIA_TYPE
 from gateway.admin.routes import admin_routes
 from gateway.admin.services import Services
 from gateway.errors import Unavailable
@@ -18,7 +19,33 @@ PATH: Final = Path(__file__).with_name("dashboard") / "openapi.json"
 
 def document() -> dict[str, Any]:
     """As OpenAPI 3.1, from the handlers alone: nothing runs and nothing is connected."""
-    return Litestar(admin_routes(_nothing), openapi_config=config()).openapi_schema.to_schema()
+    found = Litestar(admin_routes(_nothing), openapi_config=config()).openapi_schema.to_schema()
+    corrected: dict[str, Any] = _corrected(found)
+    return corrected
+
+
+def _corrected(value: Any) -> Any:
+    """What Litestar cannot know: alternatives of a union may overlap, and errors are problems (`problems.py`)."""
+    if isinstance(value, list):
+        return [_corrected(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    out = {"anyOf" if name == "oneOf" else name: _corrected(each) for name, each in value.items()}
+    for status, answer in out.get("responses", {}).items():
+        if status.startswith(("4", "5")) and isinstance(answer, dict):
+            answer["content"] = {MEDIA_TYPE: {"schema": _PROBLEM}}
+    return out
+
+
+_PROBLEM: Final = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "todo", "instance"],
+    "properties": {
+        "status": {"type": "integer"},
+        **{name: {"type": "string"} for name in ("type", "title", "detail", "todo", "instance", "field")},
+        "faults": {"type": "array", "items": {"type": "object"}},
+    },
+}
 
 
 def config() -> OpenAPIConfig:

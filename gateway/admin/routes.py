@@ -7,7 +7,8 @@ from pathlib import Path
 
 from litestar import Router
 from litestar.di import Provide
-from litestar.types import ControllerRouterHandler
+from litestar.exceptions import MethodNotAllowedException, NotFoundException
+from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
 from gateway.admin.api.alerts import alert_handlers
 from gateway.admin.api.bodies import body_handlers
@@ -21,6 +22,7 @@ from gateway.admin.api.installation import installation_handlers
 from gateway.admin.api.invoices import invoice_handlers
 from gateway.admin.api.keys import key_handlers
 from gateway.admin.api.ledger import ledger_handlers
+from gateway.admin.api.losses import losses_handlers
 from gateway.admin.api.members import member_handlers
 from gateway.admin.api.projects import project_handlers
 from gateway.admin.api.providers import provider_handlers
@@ -43,6 +45,8 @@ from gateway.admin.services import Services
 from gateway.admin.static import DIST, dashboard_routes
 
 API_PATH = "/admin/v1"
+# For the application itself: a path or method that no route of ours has never reaches the routes' own handlers.
+ASTRAY: ExceptionHandlersMap = {NotFoundException: respond, MethodNotAllowedException: respond}
 
 HANDLERS = [
     *auth_handlers,
@@ -55,6 +59,7 @@ HANDLERS = [
     *tail_handlers,
     *request_handlers,
     *key_handlers,
+    *losses_handlers,
     *project_handlers,
     *forecast_handlers,
     *member_handlers,

@@ -55,6 +55,9 @@ def stamp(at_ns: int) -> Stamp:
 
 
 def unstamp(at: Stamp) -> int:
+    """Raises: Problem for a time that is none of business: what is behind nanoseconds in 64 bits (2262) is not kept."""
+    if not 1900 <= at.year < 2200:
+        raise invalid("time", f"{at.isoformat()} is out of range", "Take a time between 1900 and 2200.")
     return (at.astimezone(datetime.UTC) - _EPOCH) // datetime.timedelta(microseconds=1) * 1000
 
 

@@ -109,6 +109,14 @@ class NewKey(Struct, frozen=True):
         return f"NewKey({self.key_id!r}, {self.public_id!r})"
 
 
+class Losses(Struct, frozen=True):
+    """own: what this one says itself. mode: what holds, and said_by: whose word that is; None: the settings'."""
+
+    own: Literal["strict", "lenient"] | None
+    mode: Literal["strict", "lenient"] | None
+    said_by: Literal["key", "project", "settings"]
+
+
 class KeyAdmin:
     """Every change names its actor. redis None: nobody is told, for a database that no gateway uses yet."""
 
@@ -344,6 +352,21 @@ class KeyAdmin:
             was, now = {"losses": before}, {"losses": mode}
             await note(db, now_ns, actor, f"{scope}.losses", scope_id, before=was, after=now)
         await self._announce(EVERYTHING)
+
+    async def losses(self, scope: Literal["project", "key"], scope_id: str) -> Losses:
+        """What holds for a project or a key. scope_id: as `set_losses`. Raises: NotFound."""
+        async with reading(self._engine) as db:
+            if scope == "key":
+                row = await _find(db, scope_id)
+                wider = [("key", row["id"]), ("project", row["project_id"])]
+            elif (await db.execute(select(projects.c.id).where(projects.c.id == scope_id))).first() is None:
+                raise NotFound(f"no project {scope_id!r}", param="project")
+            else:
+                wider = [("project", scope_id)]
+            found = select(loss_modes).where(loss_modes.c.scope_id.in_([ident for _, ident in wider]))
+            said = {(row.scope, row.scope_id): row.mode for row in (await db.execute(found)).all()}
+        heard = next(((said[each], each[0]) for each in wider if each in said), (None, "settings"))
+        return Losses(said.get(wider[0]), *heard)
 
     async def list_keys(
         self,

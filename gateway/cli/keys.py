@@ -210,12 +210,12 @@ async def rotate(key: str, /, *, overlap: str = "24h", why: str | None = None, c
 async def losses(
     scope: Literal["key", "project"],
     name: str,
-    mode: Literal["strict", "lenient", "default"],
+    mode: Literal["strict", "lenient", "default"] | None = None,
     /,
     *,
     common: Changes = CHANGES,
 ) -> int:
-    """Say what becomes of a request that asks for something its provider has no word for.
+    """Say what becomes of a request that asks for something its provider has no word for; without a mode, show it.
 
     Parameters
     ----------
@@ -228,9 +228,13 @@ async def losses(
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         ident = _id_of(name) if scope == "key" else (await project_named(engine, name)).id
-        chosen = None if mode == "default" else mode
-        await keys.set_losses(scope, ident, chosen, actor=acting(ACTOR), now_ns=time.time_ns())
-    emit(common, {"scope": scope, "name": name, "losses": mode}, lambda: f"{scope} {name}: {mode}")
+        if mode is not None:
+            chosen = None if mode == "default" else mode
+            await keys.set_losses(scope, ident, chosen, actor=acting(ACTOR), now_ns=time.time_ns())
+        found = await keys.losses(scope, ident)
+    holds = found.mode or ("strict" if settings.strict else "lenient")
+    value = {"scope": scope, "name": name, "losses": found.own or "default", "holds": holds, "by": found.said_by}
+    emit(common, value, lambda: f"{scope} {name}: {value['losses']} ({holds}, by the {found.said_by})")
     return OK
 
 

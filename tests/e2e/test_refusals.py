@@ -261,3 +261,20 @@ async def test_who_does_not_rerank_says_so(yard: Yard, version: str) -> None:
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "unsupported")
     assert "rerank" in refusal.json()["error"]["message"]
     assert unknown.status_code == 404
+
+
+async def test_a_wrong_path_or_method_is_no_page_of_ours(yard: Yard) -> None:
+    """Through the real door, where Litestar's own words used to come."""
+    async with httpx.AsyncClient(base_url=yard.gateway.url, trust_env=False) as http:
+        wrong = await http.get("/v1/chat/completions")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST, OPTIONS")
+        assert (await http.options("/v1/messages")).status_code == 204
+        assert (await http.head("/v1/messages")).content == b""
+        near = await http.post("/v1/chat/completions/", json={})
+        assert near.json()["error"]["message"].endswith("did you mean /v1/chat/completions?")
+        assert near.headers["x-request-id"].startswith("req_")
+        sdk = openai.AsyncOpenAI(base_url=yard.gateway.url + "/v2", api_key=yard.gateway.key, max_retries=0)
+        with pytest.raises(openai.NotFoundError, match="no such path"):
+            await sdk.chat.completions.create(model="via-openai", messages=[{"role": "user", "content": "hi"}])
+        await sdk.close()
+        assert (await http.get("/admin/v1/nothing")).headers["content-type"].startswith("application/")

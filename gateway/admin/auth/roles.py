@@ -57,6 +57,8 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "keys.revoke": MAKERS,
     "keys.rotate": MAKERS,
     "playground.key": MAKERS,
+    "losses.read": ANYONE,
+    "losses.set": MAKERS,
     "projects.list": ANYONE,
     "projects.create": ADMINS,
     "projects.join": ADMINS,
@@ -229,6 +231,8 @@ CONCERNS: Final[dict[str, Own | Seen | Of]] = {
     "keys.revoke": Of("key", "path", "key_id"),
     "keys.rotate": Of("key", "path", "key_id"),
     "playground.key": Of("project", "body", "project_id"),
+    "losses.read": Of("scope", "path", "scope_id"),
+    "losses.set": Of("scope", "path", "scope_id"),
     "projects.list": Seen(),
     "projects.create": Of("organisation", "body", "organisation_id", optional=True),
     # Out of one team and into another: whoever leads one of them alone may not.

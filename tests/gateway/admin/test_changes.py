@@ -53,6 +53,30 @@ async def test_a_key_is_shown_once_and_lives_by_its_terms(made: World, browser: 
     assert (await _last(made, browser))["action"] == "key.revoke"
 
 
+async def test_losses_are_said_by_the_nearest(made: World, browser: Browser) -> None:
+    shown = await browser.send("POST", "/keys", {"project_id": "proj_shop", "name": "till 5"})
+    key, project = f"/losses/key/{shown['key']['id']}", "/losses/project/proj_shop"
+
+    async def said(path: str) -> tuple[Any, ...]:
+        found = await browser.get(path)
+        return found["own"], found["effective"], found["said_by"]
+
+    assert await said(key) == (None, "strict", "settings")
+    await browser.send("PUT", project, {"mode": "lenient"})
+    assert (await said(key), await said(project)) == ((None, "lenient", "project"), ("lenient", "lenient", "project"))
+    told = await browser.send("PUT", key, {"mode": "strict"})
+    assert (told["own"], told["said_by"]) == ("strict", "key")
+    trace = await _last(made, browser)
+    assert (trace["action"], trace["after"]) == ("key.losses", {"losses": "strict"})
+    await browser.send("PUT", key, {"mode": None})
+    await browser.send("PUT", project, {"mode": None})
+    assert await said(key) == (None, "strict", "settings")
+    assert (await browser.call("PUT", project, {"mode": "loose"})).status_code == 422
+    assert (await browser.call("GET", "/losses/team/none")).status_code == 422
+    assert (await browser.call("GET", "/losses/key/none")).status_code == 404
+    assert (await browser.call("PUT", "/losses/project/none", {"mode": "strict"})).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [

@@ -41,6 +41,8 @@ MATRIX = [
     ("PATCH", "/keys/none", {"name": "k"}, MAKERS),
     ("DELETE", "/keys/none", None, MAKERS),
     ("POST", "/keys/none/rotate", {}, MAKERS),
+    ("GET", "/losses/key/none", None, ALL),
+    ("PUT", "/losses/project/none", {"mode": "strict"}, MAKERS),
     ("POST", "/playground/key", {"project_id": "none"}, MAKERS),
     ("GET", "/projects", None, ALL),
     ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),

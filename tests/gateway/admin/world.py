@@ -27,7 +27,7 @@ from gateway.admin.auth import people
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.auth.roles import Role
 from gateway.admin.reading import Reader
-from gateway.admin.routes import admin_routes
+from gateway.admin.routes import ASTRAY, admin_routes
 from gateway.admin.services import Services, Switchyard
 from gateway.admission.key_admin import KeyAdmin, KeyTerms
 from gateway.catalogue.changes import Changes
@@ -101,7 +101,8 @@ class World:
         if dist is not None:
             return Litestar(admin_routes(lambda: self.services, dist=dist), openapi_config=None)
         if self._app is None:
-            self._app = Litestar(admin_routes(lambda: self.services), openapi_config=None)
+            routes = admin_routes(lambda: self.services)
+            self._app = Litestar(routes, openapi_config=None, exception_handlers=ASTRAY)
         return self._app
 
     async def link(self, role: Role = Role.OWNER, name: str | None = None) -> str:
