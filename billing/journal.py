@@ -46,6 +46,8 @@ AHEAD_BYTES: Final = 256 * 1024
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 
 _HEADER: Final = struct.Struct("<II")
+# Read at a time: the longest frame fits. A worker that is far behind must not hold a whole segment in memory.
+_PART_BYTES: Final = _HEADER.size + MAX_PAYLOAD_BYTES
 _ZEROS: Final = bytes(AHEAD_BYTES)
 _NO_ZERO: Final = re.compile(rb"[^\0]")
 _encoder = msgspec.msgpack.Encoder()
@@ -287,16 +289,32 @@ def read_segment(path: Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
 
     Stops at the first frame that is not whole: in a living owner's segment it is being written, in a dead one's it is
     what a crash left. Raises: ValueError if the file is not a segment, or holds an entry this version can not read."""
-    with path.open("rb") as file:
-        if offset == 0:
-            magic = file.read(len(MAGIC))
-            if len(magic) < len(MAGIC):
-                return
-            if magic != MAGIC:
-                raise ValueError(f"not a journal segment: {path}")
-            offset = len(MAGIC)
+    if offset == 0:
+        magic = _part(path, 0, len(MAGIC))
+        if len(magic) < len(MAGIC):
+            return
+        if magic != MAGIC:
+            raise ValueError(f"not a journal segment: {path}")
+        offset = len(MAGIC)
+    whole = False
+    while not whole:
+        data = _part(path, offset, _PART_BYTES)
+        whole = len(data) < _PART_BYTES
+        end = offset
+        for end, entry in _entries(path, data, offset):
+            yield end, entry
+        whole = whole or end == offset
+        offset = end
+
+
+def _part(path: Path, offset: int, most: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        data = file.read()
+        return file.read(most)
+
+
+def _entries(path: Path, data: bytes, offset: int) -> Iterator[tuple[int, Entry]]:
+    """Of the whole frames that `data`, which begins at `offset`, begins with."""
     position = 0
     while position + _HEADER.size <= len(data):
         length, checksum = _HEADER.unpack_from(data, position)

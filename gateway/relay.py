@@ -82,12 +82,12 @@ class Translation:
     def _watch(self, events: Iterator[Event]) -> Iterator[Event]:
         for event in events:
             match event:
-                case ResponseStart(created=None):
-                    yield replace(event, created=self._now_s)
-                    continue
                 case PartDelta():
                     self.started = True
                     self.output_bytes += len(event.text.encode())
+                case ResponseStart(created=None):
+                    yield replace(event, created=self._now_s)
+                    continue
                 case PartStart(part=part):
                     self.started = True
                     self.output_bytes += part_bytes(part)
@@ -98,6 +98,8 @@ class Translation:
 
 class Opened:
     """A stream whose first event has arrived: `head` are the client bytes so far, the rest is still to come."""
+
+    __slots__ = ("answer", "chunks", "ended", "head", "stream")
 
     def __init__(self, answer: Answer, stream: Stream, chunks: AsyncIterator[bytes], head: bytes, ended: bool) -> None:
         self.answer = answer

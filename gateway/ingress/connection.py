@@ -191,6 +191,27 @@ class ClientConnection(HttpToolsProtocol):
 class Exchange:
     """One request of the data plane and its reply. It runs once its body is whole and those before it are answered."""
 
+    __slots__ = (  # Ten thousand open streams are ten thousand of these.
+        "_asked",
+        "_chunks",
+        "_connection",
+        "_early",
+        "_has_turn",
+        "_heart",
+        "_hot",
+        "_parts",
+        "_refused",
+        "_size",
+        "_streams",
+        "_task",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+        "response_started",
+        "route",
+        "whole",
+    )
+
     def __init__(self, connection: ClientConnection, hot: HotPath, route: Route, asked: Asked) -> None:
         self._connection = connection
         self._hot = hot

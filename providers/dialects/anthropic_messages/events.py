@@ -248,7 +248,12 @@ class EventEncoder:
 
     def _frames(self, events: Iterable[Event]) -> Iterator[bytes]:
         for event in events:
-            match event:
+            match event:  # The commonest first: each case that does not fit costs.
+                case PartDelta(index, text):
+                    if text and index in self._unsaid:
+                        yield from self._start(index, self._unsaid.pop(index))
+                    if index in self._open:
+                        yield from self._delta(self._open[index], event)
                 case ResponseStart():
                     yield self._message_start(event)
                     yield _PING
@@ -257,11 +262,6 @@ class EventEncoder:
                     self._unsaid[index] = part
                 case PartStart(index, part, 0):
                     yield from self._start(index, part)
-                case PartDelta(index, text) if text and index in self._unsaid:
-                    yield from self._start(index, self._unsaid.pop(index))
-                    yield from self._delta(self._open[index], event)
-                case PartDelta(index) if index in self._open:
-                    yield from self._delta(self._open[index], event)
                 case PartEnd(index, whole) if index in self._open:
                     block = self._open.pop(index)
                     yield from self._last_words(block, whole)

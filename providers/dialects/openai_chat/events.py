@@ -109,14 +109,17 @@ class EventDecoder:
             yield from self._finish()
             return
         chunk = read_answer(frame.data)
-        self.usage = self.usage.at_least(usage_of(chunk))
+        if chunk.usage is not None or chunk.x_groq is not None or chunk.service_tier != self.usage.service_tier:
+            self.usage = self.usage.at_least(usage_of(chunk))
         if not self._started and (chunk.choices or chunk.usage is not None):
             # Azure's first chunk has neither choices nor a true id: the answer starts with the one behind it.
             self._started = True
             created = int(chunk.created) if chunk.created is not None else None
             yield ResponseStart(chunk.id or "", chunk.model or "", created)
         for choice in chunk.choices or ():
-            candidate = self._candidates.setdefault(choice.index, _Candidate())
+            candidate = self._candidates.get(choice.index)
+            if candidate is None:
+                candidate = self._candidates[choice.index] = _Candidate()
             delta = choice.delta or choice.message
             logprobs = logprobs_in(choice.logprobs)
             if delta is not None:
@@ -129,11 +132,13 @@ class EventDecoder:
         self, candidate: _Candidate, number: int, delta: wire.AnsweredMessage, logprobs: tuple[Logprob, ...]
     ) -> Iterator[Event]:
         text, thinking = texts_of(delta.content) if delta.content else ("", "")
-        for part in reasoning_parts(delta.reasoning_details, delta.reasoning, delta.reasoning_content or thinking):
-            assert isinstance(part, ReasoningPart)
-            yield from self._reasoning(candidate, number, part)
+        if delta.reasoning_details or delta.reasoning or delta.reasoning_content or thinking:
+            for part in reasoning_parts(delta.reasoning_details, delta.reasoning, delta.reasoning_content or thinking):
+                assert isinstance(part, ReasoningPart)
+                yield from self._reasoning(candidate, number, part)
         if text or (logprobs and not delta.refusal):
-            yield from self._switch(candidate, number, TextPart(""))
+            if candidate.open is None or candidate.open_kind is not TextPart:  # Asked here, too: the usual case.
+                yield from self._switch(candidate, number, TextPart(""))
             candidate.text.append(text)
             yield self._more(candidate, text, logprobs)
         if delta.refusal:

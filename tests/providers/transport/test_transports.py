@@ -432,14 +432,14 @@ async def test_a_slow_reader_slows_the_peer(http1: Http1Transport) -> None:
             peer.writer.write(block)
             written += len(block)
             drained = asyncio.ensure_future(peer.writer.drain())
-            done, _ = await asyncio.wait({drained}, timeout=0.2)
+            done, _ = await asyncio.wait({drained}, timeout=1.5)
             if not done:
                 blocked.set()
             await drained
 
     async with RawServer(flood) as server:
         # Waiting longer than between_bytes: the silence is ours and must not be held against the peer.
-        response = await http1.send(post(server.url), Timeouts(between_bytes_s=0.1))
+        response = await http1.send(post(server.url), Timeouts(between_bytes_s=1.0))
         await blocked.wait()
         assert written < total
         size = 0
