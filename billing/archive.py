@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, and_, delete, exists, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing import schema
+from billing import partitions, schema
 from billing.db import reading, writing
 from billing.statements import day_name
 from billing.sums import NS_PER_DAY
@@ -94,7 +94,7 @@ async def retain(
         query = select(sealed.c.day).where(sealed.c.pruned.is_(True), left)
         late = list((await db.execute(query)).scalars())
     for day in late:
-        await _delete_rows(engine, day)
+        await _remove(engine, day)
     return gone
 
 
@@ -115,8 +115,14 @@ async def _let_go(engine: AsyncEngine, day: int, archive: Path | None, form: For
         )
         if not marked.rowcount:
             return False
-    await _delete_rows(engine, day)
+    await _remove(engine, day)
     return True
+
+
+async def _remove(engine: AsyncEngine, day: int) -> None:
+    """Raises: DBAPIError while somebody reads what is to be dropped; the next `retain` tries again."""
+    if not await partitions.drop_day(engine, day):
+        await _delete_rows(engine, day)
 
 
 async def _delete_rows(engine: AsyncEngine, day: int) -> None:
@@ -127,7 +133,8 @@ async def _delete_rows(engine: AsyncEngine, day: int) -> None:
                 select(rows.c.id).where(_of_day(rows.c, day)).order_by(rows.c.at_ns, rows.c.id).limit(_DELETED_AT_ONCE)
             )
             await db.execute(delete(queue).where(queue.c.record_id.in_(some)))
-            went = (await db.execute(delete(rows).where(rows.c.id.in_(some)))).rowcount
+            await partitions.forget(db, some)
+            went = (await db.execute(delete(rows).where(rows.c.id.in_(some), _of_day(rows.c, day)))).rowcount
 
 
 def _of_day(rows: Any, day: Any) -> ColumnElement[bool]:

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing import schema
+from billing import partitions, schema
 from billing.accounts import upsert
 from billing.money import PUSD_PER_USD, format_usd
 
@@ -68,6 +68,7 @@ async def enqueue(db: AsyncConnection, exports: Sequence[str], rows: Sequence[Ma
 async def enqueue_span(db: AsyncConnection, export: str, since_ns: int, until_ns: int) -> int:
     """What was there before the export was, or once more. Returns: how many requests."""
     rows = schema.usage_records.c
+    await partitions.locate(db, since_ns, until_ns)
     query = select(literal(export), rows.id, literal(0)).where(rows.at_ns >= since_ns, rows.at_ns < until_ns)
     statement = upsert(db, schema.export_queue).from_select(["export", "record_id", "due_ns"], query)
     return int((await db.execute(statement.on_conflict_do_nothing())).rowcount)
@@ -83,7 +84,8 @@ async def due(db: AsyncConnection, export: str, *, now_ns: int, most: int) -> li
         .order_by(queue.due_ns, rows.id)
         .limit(most)
     )
-    return [_event(row) for row in (await db.execute(query)).mappings()]
+    found = await db.execute(partitions.located(db, query, queue.record_id))
+    return [_event(row) for row in found.mappings()]
 
 
 async def done(db: AsyncConnection, export: str, ids: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing import accounts, schema
+from billing import accounts, partitions, schema
 from billing.db import metadata
 from billing.sums import NS_PER_DAY
 
@@ -50,6 +50,7 @@ async def _remove_postings(db: AsyncConnection, organisation_id: str, gone: dict
     """What is posted for its requests, and whatever touches its account."""
     table, customer = schema.transfers, accounts.customer(organisation_id)
     records = select(schema.usage_records.c.id).where(schema.usage_records.c.organisation_id == organisation_id)
+    await partitions.forget(db, records)
     its = or_(table.c.debit == customer, table.c.credit == customer, table.c.record_id.in_(records))
     moved: defaultdict[str, int] = defaultdict(int)
     for row in await db.execute(select(table.c.debit, table.c.credit, table.c.amount_pusd).where(its)):

@@ -1,7 +1,8 @@
 """Ships journals into SQL: usage rows, transfers and the read offset in one transaction, each record once.
 
 Any number of workers may run at once. One run of a journal is shipped by whoever holds its ship lock; beneath that the
-offset moves by compare-and-set and a record's id is the row's primary key, so even without the lock nothing doubles.
+offset moves by compare-and-set and a record's id is unique (billing.partitions), so even without the lock nothing
+doubles.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing import exports, journal, ledger, rollups, schema
+from billing import exports, journal, ledger, partitions, rollups, schema
 from billing.db import reading, writing
 from billing.errors import UnknownPrice
 from billing.money import MAX_AMOUNT_PUSD
@@ -267,7 +268,7 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
             continue
         await db.execute(
             update(table)
-            .where(table.c.id == record.id)
+            .where(table.c.id == record.id, table.c.at_ns == record.at_ns)
             .values(charge_pusd=price.sale_pusd, cost_pusd=price.cost_pusd, price_id=sheet.id)
         )
         await rollups.price(db, dict(row), price.sale_pusd, price.cost_pusd)
@@ -281,9 +282,7 @@ async def _unknown(db: AsyncConnection, records: Sequence[UsageRecord]) -> list[
     offered: dict[str, UsageRecord] = {}
     for record in records:
         offered.setdefault(record.id, record)
-    table = schema.usage_records
-    known = await db.execute(select(table.c.id).where(table.c.id.in_(list(offered))))
-    for (record_id,) in known:
+    for record_id in await partitions.known(db, list(offered)):
         del offered[record_id]
     return list(offered.values())
 
@@ -296,6 +295,7 @@ async def _write(
         return
     rows = [_row(record, price) for record, price in charged]
     transfers = [each for record, price in charged if price for each in ledger.usage_transfers(record, price)]
+    await partitions.claim(db, rows)
     await db.execute(insert(schema.usage_records), rows)
     await rollups.add(db, rows)
     await exports.enqueue(db, targets, rows)

@@ -14,6 +14,7 @@ from billing.archive import retain
 from billing.chores import Chore
 from billing.days import seal_due
 from billing.db import reading, writing
+from billing.partitions import make_days, partitioned
 from billing.payments import expire_grants
 from gateway.alerting import Messenger, evaluate_and_deliver
 from gateway.config import Settings
@@ -33,6 +34,9 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
 
     async def seal(now_ns: int) -> int:
         return await seal_due(engine, now_ns=now_ns)
+
+    async def make(now_ns: int) -> int:
+        return await make_days(engine, now_ns=now_ns)
 
     async def expire(now_ns: int) -> int:
         async with writing(engine) as db:
@@ -78,6 +82,7 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
 
     try:
         yield [
+            *([Chore("usage tables", 3600, make)] if partitioned(engine) else []),
             Chore("seal days", 600, seal, lease_s=3600),
             Chore("expire grants", 60, expire),
             Chore("alerts", 30, tell),

@@ -1,5 +1,8 @@
 """How long reports take over many rows: `python -m tests.bench.reports --rows 5000000 --json [--database postgresql]`.
 
+On PostgreSQL each day is a table; with `--migrated` the rows are made as the release before days kept them, and
+migrated, which is timed as well: then all of them lie in one table.
+
 Rows are made by SQL: of 90 days, 50 organisations, 100 keys with an alias each, 20 models, 4 outcomes, 500 end users,
 10 tags. Hours are made by the migration's own query, days by the worker's chore. The reports are asked for through the
 admin API's own functions, over the last 30 days before a time in mid-hour, and over everything. With `--keep FOLDER`
@@ -17,14 +20,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing import days, schema
+from billing import days, partitions, schema
 from billing.accounts import Scope
 from billing.db import create_engine, reading, writing
-from billing.migrate import migrations, upgrade
+from billing.migrate import configuration, migrations, upgrade
 from billing.statements import Dimension, spent, usage_by
 from gateway.admin import reports
 from gateway.admin.api.savings import saved
@@ -71,6 +76,13 @@ async def explorer(db: Any, by: str, period: Period, filters: dict[str, list[str
     await reports.explore(db, by, BUCKETS["day"], period, filters, limit=50, top=TOP)
 
 
+async def one_request(db: Any) -> None:
+    since_ns, until_ns = await partitions.span_of(db, ["req_77777"])
+    rows = schema.usage_records
+    query = select(rows).where(rows.c.id == "req_77777", rows.c.at_ns >= since_ns, rows.c.at_ns < until_ns)
+    assert (await db.execute(query)).one()
+
+
 async def overview(db: Any, period: Period) -> None:
     """What GET /overview asks, but for its budgets."""
     await reports.explore(db, "alias", BUCKETS["day"], period, {}, limit=TOP, top=TOP)
@@ -81,7 +93,10 @@ async def overview(db: Any, period: Period) -> None:
         await reports.first_token(db, each)
 
 
-async def fill(engine: AsyncEngine, count: int) -> dict[str, float]:
+async def fill(engine: AsyncEngine, count: int, *, migrated: bool) -> dict[str, float]:
+    made_by_day = engine.dialect.name == "postgresql" and not migrated
+    if made_by_day:
+        await _begin_days(engine)
     begun = time.perf_counter()
     step = SPAN_NS // count
     for first in range(0, count, CHUNK):
@@ -90,6 +105,17 @@ async def fill(engine: AsyncEngine, count: int) -> dict[str, float]:
             values = {"begin": BEGIN_NS, "step": step, "first": first, "last": last}
             await db.execute(text(INSERT[engine.dialect.name]), values)
     made = time.perf_counter()
+    moved = {}
+    if migrated:
+        async with writing(engine) as db:
+            await db.execute(text("ANALYZE"))
+        await upgrade(engine.url.render_as_string(hide_password=False))
+        moved = {"days_begun_by_migration_s": round(time.perf_counter() - made, 1)}
+        made = time.perf_counter()
+    async with writing(engine) as db:
+        if made_by_day:
+            await db.execute(text("INSERT INTO usage_ids SELECT id, at_ns FROM usage_records ORDER BY at_ns"))
+    claimed = time.perf_counter()
     async with writing(engine) as db:
         await db.run_sync(_make_hours)
     hours = time.perf_counter()
@@ -99,9 +125,37 @@ async def fill(engine: AsyncEngine, count: int) -> dict[str, float]:
         await db.execute(text("ANALYZE"))
     return {
         "rows_made_s": round(made - begun, 1),
-        "hours_by_migration_s": round(hours - made, 1),
+        **moved,
+        "ids_s": round(claimed - made, 1),
+        "hours_by_migration_s": round(hours - claimed, 1),
         "days_sealed_s": round(sealed - hours, 1),
     }
+
+
+async def _begin_days(engine: AsyncEngine) -> None:
+    """As an installation has them that was there before the rows: a fresh one begins today."""
+    async with writing(engine) as db:
+        await db.execute(text("ALTER TABLE usage_records DETACH PARTITION usage_records_before"))
+        first = BEGIN_NS // DAY_NS * DAY_NS
+        bounds = f"FOR VALUES FROM (MINVALUE) TO ({first})"
+        await db.execute(text(f"ALTER TABLE usage_records ATTACH PARTITION usage_records_before {bounds}"))
+    await partitions.make_days(engine, now_ns=BEGIN_NS, ahead=SPAN_NS // DAY_NS + 1)
+
+
+async def sizes(engine: AsyncEngine) -> dict[str, int]:
+    """Bytes on the disk, indexes included, of what grows with requests."""
+    query = text(
+        "SELECT CASE WHEN c.relname LIKE 'usage_records%' THEN 'usage_records' ELSE c.relname END AS name, "
+        "sum(pg_total_relation_size(c.oid)), sum(pg_indexes_size(c.oid)) FROM pg_class AS c "
+        "WHERE c.relkind = 'r' AND c.relname LIKE 'usage%' GROUP BY 1 ORDER BY 1"
+    )
+    if engine.dialect.name != "postgresql":
+        return {}
+    async with reading(engine) as db:
+        found: dict[str, int] = {}
+        for name, whole, indexes in await db.execute(query):
+            found |= {f"{name}_bytes": int(whole), f"{name}_index_bytes": int(indexes)}
+        return found
 
 
 def _make_hours(connection: Connection) -> None:
@@ -120,13 +174,21 @@ def _make_hours(connection: Connection) -> None:
         module._make_hours(module.NAMES)
 
 
-async def measure(url: str, count: int) -> dict[str, Any]:
+async def measure(url: str, count: int, *, migrated: bool = False) -> dict[str, Any]:
     engine = create_engine(url)
-    async with reading(engine) as db:
-        known = (await db.execute(select(func.count()).select_from(schema.usage_hours))).scalar_one()
+    if migrated:
+        script = ScriptDirectory.from_config(configuration())
+        async with writing(engine) as db:
+            before = str(script.get_revision("usage_partitions").down_revision)
+            await db.run_sync(lambda connection: command.upgrade(configuration(connection), before))
+        known = 0
+    else:
+        async with reading(engine) as db:
+            known = (await db.execute(select(func.count()).select_from(schema.usage_hours))).scalar_one()
     result: dict[str, Any] = {"rows": count, "database": engine.dialect.name}
     if not known:
-        result |= await fill(engine, count)
+        result |= await fill(engine, count, migrated=migrated)
+    result |= await sizes(engine)
     async with reading(engine) as db:
         for table in (schema.usage_hours, schema.usage_days, schema.usage_day_facets, schema.usage_day_waits):
             result[table.name] = (await db.execute(select(func.count()).select_from(table))).scalar_one()
@@ -148,8 +210,12 @@ async def measure(url: str, count: int) -> dict[str, Any]:
         engine, lambda db: explorer(db, "end_user", month, one), times=1
     )
     week = Period(end_ns - 7 * DAY_NS, end_ns)
+    ms["one request by its id"] = await timed(engine, one_request)
     ms["saved by caches, 7 days, from rows"] = await timed(engine, lambda db: saved(db, week, {}), times=1)
     result["ms"] = ms
+    begun = time.perf_counter()
+    if await partitions.drop_day(engine, BEGIN_NS // DAY_NS + 1):
+        result["day_dropped_ms"] = round((time.perf_counter() - begun) * 1e3, 1)
     await engine.dispose()
     return result
 
@@ -159,11 +225,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--keep", type=Path, help="a folder for the SQLite file; filled only if it is not there")
+    parser.add_argument("--migrated", action="store_true", help="PostgreSQL: rows from before there were days")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.database == "postgresql":
-        with services.postgres() as databases, databases.clone() as url:
-            result = asyncio.run(measure(url, asked.rows))
+        with services.postgres() as databases, databases.clone(migrated=not asked.migrated) as url:
+            result = asyncio.run(measure(url, asked.rows, migrated=asked.migrated))
     else:
         folder = asked.keep or Path(tempfile.mkdtemp(prefix="fbx-reports-"))
         folder.mkdir(parents=True, exist_ok=True)

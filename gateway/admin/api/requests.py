@@ -14,6 +14,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing import partitions
 from billing.money import format_usd
 from billing.pricelist import load_sheet
 from billing.schema import transfers, usage_records
@@ -166,11 +167,14 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
     money = actor.role in TELLERS
     for _ in range(WAIT_TRIES):
         async with services.reader.reading() as db:
-            if (await db.execute(select(usage_records.c.id).where(usage_records.c.id == request_id))).first():
+            if await partitions.known(db, [request_id]):
                 break
         await asyncio.sleep(WAIT_S)
     async with services.reader.reading() as db:
-        found = await db.execute(select(usage_records).where(usage_records.c.id == request_id))
+        since_ns, until_ns = await partitions.span_of(db, [request_id])
+        when = usage_records.c.at_ns
+        query = select(usage_records).where(usage_records.c.id == request_id, when >= since_ns, when < until_ns)
+        found = await db.execute(query)
         row = found.mappings().first()
         if row is None or not sight.shows("project", row["project_id"]):
             raise not_found("request", request_id, "It shows within a second of its end; a refused one never does.")
