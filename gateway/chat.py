@@ -16,7 +16,18 @@ from gateway.answers import WHOLE, Answers, Kept, Place, asked_again, served
 from gateway.continuing import Continuing, may_continue
 from gateway.desk import Ask, Booking, Desk
 from gateway.errors import GatewayError
-from gateway.exchange import Headers, Inbound, Providers, Reply, SayError, forwarded, in_usd, is_strict, tags_of
+from gateway.exchange import (
+    Headers,
+    Inbound,
+    Providers,
+    Reply,
+    SayError,
+    forwarded,
+    in_usd,
+    is_strict,
+    queue_of,
+    tags_of,
+)
 from gateway.guardrails.passing import asked_call, guarded_answer, visited, with_slack
 from gateway.guardrails.watch import Watch
 from gateway.marking import marked_call, wants_markers
@@ -78,7 +89,8 @@ class Chat:
 
     async def _serve(self, inbound: Inbound, who: Principal, call: Call, visit: Visit | None) -> Reply:
         call, preferences = preferred(call, inbound.headers)
-        ask = ask_of(call, preferences, session_of(call.request, inbound.headers), tags_of(inbound.headers))
+        said = inbound.headers
+        ask = ask_of(call, preferences, session_of(call.request, said), tags_of(said), queue_of(said))
         if among := self._desk.among(ask.alias, preferences):
             held, tokens = await self._known.held(call, among, ask.size.text_bytes, salt_of(call.request, who))
             ask = replace(ask, held_tokens=held, input_tokens=tokens) if held else ask
@@ -303,7 +315,13 @@ class Chat:
         return arrival
 
 
-def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = None, tags: tuple[str, ...] = ()) -> Ask:
+def ask_of(
+    call: Call,
+    preferences: Preferences = NONE,
+    session: str | None = None,
+    tags: tuple[str, ...] = (),
+    queue_s: float | None = None,
+) -> Ask:
     request = call.request
     return Ask(
         request_id=call.request_id,
@@ -319,6 +337,7 @@ def ask_of(call: Call, preferences: Preferences = NONE, session: str | None = No
         session=session,
         prompt=partial(chain_of, request),
         tags=tags,
+        queue_s=queue_s,
     )
 
 

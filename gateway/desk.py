@@ -43,7 +43,7 @@ class Ask(Struct, frozen=True):
     session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
     counts: at worst, of what is not sold by its text (reranking, sound, images). grades: price variants that fit it
     closer than its tier's, the closest first. held_tokens: by deployment how much of the prompt it told us it holds.
-    input_tokens: as an engine counted them."""
+    input_tokens: as an engine counted them. queue_s: how long the client would wait for its turn."""
 
     request_id: str
     dialect: str
@@ -63,6 +63,7 @@ class Ask(Struct, frozen=True):
     tags: tuple[str, ...] = ()
     held_tokens: Mapping[str, int] = COLD
     input_tokens: int | None = None
+    queue_s: float | None = None
 
     @property
     def load(self) -> Load:
@@ -220,7 +221,8 @@ class Desk:
         route = self._dispatcher.promised(route)
         if any(leg.deployment.max_parallel is not None for leg in route.legs):
             urgency = _URGENCY.get(ask.service_tier or "", 1)
-            route = replace(route, turn=Turn(who.key_id, urgency, ask.size.text_bytes // 4 + 1))
+            wait_s = self._dispatcher.patience_s(route.terms.queue_s, ask.queue_s)
+            route = replace(route, turn=Turn(who.key_id, urgency, ask.size.text_bytes // 4 + 1, who.weight, wait_s))
         while True:
             try:
                 most, admission = await self._admit(route, ask, who, now_ns)

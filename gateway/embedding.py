@@ -8,7 +8,7 @@ from billing.usage import Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import InvalidRequest, Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, queue_of, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -33,7 +33,7 @@ class Embedding:
         if who.guard is not None:
             call = await self._looked_at(call, inbound, who)
             request = call.request
-        ask = ask_of(call, tags_of(inbound.headers))
+        ask = ask_of(call, tags_of(inbound.headers), queue_of(inbound.headers))
         ask = ask if inbound.tier is None else replace(ask, service_tier=inbound.tier)
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
         dropped: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def dialect_of(inbound: Inbound) -> EmbeddingDialect:
     return embeddings.BATCH if inbound.route.batch else embeddings.ONE
 
 
-def ask_of(call: EmbeddingCall, tags: tuple[str, ...] = ()) -> Ask:
+def ask_of(call: EmbeddingCall, tags: tuple[str, ...] = (), queue_s: float | None = None) -> Ask:
     return Ask(
         request_id=call.request_id,
         dialect=call.dialect,
@@ -96,6 +96,7 @@ def ask_of(call: EmbeddingCall, tags: tuple[str, ...] = ()) -> Ask:
         answers=False,
         end_user=call.request.user,
         tags=tags,
+        queue_s=queue_s,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
@@ -87,6 +88,22 @@ def tags_of(headers: Mapping[str, str]) -> tuple[str, ...]:
             f"x-farebox-tags: at most {TAGS_MAX} tags of {TAG_CHARS_MAX} characters", param="x-farebox-tags"
         )
     return tags
+
+
+QUEUE = "x-farebox-queue-s"
+
+
+def queue_of(headers: Mapping[str, str]) -> float | None:
+    """How many seconds the client would wait for its turn; 0: not at all. Raises: InvalidRequest."""
+    if (said := headers.get(QUEUE)) is None:
+        return None
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < inf:
+        raise InvalidRequest(f"{QUEUE} is a number of seconds, 0 or more, not {said[:20]!r}", param=QUEUE)
+    return seconds
 
 
 LOSSES = "x-farebox-losses"

@@ -17,7 +17,7 @@ from billing.usage import Meter, Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Booking, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, queue_of, tags_of
 from gateway.metering import Size, outcome_of
 from gateway.routing.fallback import Journey
 from gateway.routing.policy import Leg
@@ -77,6 +77,7 @@ class Media:
             counts=at_worst(request),
             grades=grades_of(request),
             tags=tags_of(inbound.headers),
+            queue_s=queue_of(inbound.headers),
         )
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 

@@ -167,6 +167,9 @@ class AliasTerms(Section, frozen=True, kw_only=True):
     """Other aliases, or `provider/model`, asked in this order when every deployment above has failed."""
     fallback_on: tuple[Literal["content_filter"], ...] = ()
     """Beside outages, throttling and too long a prompt: refusals after which the next deployment is asked."""
+    queue_s: Seconds | None = None
+    """How long a request waits for its turn at deployments with `max_parallel`, all of them together. None: as
+    `routing.queue_s`. A request may say less: `x-farebox-queue-s: 0.5`."""
     max_request_usd: Decimal | None = None
     """Deployments where a request with its longest answer may cost more are not tried. None: no ceiling."""
 

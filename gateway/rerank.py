@@ -9,7 +9,7 @@ from billing.usage import Meter, Outcome
 from gateway.admission import Principal
 from gateway.desk import Ask, Desk
 from gateway.errors import Unsupported
-from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, tags_of
+from gateway.exchange import Inbound, Providers, Reply, SayError, in_usd, is_strict, queue_of, tags_of
 from gateway.metering import size_of_texts
 from gateway.routing.policy import Leg
 from gateway.settlement import Ending
@@ -52,6 +52,7 @@ class Rerank:
             answers=False,
             counts=at_worst(request),
             tags=tags_of(inbound.headers),
+            queue_s=queue_of(inbound.headers),
         )
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
 

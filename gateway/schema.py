@@ -46,6 +46,7 @@ virtual_keys: Final = Table(
     Column("rpm", BigInteger),  # None here and in the next two: no limit of its own.
     Column("tpm", BigInteger),
     Column("parallel", BigInteger),
+    Column("weight", Integer),  # Its share where requests wait for a turn. None: 1.
     Column("expires_at_ns", BigInteger),
     Column("revoked_at_ns", BigInteger),
     Column("created_at_ns", BigInteger, nullable=False),

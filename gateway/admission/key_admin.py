@@ -33,17 +33,19 @@ WARN_NS: Final = 14 * _DAY_NS
 """How long before its end a key is pointed out."""
 _NAMED_MAX: Final = 500
 _WINDOW_MS_MAX: Final = 86_400_000
+WEIGHT_MAX: Final = 1000
 _LIMIT_MAX: Final = 10**10  # x 86,400,000 ms is still a whole number in Lua.
 
 
 class KeyTerms(Struct, frozen=True, kw_only=True):
-    """What a key may do. None: no limit of its own."""
+    """What a key may do. None: no limit of its own, and of weight 1 where requests wait for their turn."""
 
     models: tuple[str, ...] | None = None
     allow_ips: tuple[str, ...] | None = None
     rpm: int | None = None
     tpm: int | None = None
     parallel: int | None = None
+    weight: int | None = None
     expires_at_ns: int | None = None
 
 
@@ -56,6 +58,7 @@ class KeyChanges(Struct, frozen=True, kw_only=True):
     rpm: int | UnsetType | None = UNSET
     tpm: int | UnsetType | None = UNSET
     parallel: int | UnsetType | None = UNSET
+    weight: int | UnsetType | None = UNSET
     expires_at_ns: int | UnsetType | None = UNSET
 
 
@@ -487,6 +490,7 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
                 rpm=row["rpm"],
                 tpm=row["tpm"],
                 parallel=row["parallel"],
+                weight=row["weight"],
                 expires_at_ns=row["expires_at_ns"],
             ),
             budgets=tuple(money.get(row["id"], ())),
@@ -545,6 +549,8 @@ def _check(values: dict[str, Any], now_ns: int) -> None:
                 raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS_MAX} characters", param=name)
             case (("rpm" | "tpm" | "parallel" | "amount"), int(number)) if not 0 <= number <= _LIMIT_MAX:
                 raise InvalidRequest(f"{name} must lie between 0 and {_LIMIT_MAX}, not {number}", param=name)
+            case "weight", int(number) if not 1 <= number <= WEIGHT_MAX:
+                raise InvalidRequest(f"weight must lie between 1 and {WEIGHT_MAX}, not {number}", param=name)
             case "expires_at_ns", int(at_ns) if at_ns <= now_ns:
                 raise InvalidRequest("the expiry lies in the past", param="expires")
             case "models", tuple(patterns) if not patterns or not all(patterns):

@@ -293,6 +293,7 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         strict=await _strict(db, row),
         guard=await _guard(db, _ids(row)),
         bodies=await _bodies(db, row["project_id"]),
+        weight=row["weight"] or 1,
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]

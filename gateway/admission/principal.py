@@ -84,7 +84,7 @@ class Budget(Struct, frozen=True):
 class Principal(Struct, frozen=True, dict=True):
     """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
     provider has no word for is refused; None: as the settings say. guard: what its prompts and answers must pass; None:
-    nothing. bodies: how its project logs them; None: it does not."""
+    nothing. bodies: how its project logs them; None: it does not. weight: its share where requests wait for a turn."""
 
     key_id: str
     public_id: str
@@ -98,6 +98,7 @@ class Principal(Struct, frozen=True, dict=True):
     strict: bool | None = None
     guard: Guard | None = None
     bodies: BodyLogging | None = None
+    weight: int = 1
 
     @cached_property
     def depends_on_facts(self) -> bool:

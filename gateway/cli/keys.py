@@ -50,6 +50,7 @@ async def create(
     rpm: int | None = None,
     tpm: int | None = None,
     parallel: int | None = None,
+    weight: int | None = None,
     models: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     allow_ip: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     expires: str | None = None,
@@ -73,6 +74,8 @@ async def create(
         Tokens a minute.
     parallel:
         Requests at once.
+    weight:
+        Its share where requests wait for their turn at a deployment, beside keys of weight 1.
     models:
         Models it may ask for, as globs: 'gpt-*' 'smollm2-*'. Default: all.
     allow_ip:
@@ -91,6 +94,7 @@ async def create(
         rpm=rpm,
         tpm=tpm,
         parallel=parallel,
+        weight=weight,
         expires_at_ns=span_ns(expires, now_ns, "--expires") if expires else None,
     )
     budgets = [(Window(budget_window), _amount(budget))] if budget else []
@@ -203,6 +207,27 @@ async def rotate(key: str, /, *, overlap: str = "24h", why: str | None = None, c
     value = _plain(info, projects.get(info.project_id, "")) | {"new_key": plain, "old_until": _iso(until_ns)}
     told = f"id {info.id}. The old secret works until {_iso(until_ns)}."
     emit(common, value, lambda: told if plain is None else f"{plain}\n\n{told} Keep this: it cannot be shown again.")
+    return OK
+
+
+@app.command(name="weight")
+async def weigh(key: str, weight: int, /, *, common: Changes = CHANGES) -> int:
+    """Give a key another share where requests wait for their turn at a deployment with max_parallel.
+
+    Parameters
+    ----------
+    key:
+        The key, as shown or whole.
+    weight:
+        1 to 1000. A key of weight 3 is served three times the tokens of one of weight 1 while both wait.
+    """
+    from gateway.admission.key_admin import KeyChanges
+
+    settings = common.settings()
+    async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
+        changes = KeyChanges(weight=weight)
+        info = await keys.update_key(_id_of(key), changes, actor=acting(ACTOR), now_ns=time.time_ns())
+    emit(common, {"key": info.id, "weight": weight}, lambda: f"{info.name}: weight {weight}")
     return OK
 
 
@@ -325,6 +350,7 @@ def _plain(info: KeyInfo, project: str) -> dict[str, Any]:
         "rpm": terms.rpm,
         "tpm": terms.tpm,
         "parallel": terms.parallel,
+        "weight": terms.weight or 1,
         "expires": _iso(terms.expires_at_ns),
         "created": _iso(info.created_at_ns),
         "state": info.state(time.time_ns()),

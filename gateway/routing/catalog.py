@@ -114,7 +114,8 @@ class Terms(Struct, frozen=True):
     a second one is asked too. past_filters: a refusal by one provider's content filter is not the last word.
     keep_s: how long an answer serves the same question again. cache_prompts: mark what a provider may cache.
     continues: a stream that breaks is carried on by the next deployment. shadow: who is asked again, for comparison.
-    similar: which kept answers serve a question that means the same."""
+    similar: which kept answers serve a question that means the same. queue_s: how long a request waits for its turn;
+    None: as the settings say."""
 
     strategy: Strategy = "weighted"
     most_pusd: int | None = None
@@ -126,6 +127,7 @@ class Terms(Struct, frozen=True):
     continues: bool = False
     shadow: Shadow | None = None
     similar: Similar | None = None
+    queue_s: float | None = None
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""
@@ -237,6 +239,7 @@ def from_settings(
             entry.continue_broken,
             None if entry.shadow is None else Shadow(entry.shadow.model, entry.shadow.share, entry.shadow.key_id),
             None if entry.similar_answers is None else _similar(entry.similar_answers),
+            entry.queue_s,
         )
         for entry in settings.models
     }

@@ -3,7 +3,8 @@
 Virtual token counters: each tenant has a counter of the tokens it was served, and the one with the lowest goes next.
 Who comes back after a pause is lifted to the lowest of those present, so nobody saves up turns by being quiet. While
 two tenants both wait, what they were served differs by at most the largest request and what runs at once, however much
-one of them asks for. Of whole answers the prompt alone is counted.
+one of them asks for. A tenant of weight 3 is counted a third, so it is served three times as much. Of whole answers the
+prompt alone is counted.
 Source: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024, read 2026-11.
 """
 
@@ -14,6 +15,9 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
+PART: Final = 1000
+"""Counters are in parts of a token: whole numbers whatever the weight."""
+
 # An output token costs a step of the model, an input token a part of one. Source: as above, section 4.2.
 OUTPUT_WEIGHT: Final = 2
 # Tenants whose counters are kept; of those beyond, the longest absent are forgotten and lifted when they come back.
@@ -21,7 +25,8 @@ TENANTS_MAX: Final = 10_000
 
 
 class FairQueue(Generic[T]):
-    """Tickets of tenants. urgency: lower goes first, whatever the counters say; they decide among equals."""
+    """Tickets of tenants. urgency: lower goes first, whatever the counters say; they decide among equals. served: in
+    parts of a token, by weight."""
 
     def __init__(self, slots: int, waiting_max: int) -> None:
         self.slots = slots
@@ -30,16 +35,18 @@ class FairQueue(Generic[T]):
         self.waiting = 0
         self.served: dict[str, int] = {}
         self._present: dict[str, int] = {}  # How many requests of a tenant run or wait.
+        self._weights: dict[str, int] = {}  # Of those present, as the latest request says.
         self._queues: dict[tuple[int, str], deque[tuple[T, int]]] = {}
 
     @property
     def is_full(self) -> bool:
         return self.running >= self.slots
 
-    def enter(self, tenant: str, ticket: T, urgency: int, tokens: int) -> tuple[bool, T | None]:
-        """tokens: of the prompt. Returns: whether it goes at once; and who has to give up its place, perhaps this one,
-        since no more may wait: the last of the tenant that has most."""
+    def enter(self, tenant: str, ticket: T, urgency: int, tokens: int, weight: int = 1) -> tuple[bool, T | None]:
+        """tokens: of the prompt. weight: the tenant's, from now on. Returns: whether it goes at once; and who has to
+        give up its place, perhaps this one, since no more may wait: the last of the tenant that has most."""
         self._come(tenant)
+        self._weights[tenant] = weight
         if self.running < self.slots and not self.waiting:
             self._start(tenant, tokens)
             return True, None
@@ -56,7 +63,7 @@ class FairQueue(Generic[T]):
         """One that ran has ended. Returns: whose turn it is now, and the ticket."""
         self.running -= 1
         if tenant in self.served:
-            self.served[tenant] += OUTPUT_WEIGHT * output_tokens
+            self._count(tenant, OUTPUT_WEIGHT * output_tokens)
         self._go(tenant)
         if not self.waiting or self.running >= self.slots:
             return None
@@ -80,7 +87,10 @@ class FairQueue(Generic[T]):
 
     def _start(self, tenant: str, tokens: int) -> None:
         self.running += 1
-        self.served[tenant] += tokens
+        self._count(tenant, tokens)
+
+    def _count(self, tenant: str, tokens: int) -> None:
+        self.served[tenant] += tokens * PART // self._weights.get(tenant, 1)
 
     def _come(self, tenant: str) -> None:
         if tenant not in self._present:
@@ -95,7 +105,7 @@ class FairQueue(Generic[T]):
     def _go(self, tenant: str) -> None:
         self._present[tenant] -= 1
         if not self._present[tenant]:
-            del self._present[tenant]
+            del self._present[tenant], self._weights[tenant]
             if not self._present:  # Nobody is there to be compared with.
                 self.served.clear()
 

@@ -137,6 +137,11 @@ class Dispatcher:
         """How many wait, where a deployment bounds how many it is asked at once; for metrics."""
         return [(name, turnstile.queue.waiting) for name, turnstile in self._turnstiles.items()]
 
+    def patience_s(self, of_alias: float | None, of_client: float | None) -> float:
+        """How long a request waits for its turn: as its alias says, else the settings; a client may want less."""
+        usual = self._terms.queue_s if of_alias is None else of_alias
+        return usual if of_client is None else min(usual, of_client)
+
     def heard(self, deployment_id: str, headers: Mapping[str, str]) -> None:
         """headers: of an answer, which may tell what is left of a quota."""
         if (quota := quota_of(headers, self._clock(), time.time())) is not None:
@@ -222,8 +227,11 @@ class Dispatcher:
             turnstile = Turnstile(deployment.id, deployment.max_parallel or 1, self._terms.queue_max)
             self._turnstiles[deployment.id] = turnstile
         turnstile.queue.slots = deployment.max_parallel or 1
-        wait_s = min(self._terms.queue_s, run.deadline - self._clock())
-        return await turnstile.enter(turn.tenant, turn.urgency, turn.tokens, wait_s)
+        now = self._clock()
+        if run.waits_until is None:  # However many deployments it waits for.
+            run.waits_until = now + (self._terms.queue_s if turn.wait_s is None else turn.wait_s)
+        wait_s = max(0.0, min(run.waits_until, run.deadline) - now)
+        return await turnstile.enter(turn.tenant, turn.urgency, turn.tokens, wait_s, turn.weight)
 
     def _is_well(self, health: Health) -> bool:
         return health.breaker.condition(self._clock()) in ("closed", "half_open")
@@ -303,11 +311,12 @@ class Dispatcher:
 class _Run:
     """One request's way through its plan."""
 
-    __slots__ = ("_deferred", "attempts", "deadline", "last", "legs", "plan", "stories", "tries")
+    __slots__ = ("_deferred", "attempts", "deadline", "last", "legs", "plan", "stories", "tries", "waits_until")
 
     def __init__(self, plan: RoutePlan, deadline: float) -> None:
         self.plan = plan
         self.deadline = deadline
+        self.waits_until: float | None = None
         self.legs = deque(plan.legs)
         self.attempts = 0
         self.stories: list[str] = []

@@ -43,11 +43,14 @@ class Leg(Struct, frozen=True):
 
 
 class Turn(Struct, frozen=True):
-    """Whose request it is, where it has to wait: the tenant; lower urgencies go first; tokens of its prompt."""
+    """Whose request it is, where it has to wait: the tenant and its weight; lower urgencies go first; tokens of its
+    prompt; how long it waits in all, None: as long as the settings say."""
 
     tenant: str = ""
     urgency: int = 1
     tokens: int = 0
+    weight: int = 1
+    wait_s: float | None = None
 
 
 ANYBODYS: Final = Turn()

@@ -20,12 +20,14 @@ class Turnstile:
         self._provider = provider
         self.queue: FairQueue[asyncio.Future[None]] = FairQueue(slots, waiting_max)
 
-    async def enter(self, tenant: str, urgency: int, tokens: int, wait_s: float) -> Callable[[int], None]:
+    async def enter(
+        self, tenant: str, urgency: int, tokens: int, wait_s: float, weight: int = 1
+    ) -> Callable[[int], None]:
         """Returns: what ends the turn, to be called once, with the tokens that were answered.
 
         Raises: Overloaded where too many wait, or for too long."""
         ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        goes, evicted = self.queue.enter(tenant, ticket, urgency, tokens)
+        goes, evicted = self.queue.enter(tenant, ticket, urgency, tokens, weight)
         if evicted is not None and not evicted.done():
             evicted.set_exception(self._saturated("too many requests wait for it"))
         if not goes:

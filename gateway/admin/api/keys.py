@@ -21,16 +21,18 @@ from gateway.admin.api.usage import BudgetView, budget_view
 from gateway.admin.api.values import Page, at_cursor, cursor, usd
 from gateway.admin.auth.grants import bounded, check_bounds, models_of
 from gateway.admin.auth.places import place_of
-from gateway.admin.auth.roles import Actor, Place
+from gateway.admin.auth.roles import ADMINS, Actor, Place
+from gateway.admin.problems import invalid
 from gateway.admin.services import Services
 from gateway.admin.times import DAY_NS, HOUR_NS, Stamp, stamp, unstamp
 from gateway.admin.wants import Caller, Office, Within
-from gateway.admission.key_admin import KeyChanges, KeyInfo, KeyTerms
+from gateway.admission.key_admin import WEIGHT_MAX, KeyChanges, KeyInfo, KeyTerms
 from gateway.admission.minting import PREFIX
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Patterns = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=200)]
 Bound = Annotated[int, Meta(ge=0)]
+Weight = Annotated[int, Meta(ge=1, le=WEIGHT_MAX)]
 
 PLAYGROUND_NS = HOUR_NS
 
@@ -50,6 +52,7 @@ class KeyView(Struct, frozen=True):
     rpm: int | None
     tpm: int | None
     parallel: int | None
+    weight: int
     expires_at: Stamp | None
     created_at: Stamp
     created_by: str
@@ -66,7 +69,8 @@ class NewKeyBudget(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewKeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """None: no limit of its own. models: shell globs of aliases; allow_ips: addresses or networks."""
+    """None: no limit of its own. models: shell globs of aliases; allow_ips: addresses or networks. weight: how much of
+    a saturated deployment it is given beside other keys, 1 where none is said."""
 
     project_id: str
     name: Name
@@ -75,6 +79,7 @@ class NewKeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
     rpm: Bound | None = None
     tpm: Bound | None = None
     parallel: Bound | None = None
+    weight: Weight | None = None
     expires_at: Stamp | None = None
     budgets: Annotated[list[NewKeyBudget], Meta(max_length=3)] = []
 
@@ -88,6 +93,7 @@ class KeyChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
     rpm: Bound | UnsetType | None = UNSET
     tpm: Bound | UnsetType | None = UNSET
     parallel: Bound | UnsetType | None = UNSET
+    weight: Weight | UnsetType | None = UNSET
     expires_at: Stamp | UnsetType | None = UNSET
 
 
@@ -157,6 +163,7 @@ async def create_key(data: JSONBody[NewKeyRequest], actor: Caller, services: Off
         rpm=data.rpm,
         tpm=data.tpm,
         parallel=data.parallel,
+        weight=_weight(actor, data.weight) or None,
         expires_at_ns=None if data.expires_at is None else unstamp(data.expires_at),
     )
     return await _make(services, actor, data.project_id, data.name, terms, budgets)
@@ -180,6 +187,7 @@ async def update_key(
         rpm=data.rpm,
         tpm=data.tpm,
         parallel=data.parallel,
+        weight=_weight(actor, data.weight),
         expires_at_ns=unstamp(data.expires_at) if isinstance(data.expires_at, Stamp) else data.expires_at,
     )
     info = await services.keys.update_key(key_id, changes, actor=actor.name, now_ns=now_ns, why=actor.why)
@@ -257,6 +265,13 @@ def _models(actor: Actor, place: Place | None, wanted: list[str] | None) -> tupl
     return _tuple(wanted) if place is None else bounded(actor, place, _tuple(wanted))
 
 
+def _weight(actor: Actor, wanted: int | UnsetType | None) -> int | UnsetType | None:
+    """Raises: Problem: what one key is given more of, all others are given less."""
+    if isinstance(wanted, int) and wanted > 1 and actor.role not in ADMINS:
+        raise invalid("weight", "takes turns from everybody's keys", "Ask an administrator of the installation.")
+    return wanted
+
+
 def _tuple(patterns: list[str] | None) -> tuple[str, ...] | None:
     return None if patterns is None else tuple(patterns)
 
@@ -282,6 +297,7 @@ async def _views(db: AsyncConnection, infos: list[KeyInfo], now_ns: int) -> list
             rpm=info.terms.rpm,
             tpm=info.terms.tpm,
             parallel=info.terms.parallel,
+            weight=info.terms.weight or 1,
             expires_at=None if info.terms.expires_at_ns is None else stamp(info.terms.expires_at_ns),
             created_at=stamp(info.created_at_ns),
             created_by=info.created_by,

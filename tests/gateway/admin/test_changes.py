@@ -32,13 +32,15 @@ async def _last(made: World, browser: Browser) -> dict[str, Any]:
 
 async def test_a_key_is_shown_once_and_lives_by_its_terms(made: World, browser: Browser) -> None:
     asked = {
-        "project_id": "proj_shop", "name": "till 4", "models": ["gpt-*"], "rpm": 60, "allow_ips": ["10.0.0.0/8"],
-        "budgets": [{"limit_usd": "0.01", "window": "day"}], "expires_at": "2027-01-01T00:00:00Z",
+        "project_id": "proj_shop", "name": "till 4", "models": ["gpt-*"], "rpm": 60,
+        "weight": 3, "allow_ips": ["10.0.0.0/8"], "budgets": [{"limit_usd": "0.01", "window": "day"}],
+        "expires_at": "2027-01-01T00:00:00Z",
     }  # fmt: skip
     shown = await browser.send("POST", "/keys", asked)
     secret, key = shown["secret"], shown["key"]
     assert secret.startswith(key["shown"])
     assert (key["models"], key["rpm"], key["allow_ips"], key["state"]) == (["gpt-*"], 60, ["10.0.0.0/8"], "active")
+    assert key["weight"] == 3
     assert [(b["window"], b["limit_usd"], b["spent_usd"]) for b in key["budgets"]] == [("day", "0.01", "0.00")]
     trace = await _last(made, browser)
     assert (trace["actor"], trace["action"], trace["subject"]) == (browser.session["name"], "key.create", key["id"])
@@ -46,8 +48,9 @@ async def test_a_key_is_shown_once_and_lives_by_its_terms(made: World, browser: 
     for text in (listed.text, str(trace)):
         assert secret not in text
         assert hash_of(secret, b"pepper").hex() not in text
-    changed = await browser.send("PATCH", f"/keys/{key['id']}", {"rpm": None, "name": "till 5"})
-    assert (changed["rpm"], changed["name"], changed["models"]) == (None, "till 5", ["gpt-*"])
+    changed = await browser.send("PATCH", f"/keys/{key['id']}", {"rpm": None, "weight": None, "name": "till 5"})
+    assert (changed["rpm"], changed["weight"], changed["name"]) == (None, 1, "till 5")
+    assert changed["models"] == ["gpt-*"]
     revoked = await browser.send("DELETE", f"/keys/{key['id']}")
     assert revoked["state"] == "revoked"
     assert (await _last(made, browser))["action"] == "key.revoke"
@@ -83,6 +86,8 @@ async def test_losses_are_said_by_the_nearest(made: World, browser: Browser) -> 
         ({"project_id": "none"}, 404),
         ({"name": ""}, 422),
         ({"rpm": -1}, 422),
+        ({"weight": 0}, 422),
+        ({"weight": 1001}, 422),
         ({"allow_ips": ["10.0.0.0/99"]}, 422),
         ({"expires_at": "2020-01-01T00:00:00Z"}, 422),
         ({"budgets": [{"limit_usd": "-1"}]}, 422),

@@ -248,6 +248,7 @@ async def test_a_key_grants_no_more_than_its_maker_may(tenants: World) -> None:
         assert playground["key"]["models"] == inherits["models"]
         for wish, field in (
             ({"budgets": [{"limit_usd": "201", "window": "month"}]}, "budgets"), ({"rpm": 101}, "rpm"),
+            ({"weight": 2}, "weight"),
         ):  # fmt: skip
             refused = await dev.call("POST", "/keys", {**key, **wish})
             assert (refused.status_code, refused.json()["field"]) == (422, field)

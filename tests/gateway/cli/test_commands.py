@@ -136,6 +136,15 @@ def test_prices_are_listed_and_set_to_the_last_digit(running: Up) -> None:
         assert "price" in refused.stderr
 
 
+def test_a_key_has_a_weight(running: Up) -> None:
+    made = farebox_json("keys", "create", "--project", "demo", "--name", "heavy", "--weight", "3", cwd=running.folder)
+    assert made["weight"] == 3
+    farebox("keys", "weight", made["key"], "7", cwd=running.folder)
+    assert farebox_json("keys", "show", made["key"], cwd=running.folder)["weight"] == 7
+    refused = farebox("keys", "weight", made["key"], "0", cwd=running.folder, check=1)
+    assert "1 and 1000" in refused.stderr
+
+
 def test_losses_are_set_for_a_project_and_a_key(running: Up) -> None:
     made = farebox_json("keys", "create", "--project", "demo", "--name", "lossy", cwd=running.folder)
     farebox("keys", "losses", "key", made["key"], "lenient", cwd=running.folder)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routing.fair import OUTPUT_WEIGHT, FairQueue
+from gateway.routing.fair import OUTPUT_WEIGHT, PART, FairQueue
 from gateway.routing.turnstile import Saturated, Turnstile
 
 LARGEST_IN, LARGEST_OUT = 200, 50
@@ -27,7 +27,7 @@ def test_no_tenant_that_waits_is_served_much_less_than_another(
     queue: FairQueue[int] = FairQueue(slots, 1000)
     running: list[int] = []
     waiting: Counter[str] = Counter()
-    bound = 2 * (slots + 1) * (LARGEST_IN + OUTPUT_WEIGHT * LARGEST_OUT)
+    bound = 2 * PART * (slots + 1) * (LARGEST_IN + OUTPUT_WEIGHT * LARGEST_OUT)
     for number, (tenant, (tokens, _)) in enumerate(asked):
         goes, gone = queue.enter(tenant, number, 1, tokens)
         assert gone is None
@@ -51,6 +51,37 @@ def test_no_tenant_that_waits_is_served_much_less_than_another(
     assert not queue.served, "nobody is there, so nobody is remembered"
 
 
+@given(
+    weights=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    asked=st.lists(sizes, min_size=30, max_size=60),
+    slots=st.integers(1, 3),
+)
+def test_a_tenant_is_served_by_its_weight(weights: tuple[int, int], asked: list[tuple[int, int]], slots: int) -> None:
+    """As long as both wait, by tokens: each has what its weight says, to within what is in flight."""
+    queue: FairQueue[int] = FairQueue(slots, 1000)
+    of = dict(zip("ab", weights, strict=True))
+    running, got = [], dict.fromkeys("ab", 0)
+    for number, (tokens, _) in enumerate(asked):
+        if queue.enter("ab"[number % 2], number, 1, tokens, of["ab"[number % 2]])[0]:
+            running.append(number)
+            got["ab"[number % 2]] += tokens
+    waiting = {name: sum(each % 2 == at for each in range(len(asked))) for at, name in enumerate("ab")}
+    for number in running:
+        waiting["ab"[number % 2]] -= 1
+    most = LARGEST_IN + OUTPUT_WEIGHT * LARGEST_OUT
+    while running and all(waiting.values()):
+        number = running.pop(0)
+        got["ab"[number % 2]] += OUTPUT_WEIGHT * asked[number][1]
+        turn = queue.leave("ab"[number % 2], asked[number][1])
+        assert turn is not None
+        running.append(turn[1])
+        waiting[turn[0]] -= 1
+        got[turn[0]] += asked[turn[1]][0]
+        shares = [got[name] / of[name] for name in "ab"]
+        # The first ones, which met no queue, went by no weight.
+        assert abs(shares[0] - shares[1]) <= 2 * (slots + 1) * most / min(weights) + 1
+
+
 def test_who_was_away_saves_up_no_turns() -> None:
     queue: FairQueue[str] = FairQueue(1, 100)
     assert queue.enter("old", "o0", 1, 10)[0]
@@ -60,7 +91,7 @@ def test_who_was_away_saves_up_no_turns() -> None:
     queue.enter("new", "n1", 1, 10)
     queue.enter("new", "n2", 1, 10)
     queue.enter("old", "o6", 1, 10)
-    assert queue.served["new"] == queue.served["old"] == 60
+    assert queue.served["new"] == queue.served["old"] == 60 * PART
     assert queue.leave("old", 0) == ("new", "n1")
     assert queue.leave("new", 0) == ("old", "o6"), "one turn, not six"
 
