@@ -14,7 +14,7 @@ import msgspec
 
 from billing.errors import UnknownPrice
 from billing.money import PUSD_PER_USD
-from billing.prices import BATCH, FLEX, PRIORITY, STANDARD, PriceBook, Rates, Tier
+from billing.prices import BATCH, FLEX, PRIORITY, REGION, STANDARD, PriceBook, Rates, Tier, in_region
 from billing.usage import INPUT_METERS, OUTPUT_METERS, Meter
 
 # Their provider -> the name it goes by with us.
@@ -73,12 +73,18 @@ _TOKENS: Final = INPUT_METERS | OUTPUT_METERS
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """The prices of one variant of one model, as a list has them. Sold at cost."""
+    """The prices of one variant of one model, everywhere or in one region, as a list has them. Sold at cost."""
 
     provider: str
     model: str
     variant: str
     rates: Rates
+    region: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it stands under in the book."""
+        return in_region(self.model, self.region)
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -107,10 +113,14 @@ def read_list(data: bytes) -> list[Listed]:
             continue
         prefix, _, rest = name.partition("/")
         model = rest if rest and prefix in (entry["litellm_provider"], provider, "vertex_ai", "azure") else name
+        region = None
         if "/" in model and provider in ("azure_ai", "bedrock"):
-            continue  # Of one region or with a commitment; a request does not say which.
+            region, _, model = model.partition("/")
+            if "/" in model or REGION.fullmatch(region) is None:
+                continue  # With a commitment; a request does not say which.
         for variant, rates in _rates(entry).items():
-            found.setdefault((provider, model, variant), Listed(provider, model, variant, rates))
+            listed = Listed(provider, model, variant, rates, region)
+            found.setdefault((provider, listed.name, variant), listed)
     return list(found.values())
 
 
@@ -119,13 +129,17 @@ def compare(book: PriceBook, listed: Iterable[Listed], at_ns: int) -> list[Diffe
     differences = []
     for entry in listed:
         try:
-            sheet = book.sheet(entry.provider, entry.model, at_ns, variant=entry.variant)
+            sheet = book.sheet(entry.provider, entry.model, at_ns, variant=entry.variant, region=entry.region)
         except UnknownPrice:
             sheet = None
+        # A region that costs what it costs everywhere needs no price of its own; one that does not, lacks it.
+        lacks = entry.region is not None and entry.region not in book.regions(entry.provider, entry.model)
         for above, theirs in ((0, entry.rates.cost), *((t.above_input_tokens, t.cost) for t in entry.rates.tiers)):
             ours = {} if sheet is None else sheet.tier(above + 1 if above else 0).cost
             differences += [
-                Difference(entry.provider, entry.model, entry.variant, meter, above, ours.get(meter), price)
+                Difference(
+                    entry.provider, entry.name, entry.variant, meter, above, None if lacks else ours.get(meter), price
+                )
                 for meter, price in theirs.items()
                 if ours.get(meter) != price
             ]
@@ -139,7 +153,7 @@ def to_import(
     too. Returns: that, and how many prices disagree and stay as they are."""
     known = [((d.provider, d.model, d.variant), d.ours) for d in differences]
     wanted = {name for name, ours in known if replace or ours is None}
-    chosen = [(e.provider, e.model, e.variant, e.rates) for e in listed if (e.provider, e.model, e.variant) in wanted]
+    chosen = [(e.provider, e.name, e.variant, e.rates) for e in listed if (e.provider, e.name, e.variant) in wanted]
     return chosen, len({name for name, _ in known} - wanted)
 
 

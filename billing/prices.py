@@ -1,5 +1,6 @@
 """The price book: what a meter of a model costs at a given time. Pure; billing.pricelist reads and writes it in SQL."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -76,6 +77,21 @@ def variants_asked(service_tier: str | None) -> tuple[str, ...]:
     asked one is full, so a hold has to cover both."""
     asked = variant_of(service_tier)
     return (STANDARD,) if asked == STANDARD else (asked, STANDARD)
+
+
+# What a model costs where it is dearer or cheaper stands beside it in the book, as a model called MODEL#REGION; no
+# provider's models have such a name.
+_REGION_MARK: Final = "#"
+REGION: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+def in_region(model: str, region: str | None) -> str:
+    """What the price of a model in a region is listed under. Raises: ValueError for what is no region's name."""
+    if region is None:
+        return model
+    if REGION.fullmatch(region) is None:
+        raise ValueError(f"not a region: {region[:64]!r}; small letters, digits and dashes, as eu-central-1")
+    return f"{model}{_REGION_MARK}{region}"
 
 
 class Tier(msgspec.Struct, frozen=True):
@@ -240,7 +256,7 @@ class PriceBook:
         self._variants = tuple(sorted({variant for _, _, variant in self._rows}))
         for listed, model_name, _ in self._rows:
             self._listed.setdefault(listed, set()).add(model_name)
-        self._found: dict[tuple[str, str, str], list[PriceSheet]] = {}
+        self._found: dict[tuple[str, str, str, str | None], list[PriceSheet]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -253,11 +269,15 @@ class PriceBook:
         *,
         variant: str = STANDARD,
         organisation_id: str | None = None,
+        region: str | None = None,
     ) -> PriceSheet:
-        """The prices in force at that time, with the organisation's margin if it has one.
+        """The prices in force at that time, with the organisation's margin if it has one: the region's own where one is
+        listed, else those of everywhere.
 
         Raises: UnknownPrice if there are none; a variant without prices is not sold at the standard ones."""
-        found = self.sheet_if_any(provider, model, at_ns, variant=variant, organisation_id=organisation_id)
+        found = self.sheet_if_any(
+            provider, model, at_ns, variant=variant, organisation_id=organisation_id, region=region
+        )
         if found is None:
             raise UnknownPrice(f"{provider}/{model}" + (f" as {variant}" if variant else ""))
         return found
@@ -270,11 +290,12 @@ class PriceBook:
         *,
         variant: str = STANDARD,
         organisation_id: str | None = None,
+        region: str | None = None,
     ) -> PriceSheet | None:
         """As `sheet`, for whoever asks under several names."""
-        name = (provider, model, variant)
+        name = (provider, model, variant, region)
         found = self._found.get(name)
-        if found is None and (found := self._find(provider, model, variant)):
+        if found is None and (found := self._find(provider, model, variant, region)):
             # Clients may name any model of an open provider, and dated names match a pattern: what is remembered is
             # bounded, and what is not found never is.
             if len(self._found) >= _REMEMBERED:
@@ -301,9 +322,15 @@ class PriceBook:
         return found
 
     def models(self, provider: str) -> list[str]:
-        """The names that the provider's own list prices, sorted."""
+        """The names that the provider's own list prices, sorted. Regions are not models."""
         listing = next((name for name in _LISTS.get(provider, (provider,)) if name in self._listed), provider)
-        return sorted(self._listed.get(listing, ()))
+        return sorted(name for name in self._listed.get(listing, ()) if _REGION_MARK not in name)
+
+    def regions(self, provider: str, model: str) -> list[str]:
+        """Where a model that the provider's own list prices has a price of its own."""
+        listing = next((name for name in _LISTS.get(provider, (provider,)) if name in self._listed), provider)
+        beginning = f"{model}{_REGION_MARK}"
+        return sorted(n.removeprefix(beginning) for n in self._listed.get(listing, ()) if n.startswith(beginning))
 
     def by_id(self, price_id: str) -> PriceSheet | None:
         """Also of a sheet that was made for a margin, whoever has that margin today."""
@@ -326,7 +353,9 @@ class PriceBook:
             sold = self._sold[price_id] = sheet.with_margin(margin_bps)
         return sold
 
-    def _find(self, provider: str, model: str, variant: str) -> list[PriceSheet] | None:
+    def _find(self, provider: str, model: str, variant: str, region: str | None) -> list[PriceSheet] | None:
+        if region is not None and (own := self._of_region(provider, model, variant, region)) is not None:
+            return own
         for listing in _LISTS.get(provider, (provider,)):
             if rows := self._rows.get((listing, model, variant)):
                 return rows
@@ -335,6 +364,17 @@ class PriceBook:
             for entry in self._models.get(listing, ()):
                 if entry.match is not None and matches(entry.match, model.lower()):
                     return self._rows.get((listing, entry.model, variant))
+        return None
+
+    def _of_region(self, provider: str, model: str, variant: str, region: str) -> list[PriceSheet] | None:
+        """None: it has no price of its own there. Empty: it has, and not of this variant."""
+        for listing in _LISTS.get(provider, (provider,)):
+            known = [entry for entry in self._models.get(listing, ()) if entry.match is not None]
+            meant = (entry.model for entry in known if matches(entry.match or {}, model.lower()))
+            for name in (model, *itertools.islice(meant, 1)):
+                listed = f"{name}{_REGION_MARK}{region}"
+                if listed in self._listed.get(listing, ()):
+                    return self._rows.get((listing, listed, variant), [])
         return None
 
 

@@ -74,7 +74,7 @@ class DeploymentTerms(Section, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     """The provider's own name for it."""
     region: str | None = None
-    """Where it is, for requests that ask for a region."""
+    """Where it is, for requests that ask for a region, and for what it costs there. None: where its provider is."""
     residency: str | None = None
     """Where what is sent there stays, as `eu`: requests may ask for it as for a region."""
     capabilities: frozenset[Feature] | None = None

@@ -50,6 +50,7 @@ async def list_(provider: str | None = None, /, *, model: str = "", common: Comm
     """
     from billing.db import reading
     from billing.pricelist import load_prices
+    from billing.prices import in_region
     from gateway.discovery import DISCOVERED
 
     settings = common.settings()
@@ -60,10 +61,13 @@ async def list_(provider: str | None = None, /, *, model: str = "", common: Comm
     rows = []
     for name in sorted(known if provider is None else {provider}):
         for listed in book.models(name):
-            if model in listed:
-                sheet = book.sheet(name, listed, now_ns)
+            if model not in listed:
+                continue
+            for region in (None, *book.regions(name, listed)):
+                sheet = book.sheet(name, listed, now_ns, region=region)
                 prices = {meter.value: _usd_per_million(pusd) for meter, pusd in sheet.sale.items()}
-                rows.append({"provider": name, "model": listed, "source": sheet.source, "usd_per_million": prices})
+                said = {"provider": name, "model": in_region(listed, region), "source": sheet.source}
+                rows.append({**said, "usd_per_million": prices})
 
     def table() -> object:
         cells = [
@@ -91,6 +95,7 @@ async def set_(
     cost_output: Usd = None,
     per: tuple[str, ...] = (),
     variant: str = "",
+    region: str | None = None,
     common: Changes = CHANGES,
 ) -> int:
     """Set what clients are charged from now on, in US dollars per million tokens. Older usage keeps its prices.
@@ -111,16 +116,23 @@ async def set_(
     variant:
         The service tier that this is the price of: flex, priority, batch; the standard one unless told. Or images of
         one quality and size: hd/1024x1792, hd/*, */1024x1792; the closest that fits a request is its price.
+    region:
+        Where this is the price, as eu-central-1: of deployments whose region (or whose provider's) is that. Elsewhere
+        the model costs what is set without.
     """
     from billing.db import writing
     from billing.pricelist import set_price
-    from billing.prices import variant_of
+    from billing.prices import in_region, variant_of
     from gateway.config import PriceSettings
     from gateway.embedded.prices import pusd_per_token
 
     if (input is None or output is None) and not (per and input is None and output is None):
         raise Problem("a price needs --input and --output, or --per", fix="e.g. --per seconds=0.0001", code=WRONG_USAGE)
     units = dict(map(_unit_price, per))
+    try:
+        model = in_region(model, region)
+    except ValueError as error:
+        raise Problem(str(error), fix="name it as the deployment does", code=WRONG_USAGE) from None
     said = PriceSettings(
         input=input, output=output, cache_read=cache_read, cache_write=cache_write, reasoning=reasoning, per=units
     )

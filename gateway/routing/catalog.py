@@ -149,6 +149,8 @@ class Catalog(Struct, frozen=True, dict=True):
     terms: Mapping[str, Terms] = {}
     endpoints: Mapping[str, str] = {}
     """Provider (or `provider@account`) -> key of its adapter."""
+    regions: Mapping[str, str] = {}
+    """Where a provider is, if it says so: there its deployments are that do not say."""
 
     @cached_property
     def caches(self) -> Mapping[str, Cache]:
@@ -171,7 +173,8 @@ class Catalog(Struct, frozen=True, dict=True):
             return found
         provider, slash, model = alias.partition("/")
         if slash and model and (kind := self.open_providers.get(provider)) is not None:
-            return (Deployment(provider, kind, model, endpoint=self.endpoints.get(provider, "")),)
+            endpoint = self.endpoints.get(provider, "")
+            return (Deployment(provider, kind, model, region=self.regions.get(provider), endpoint=endpoint),)
         if self.others:
             if (found := self._by_other_names.get(alias)) is None:
                 if len(self._by_other_names) >= _REMEMBERED:  # Clients choose these names.
@@ -199,10 +202,11 @@ def from_settings(
     keys = endpoints or {}
     enabled = {name: p.kind or name for name, p in settings.providers.items() if p.enabled}
     joined = {name for name in enabled if settings.providers[name].replicas}
+    regions = {name: p.region for name, p in settings.providers.items() if p.region}
 
     def group(*listed: DeploymentSettings) -> tuple[Deployment, ...]:
         each = (one for said in listed for one in (placed(said, fleet) if said.provider in joined else (said,)))
-        return tuple(_deployment(one, enabled, keys) for one in each)
+        return tuple(_deployment(one, enabled, keys, regions) for one in each)
 
     aliases: dict[str, tuple[Deployment, ...]] = {}
     for said in settings.deployments:
@@ -217,7 +221,7 @@ def from_settings(
                 aliases.setdefault(model, aliases[f"{name}/{model}"])
             continue
         for model in book.models(kind):
-            deployment = Deployment(name, kind, model, endpoint=keys.get(name, ""))
+            deployment = Deployment(name, kind, model, region=regions.get(name), endpoint=keys.get(name, ""))
             aliases.setdefault(deployment.id, (deployment,))
             aliases.setdefault(model, (deployment,))
     if settings.local.enabled and settings.local.base_url:
@@ -226,7 +230,7 @@ def from_settings(
     for entry in settings.models:
         aliases[entry.alias] = group(*entry.deployments)
     open_providers = {name: kind for name, kind in enabled.items() if name not in joined}
-    _add_fallbacks(settings, aliases, open_providers, keys)
+    _add_fallbacks(settings, aliases, open_providers, keys, regions)
     terms = {
         entry.alias: Terms(
             entry.strategy,
@@ -243,7 +247,7 @@ def from_settings(
         )
         for entry in settings.models
     }
-    return Catalog(aliases, open_providers, aliases.pop(ANY, ()), terms, keys)
+    return Catalog(aliases, open_providers, aliases.pop(ANY, ()), terms, keys, regions)
 
 
 def _similar(said: SimilarSettings) -> Similar:
@@ -255,6 +259,7 @@ def _add_fallbacks(
     aliases: dict[str, tuple[Deployment, ...]],
     enabled: Mapping[str, str],
     keys: Mapping[str, str],
+    regions: Mapping[str, str],
 ) -> None:
     """Each fallback's deployments come behind the alias' own, one priority further each. Fallbacks of fallbacks are
     theirs alone, so no two aliases can send a request round in a circle."""
@@ -267,7 +272,9 @@ def _add_fallbacks(
             provider, _, model = name.partition("/")
             more = own.get(name)
             if more is None and (kind := enabled.get(provider)) is not None:
-                more = (Deployment(provider, kind, model, endpoint=keys.get(provider, "")),)
+                more = (
+                    Deployment(provider, kind, model, region=regions.get(provider), endpoint=keys.get(provider, "")),
+                )
             found += [replace(d, priority=after + d.priority) for d in more or () if d.id not in places]
         aliases[entry.alias] = tuple(found)
 
@@ -276,7 +283,9 @@ def _pusd(usd: Decimal | None) -> int | None:
     return None if usd is None else int(usd * 10**12)
 
 
-def _deployment(said: DeploymentSettings, enabled: Mapping[str, str], keys: Mapping[str, str]) -> Deployment:
+def _deployment(
+    said: DeploymentSettings, enabled: Mapping[str, str], keys: Mapping[str, str], regions: Mapping[str, str]
+) -> Deployment:
     provider, _, model = (said.price_as or "").partition("/")
     kind = enabled.get(said.provider, said.provider)
     usual = CACHES.get(kind, Cache())
@@ -288,7 +297,7 @@ def _deployment(said: DeploymentSettings, enabled: Mapping[str, str], keys: Mapp
         said.priority,
         said.context_window,
         said.max_output_tokens,
-        region=said.region,
+        region=said.region or regions.get(said.provider),
         zdr=said.zdr,
         cache=Cache(
             usual.tokens if said.cache_tokens is None else said.cache_tokens,

@@ -114,7 +114,7 @@ class Offer:
         self, deployment: Deployment, at_ns: int, *, variant: str = STANDARD, organisation_id: str | None = None
     ) -> PriceSheet:
         """By the name the operator gave the provider, else by the list of its kind, else what the operator set for
-        any model of it; at the service tier's own price and with the organisation's margin.
+        any model of it; at the price of its region and service tier, with the organisation's margin.
 
         Raises: UnknownPrice; a tier without a price is not sold at the standard one."""
         return sheet_of(self.prices, deployment, at_ns, variant, organisation_id)
@@ -128,11 +128,15 @@ def sheet_of(
     organisation_id: str | None = None,
 ) -> PriceSheet:
     """See `Offer.price_of`."""
-    model = deployment.model
+    model, region = deployment.model, deployment.region
     if deployment.priced_as is not None:
-        return prices.sheet(*deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id)
+        return prices.sheet(
+            *deployment.priced_as, at_ns, variant=variant, organisation_id=organisation_id, region=region
+        )
     for provider, name in ((deployment.provider, model), (deployment.kind, model)):
-        found = prices.sheet_if_any(provider, name, at_ns, variant=variant, organisation_id=organisation_id)
+        found = prices.sheet_if_any(
+            provider, name, at_ns, variant=variant, organisation_id=organisation_id, region=region
+        )
         if found is not None:
             return found
     return prices.sheet(deployment.provider, ANY, at_ns, variant=variant, organisation_id=organisation_id)

@@ -24,7 +24,18 @@ from billing.pricelist import (
     set_plan,
     set_price,
 )
-from billing.prices import BPS, PRIORITY, PriceBook, Rates, Tier, make_sheet, variant_of, variants_asked
+from billing.prices import (
+    BPS,
+    PRIORITY,
+    ModelMatch,
+    PriceBook,
+    Rates,
+    Tier,
+    in_region,
+    make_sheet,
+    variant_of,
+    variants_asked,
+)
 from billing.rating import charge
 from billing.usage import Meter
 from billing.worker import Worker, post_unpriced
@@ -148,6 +159,7 @@ LIST = {
         "input_cost_per_token_above_200k_tokens": 2e-06, "output_cost_per_token_above_200k_tokens": 6e-06,
     },
     "bedrock/us-east-1/claude": {"litellm_provider": "bedrock", "input_cost_per_token": 1e-06},
+    "bedrock/us-east-1/1-month-commitment/claude": {"litellm_provider": "bedrock", "input_cost_per_second": 0.01},
     "dall-e": {"litellm_provider": "openai", "output_cost_per_image": 0.04},
     "dall-e-old": {"litellm_provider": "openai", "input_cost_per_pixel": 1.9e-08},
     "elsewhere": {"litellm_provider": "nobody", "input_cost_per_token": 1e-06},
@@ -155,9 +167,10 @@ LIST = {
 
 
 def test_a_list_is_read_exactly_and_what_it_says_otherwise_is_named() -> None:
-    listed = {(e.provider, e.model, e.variant): e.rates for e in litellm.read_list(json.dumps(LIST).encode())}
+    listed = {(e.provider, e.name, e.variant): e.rates for e in litellm.read_list(json.dumps(LIST).encode())}
     gpt = {("openai", "gpt-test", ""), ("openai", "gpt-test", "priority")}
-    assert set(listed) == gpt | {("vertex", "gemini-x", ""), ("openai", "dall-e", "")}
+    regions = {("bedrock", "claude#us-east-1", "")}
+    assert set(listed) == gpt | regions | {("vertex", "gemini-x", ""), ("openai", "dall-e", "")}
     assert listed[("openai", "dall-e", "")].cost == {Meter.IMAGES: 4 * 10**10}
     assert listed[("openai", "gpt-test", "")].cost == {
         Meter.INPUT_TOKENS: 2_500_000, Meter.OUTPUT_TOKENS: 11_000_000, Meter.CACHE_READ_TOKENS: 125_000,
@@ -180,14 +193,56 @@ def test_a_list_is_read_exactly_and_what_it_says_otherwise_is_named() -> None:
         litellm.read_list(b'{"m": {"litellm_provider": "openai", "input_cost_per_token": -1e-6}}')
 
 
+async def test_a_region_has_prices_of_its_own(fresh_engine: AsyncEngine) -> None:
+    """Of deployments that are there; what a list says of a region that costs what it costs everywhere is not news."""
+    dearer = {meter: price * 11 // 10 for meter, price in COST.items()}
+    usd = {name: {Meter.INPUT_TOKENS: "input", Meter.OUTPUT_TOKENS: "output"}[name] for name in COST}
+    said = {"litellm_provider": "bedrock"} | {
+        f"{usd[name]}_cost_per_token": price / 10**12 for name, price in COST.items()
+    }
+    there = said | {f"{usd[name]}_cost_per_token": price / 10**12 for name, price in dearer.items()}
+    prices = {"claude": said, "bedrock/us-east-1/claude": said, "bedrock/eu-central-1/claude": there}
+    async with writing(fresh_engine) as db:
+        await set_price(db, "bedrock", "claude", COST, COST, at_ns=AT_NS)
+        await set_price(db, "bedrock", "claude", SALE, SALE, at_ns=AT_NS, variant=PRIORITY)
+        listed = litellm.read_list(json.dumps(prices).encode())
+        book = await load_prices(db)
+        chosen, differing = litellm.to_import(listed, litellm.compare(book, listed, AT_NS), replace=False)
+        assert [(name, rates.cost) for _, name, _, rates in chosen] == [("claude#eu-central-1", dearer)]
+        assert differing == 0
+        assert await import_prices(db, chosen, "prices.json", at_ns=AT_NS) == 1
+        book = await load_prices(db)
+        assert litellm.compare(book, listed, AT_NS) == []
+
+    def costs(region: str | None, **more: str) -> int:
+        return book.sheet("bedrock", "claude", AT_NS, region=region, **more).cost[Meter.INPUT_TOKENS]
+
+    assert costs("eu-central-1") == dearer[Meter.INPUT_TOKENS]
+    assert costs(None) == costs("us-east-1") == COST[Meter.INPUT_TOKENS]
+    sheet = book.sheet("bedrock", "claude", AT_NS, region="eu-central-1")
+    assert book.by_id(sheet.id) == sheet
+    assert costs("us-east-1", variant=PRIORITY) == SALE[Meter.INPUT_TOKENS]
+    with pytest.raises(UnknownPrice):  # The region has prices, and none of this tier: another region's is not it.
+        costs("eu-central-1", variant=PRIORITY)
+    assert "claude" in book.models("bedrock")
+    assert not any("#" in name for name in book.models("bedrock"))
+    assert book.regions("bedrock", "claude") == ["eu-central-1"]
+    for wrong in ("EU", "eu central", "", "a/b"):
+        with pytest.raises(ValueError, match="not a region"):
+            in_region("claude", wrong)
+    # By another of the model's names.
+    named = PriceBook([*book.sheets()], [ModelMatch("bedrock", "claude", {"starts_with": "anthropic.claude"})])
+    assert named.sheet("bedrock", "anthropic.claude-v1:0", AT_NS, region="eu-central-1").id == sheet.id
+
+
 async def test_imported_prices_outrank_the_shipped_and_outlive_a_release_that_says_nothing_new(
     fresh_engine: AsyncEngine,
 ) -> None:
     listed = litellm.read_list(json.dumps(LIST).encode())
-    rows = [(e.provider, e.model, e.variant, e.rates) for e in listed]
+    rows = [(e.provider, e.name, e.variant, e.rates) for e in listed]
     async with writing(fresh_engine) as db:
         await set_price(db, "vertex", "gemini-x", SALE, COST, at_ns=AT_NS)
-        assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 4
+        assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 5
         assert await import_prices(db, rows, "prices.json", at_ns=AT_NS) == 0
         assert await seed_prices(db, read_seed(), at_ns=AT_NS + 1) == 0
         book = await load_prices(db)
