@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import schema
-from billing.accounts import Scope, customer
+from billing.accounts import ADJUSTMENTS, CASH, GRANTS, Scope, customer
 from billing.db import add_up, reading, wide_sum
 from billing.statements import spent
 from gateway.admission.limits import Spending
@@ -45,14 +45,20 @@ async def _snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 async def credit(db: AsyncConnection, organisation_id: str) -> tuple[int, int]:
-    """What an organisation ever paid in or was given, and what is left of it, in pUSD.
+    """What an organisation paid in or was given, less what it took out or what was taken back (payouts, expired grants,
+    corrections), and what is left of it, in pUSD. So the difference is usage alone, and who takes money out lowers the
+    limit that a counter is held against, whenever the counter was made.
 
     One statement, so that both are of one instant: the difference is what a counter starts with."""
-    name = customer(organisation_id)
+    name, moves = customer(organisation_id), schema.transfers.c
     balance = select(schema.accounts.c.balance_pusd).where(schema.accounts.c.id == name).scalar_subquery()
-    query = select(balance, *wide_sum(schema.transfers.c.amount_pusd)).where(schema.transfers.c.credit == name)
-    debits_over_credits, dollars, rest = (await db.execute(query)).one()
-    return add_up(dollars, rest), -(debits_over_credits or 0)
+    sums = wide_sum(moves.amount_pusd)
+    paid = [select(column).where(moves.credit == name).scalar_subquery() for column in sums]
+    # By the other side: there are few of these, and of usage there are millions.
+    back = (moves.credit.in_((CASH, GRANTS, ADJUSTMENTS)), moves.debit == name)
+    out = [select(column).where(*back).scalar_subquery() for column in sums]
+    above, below, above_out, below_out, balance_pusd = (await db.execute(select(*paid, *out, balance))).one()
+    return add_up(above, below) - add_up(above_out, below_out), -(balance_pusd or 0)
 
 
 async def organisation_ids(engine: AsyncEngine) -> list[str]:

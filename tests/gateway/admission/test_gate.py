@@ -228,6 +228,15 @@ async def test_prepaid_credit(gate: Gate, engine: AsyncEngine) -> None:
     who = principal(budgets=(Budget("credit", ORGANISATION, 6_000),))
     held += (await admit(gate, who, "r2")).hold_pusd
     assert await left(gate, who) == 5_300 - held
+    # What is paid out again, or taken back, can not be spent, however long the counter has been there.
+    async with writing(engine) as db:
+        assert await ledger.pay_out(db, ORGANISATION, 2_000, "back", at_ns=NOW_NS)
+        assert await ledger.adjust(db, ORGANISATION, -1_000, "wrong", at_ns=NOW_NS, note="booked twice")
+        assert await spending.credit(db, ORGANISATION) == (3_000, 2_300)
+    who = principal(budgets=(Budget("credit", ORGANISATION, 3_000),))
+    with pytest.raises(QuotaExceeded):
+        await admit(gate, who, "r3")
+    assert await left(gate, who) == 2_300 - held
 
 
 async def test_sql_away_while_a_counter_is_missing(gate: Gate, tmp_path: Path) -> None:
