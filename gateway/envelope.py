@@ -1,7 +1,8 @@
 """Secrets at rest: each under a data key of its own (AES-256-GCM), which a key-encryption key of the ring wraps.
 
-What is sealed names whose it is (a row's id) as associated data, so that a sealed value moved to another row opens
-nowhere. The ring is not in the database: a dump of it alone tells nothing. Source: NIST SP 800-38D, read 2026-11.
+So no two rows share a key, of one tenant or of two: that is what a salt for each tenant would be for, and more. What is
+sealed names whose it is (a row's id) as associated data, so that a sealed value moved to another row opens nowhere. The
+ring is not in the database: a dump of it alone tells nothing. Source: NIST SP 800-38D, read 2026-11.
 """
 
 from __future__ import annotations
