@@ -5,8 +5,9 @@ Source: OpenAI API reference, chat completions and completions, read 2026-11.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -40,7 +41,53 @@ def usage(totals: Totals) -> dict[str, Any]:
     }
 
 
-class ChatEncoder:
+class Encoder(Protocol):
+    """What the server asks of a dialect's answers."""
+
+    def opening(self, answers: int) -> bytes: ...
+
+    def piece(self, delta: Delta) -> bytes: ...
+
+    def closing(self, totals: Totals, *, include_usage: bool) -> bytes: ...
+
+    def failing(self, error: EngineError) -> bytes: ...
+
+    def whole(self, answers: list[list[Delta]], totals: Totals) -> dict[str, Any]: ...
+
+
+class Chunked(ABC):
+    """Streams of chunks that look like the whole answer, ended by [DONE]."""
+
+    @abstractmethod
+    def start(self, answers: int) -> list[dict[str, Any]]:
+        """First chunks."""
+
+    @abstractmethod
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """Those of one piece."""
+
+    @abstractmethod
+    def usage_chunk(self, totals: Totals) -> dict[str, Any]:
+        """The last one, for those who asked for it."""
+
+    def opening(self, answers: int) -> bytes:
+        """The stream's first events."""
+        return b"".join(map(sse, self.start(answers)))
+
+    def piece(self, delta: Delta) -> bytes:
+        """The events of one delta; none if it says nothing yet."""
+        return b"".join(map(sse, self.chunks(delta)))
+
+    def closing(self, totals: Totals, *, include_usage: bool) -> bytes:
+        """The stream's last events."""
+        return (sse(self.usage_chunk(totals)) if include_usage else b"") + DONE
+
+    def failing(self, error: EngineError) -> bytes:
+        """The end of a stream that broke: its status has gone out as 200, so the error is an event, and no [DONE]."""
+        return b"data: " + error_body(error) + b"\n\n"
+
+
+class ChatEncoder(Chunked):
     """Answers of one chat request."""
 
     def __init__(self, id_: str, model: str, created: int, tokenizer: Tokenizer) -> None:
@@ -123,18 +170,17 @@ class ChatEncoder:
             return None
 
         def entry(token: int, logprob: float) -> dict[str, Any]:
-            raw = self._tokenizer.raw_bytes(token)
-            return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+            return token_entry(self._tokenizer, token, logprob)
 
         return {
             "content": [
-                entry(t.token, t.logprobs.chosen) | {"top_logprobs": [entry(*top) for top in _top(t)]} for t in tokens
+                entry(t.token, t.logprobs.chosen) | {"top_logprobs": [entry(*top) for top in top_of(t)]} for t in tokens
             ],
             "refusal": None,
         }
 
 
-class CompletionEncoder:
+class CompletionEncoder(Chunked):
     """Answers of one request to the older endpoint."""
 
     def __init__(self, id_: str, model: str, created: int, tokenizer: Tokenizer, echo: Callable[[int], str]) -> None:
@@ -177,7 +223,7 @@ class CompletionEncoder:
         return {
             "tokens": [name(t.token) for t in tokens],
             "token_logprobs": [_finite(t.logprobs.chosen) for t in tokens],
-            "top_logprobs": [{name(token): _finite(logprob) for token, logprob in _top(t)} for t in tokens],
+            "top_logprobs": [{name(token): _finite(logprob) for token, logprob in top_of(t)} for t in tokens],
             "text_offset": [t.text_offset for t in tokens],
         }
 
@@ -196,7 +242,14 @@ def _piece(event: Event, call_id: str) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
-def _top(info: TokenInfo) -> list[tuple[int, float]]:
+def token_entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    """A token with its logprob; bytes, for one token need not be whole characters."""
+    raw = tokenizer.raw_bytes(token)
+    return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def top_of(info: TokenInfo) -> list[tuple[int, float]]:
+    """The likeliest tokens at its place, with their logprobs."""
     return list(zip(info.logprobs.top_ids, info.logprobs.top_logprobs, strict=True))
 
 

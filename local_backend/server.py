@@ -12,31 +12,32 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import structs
 
-from local_backend import openai_response
 from local_backend.client import CoreClient
 from local_backend.config import Settings
 from local_backend.errors import EngineError, InvalidRequest, NotReady, Unsupported
 from local_backend.generate import Delta, Generation, Totals, check_length, generate
 from local_backend.http_face import Exchange, Face, Route
 from local_backend.model_text import ModelText
-from local_backend.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, decode_body
+from local_backend.openai_bodies import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody, decode_body
 from local_backend.openai_request import chat_generation, chat_prompt, completion_generation
-from local_backend.openai_response import ChatEncoder, CompletionEncoder
+from local_backend.openai_response import ChatEncoder, CompletionEncoder, Encoder
+from local_backend.responses_answer import ResponsesEncoder
+from local_backend.responses_request import ResponsesBody, responses_generation
 from local_backend.tools import read_tools
 
 log = logging.getLogger("local_backend")
 
-Encoder = ChatEncoder | CompletionEncoder
+Asked = TypeVar("Asked", bound=Common)
 
 LONG_BODY = 32_768  # bytes from which tokenising leaves the event loop: about 15 ms of it
 
 
 CAPABILITIES: dict[str, Any] = {
-    "operations": ["chat", "completions"],
+    "operations": ["chat", "completions", "responses"],
     "tools": True,
     "response_format": ["json_object", "json_schema"],
     "structured_outputs": ["json", "regex", "choice", "grammar"],
@@ -54,6 +55,7 @@ class Server(Face):
         routes: dict[str, Route] = {
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.completion,
+            "/v1/responses": self.response,
             "/v1/embeddings": self.refuse_embeddings,
             "/v1/rerank": self.refuse_embeddings,
             "/tokenize": self.tokenize,
@@ -89,55 +91,42 @@ class Server(Face):
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
-        raw = await exchange.body()
-        body, ignored = decode_body(raw, ChatBody)
-        self._check_model(body.model)
-        exchange.ignored = ignored
-        generation = await _off_loop(len(raw) > LONG_BODY or body.is_slow, chat_generation, body, self.text)
+        body, generation = await self._asked(exchange, ChatBody, chat_generation)
         encoder = ChatEncoder(exchange.id, body.model, int(time.time()), self.tokenizer)
-        await self._answer(
-            exchange,
-            generation,
-            encoder,
-            self.names[body.model],
-            stream=bool(body.stream),
-            include_usage=body.include_usage,
-        )
+        await self._answer(exchange, body, generation, encoder)
 
     async def completion(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
-        raw = await exchange.body()
-        body, ignored = decode_body(raw, CompletionBody)
-        self._check_model(body.model)
-        exchange.ignored = ignored
-        generation = await _off_loop(len(raw) > LONG_BODY or body.is_slow, completion_generation, body, self.text)
+        body, generation = await self._asked(exchange, CompletionBody, completion_generation)
 
         def echo(answer: int) -> str:
             return self.tokenizer.decode(generation.prompts[answer // generation.n]) if body.echo else ""
 
         encoder = CompletionEncoder(exchange.id, body.model, int(time.time()), self.tokenizer, echo)
-        await self._answer(
-            exchange,
-            generation,
-            encoder,
-            self.names[body.model],
-            stream=bool(body.stream),
-            include_usage=body.include_usage,
-        )
+        await self._answer(exchange, body, generation, encoder)
 
-    async def _answer(
-        self,
-        exchange: Exchange,
-        generation: Generation,
-        encoder: Encoder,
-        adapter: str,
-        *,
-        stream: bool,
-        include_usage: bool,
-    ) -> None:
+    async def response(self, exchange: Exchange) -> None:
+        """POST /v1/responses."""
+        body, generation = await self._asked(exchange, ResponsesBody, responses_generation)
+        encoder = ResponsesEncoder(exchange.id, body, int(time.time()), self.tokenizer)
+        await self._answer(exchange, body, generation, encoder)
+
+    async def _asked(
+        self, exchange: Exchange, kind: type[Asked], read: Callable[[Asked, ModelText], Generation]
+    ) -> tuple[Asked, Generation]:
+        """The body, and what it asks to generate. What tokenises much or compiles a grammar runs in a thread."""
+        raw = await exchange.body()
+        body, ignored = decode_body(raw, kind)
+        self._check_model(body.model)
+        exchange.ignored = ignored
+        if len(raw) > LONG_BODY or body.is_slow:
+            return body, await asyncio.to_thread(read, body, self.text)
+        return body, read(body, self.text)
+
+    async def _answer(self, exchange: Exchange, body: Common, generation: Generation, encoder: Encoder) -> None:
         if self.draining:
             raise NotReady("the engine is shutting down")
-        generation = self._for_tenant(exchange, generation, adapter)
+        generation = self._for_tenant(exchange, generation, self.names[body.model])
         # A prompt too long is refused even while the core loads: waiting will not shorten it.
         for prompt in generation.prompts:
             check_length(prompt, self._max_model_len(), generation.prompt_param)
@@ -145,8 +134,8 @@ class Server(Face):
         answers = len(generation.prompts) * generation.n
         deltas = generate(generation, self.core, self.tokenizer, self.metrics, totals)
         async with contextlib.aclosing(exchange.until_gone(deltas)) as watched:
-            if stream:
-                await self._stream(exchange, watched, encoder, answers, totals, include_usage=include_usage)
+            if body.stream:
+                await self._stream(exchange, watched, encoder, answers, totals, include_usage=body.include_usage)
                 return
             collected: list[list[Delta]] = [[] for _ in range(answers)]
             async for delta in watched:
@@ -186,23 +175,10 @@ class Server(Face):
         first = await anext(deltas)
         await exchange.start_stream()
         try:
-            opening = b"".join(map(openai_response.sse, encoder.start(answers)))
-            await exchange.write(opening + _events(encoder, first))
+            await exchange.write(encoder.opening(answers) + encoder.piece(first))
             async for delta in deltas:
-                if events := _events(encoder, delta):
+                if events := encoder.piece(delta):
                     await exchange.write(events)
-            tail = openai_response.sse(encoder.usage_chunk(totals)) if include_usage else b""
-            await exchange.write(tail + openai_response.DONE, last=True)
+            await exchange.write(encoder.closing(totals, include_usage=include_usage), last=True)
         except EngineError as error:
-            # The status has gone out as 200: the error is an event, and no [DONE] follows it.
-            await exchange.write(b"data: " + openai_response.error_body(error) + b"\n\n", last=True)
-
-
-async def _off_loop(is_slow: bool, work: Callable[..., Generation], *args: Any) -> Generation:
-    """What tokenises a long body or compiles a grammar runs in a thread (both let go of the interpreter)."""
-    return await asyncio.to_thread(work, *args) if is_slow else work(*args)
-
-
-def _events(encoder: Encoder, delta: Delta) -> bytes:
-    """A piece of an answer as server-sent events; nothing if it says nothing yet."""
-    return b"".join(map(openai_response.sse, encoder.chunks(delta)))
+            await exchange.write(encoder.failing(error), last=True)

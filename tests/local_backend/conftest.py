@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from openai import AsyncOpenAI
 
 from local_backend.catalogue import pull
 from local_backend.errors import ModelUnavailable
@@ -38,3 +40,15 @@ def smollm2_engine(smollm2: Path) -> Iterator[EngineProcess]:
     """One engine with the real model, shared by all tests that only ask it something."""
     with running_engine(smollm2, "--served-name", SMOLLM2, "--max-body-bytes", "300000") as engine:
         yield engine
+
+
+@pytest.fixture
+async def client(smollm2_engine: EngineProcess) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=smollm2_engine.url + "/v1", api_key="-", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture
+async def http(smollm2_engine: EngineProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=smollm2_engine.url, timeout=60) as made:
+        yield made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,18 +14,6 @@ from openai import AsyncOpenAI, NotFoundError
 from tests.local_backend.support import SMOLLM2, EngineProcess
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-@pytest.fixture
-async def client(smollm2_engine: EngineProcess) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=smollm2_engine.url + "/v1", api_key="-", max_retries=0) as made:
-        yield made
-
-
-@pytest.fixture
-async def http(smollm2_engine: EngineProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=smollm2_engine.url, timeout=60) as made:
-        yield made
 
 
 async def metric(http: httpx.AsyncClient, name: str) -> float:
