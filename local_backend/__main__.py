@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
             die_with_parent()
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
         name, model_dir = resolve(settings.model, Path(settings.data), Speaker(as_json=False).progress)
+        if settings.draft_model is not None:
+            _, draft_dir = resolve(settings.draft_model, Path(settings.data), Speaker(as_json=False).progress)
+            settings = msgspec.structs.replace(settings, draft_model=str(draft_dir.resolve()))
         served_name = settings.served_name or name
         with bind(settings) as listening:
             return asyncio.run(serve(settings, served_name, model_dir.resolve(), listening))

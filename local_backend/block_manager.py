@@ -10,18 +10,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from local_backend.messages import BlockRemoved, BlockStored, KVEvent
-from local_backend.prefix_cache import PrefixCache, block_hash, root_hash
+from local_backend.prefix_cache import HostTier, Move, PrefixCache, block_hash, root_hash
 from local_backend.sequence import Sequence
 
 
 class BlockManager:
     """Hands out blocks of `block_size` tokens. Invariant: every block is either free or referred to, never both."""
 
-    def __init__(self, total_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+    def __init__(self, total_blocks: int, block_size: int, *, prefix_caching: bool = True, host_slots: int = 0) -> None:
+        """host_slots: blocks of host memory for what is evicted; prefixes found there come back by a copy."""
         self.total_blocks = total_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.cache = PrefixCache()
+        self.host = HostTier(host_slots) if host_slots and prefix_caching else None
+        self._moves: list[Move] = []
         self.events: list[KVEvent] | None = None  # what changed in the cache, if somebody wants to know
         self.query_tokens = 0
         self.hit_tokens = 0
@@ -53,6 +56,8 @@ class BlockManager:
         for index in range((len(seq.tokens) - 1) // self.block_size):
             block = self.cache.find(self._hash(seq, index))
             if block is None:
+                block = self._fetch(seq, index)
+            if block is None:
                 break
             self._take(block)
             seq.block_table.append(block)
@@ -68,10 +73,7 @@ class BlockManager:
         if missing > len(self._free):
             return False
         for _ in range(missing):
-            block = next(iter(self._free))
-            dropped = self.cache.drop(block)
-            if dropped is not None and self.events is not None:
-                self.events.append(BlockRemoved([dropped]))
+            block = self._evict()
             self._take(block)
             seq.block_table.append(block)
         return True
@@ -81,11 +83,12 @@ class BlockManager:
         before, seq.computed = seq.computed // self.block_size, computed
         if self.prefix_caching:
             for index in range(before, computed // self.block_size):
-                hash_ = self._hash(seq, index)
-                if self.cache.put(hash_, seq.block_table[index]) and self.events is not None:
-                    parent = seq.block_hashes[index - 1] if index else None
-                    tokens = seq.tokens[index * self.block_size : (index + 1) * self.block_size]
-                    self.events.append(BlockStored([hash_], parent, tokens, self.block_size, None))
+                self._put(seq, index, seq.block_table[index])
+
+    def take_moves(self) -> list[Move]:
+        """What is to be copied before the next pass, in this order."""
+        moves, self._moves = self._moves, []
+        return moves
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks back. The tail goes first to be reused, so shared beginnings live longest."""
@@ -104,6 +107,37 @@ class BlockManager:
         assert all(self._references[block] == held[block] for block in range(self.total_blocks)), "references drifted"
         assert self._free.keys().isdisjoint(held), "a block is free and held"
         assert len(self._free) + len(held) == self.total_blocks, "a block leaked"
+
+    def _evict(self) -> int:
+        """The free block that is worth least; what it holds goes to host memory if there is any. It stays free."""
+        block = next(iter(self._free))
+        dropped = self.cache.drop(block)
+        if dropped is not None:
+            if self.events is not None:
+                self.events.append(BlockRemoved([dropped]))
+            if self.host is not None and (slot := self.host.put(dropped)) is not None:
+                self._moves.append(Move(block, slot, out=True))
+        return block
+
+    def _fetch(self, seq: Sequence, index: int) -> int | None:
+        """A free block for what host memory holds of the sequence at `index`; None if it holds nothing."""
+        if self.host is None or not self._free or self.host.find(self._hash(seq, index)) is None:
+            return None
+        block = self._evict()
+        slot = self.host.find(self._hash(seq, index))
+        if slot is None:  # in a tier this small the evicted block took its place
+            return None
+        self._moves.append(Move(block, slot, out=False))
+        self._put(seq, index, block)
+        return block
+
+    def _put(self, seq: Sequence, index: int, block: int) -> None:
+        """The sequence's block at `index` may be shared from here on."""
+        hash_ = self._hash(seq, index)
+        if self.cache.put(hash_, block) and self.events is not None:
+            parent = seq.block_hashes[index - 1] if index else None
+            tokens = seq.tokens[index * self.block_size : (index + 1) * self.block_size]
+            self.events.append(BlockStored([hash_], parent, tokens, self.block_size, None))
 
     def _take(self, block: int) -> None:
         self._references[block] += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ import msgspec
 ENV_PREFIX = "FAREBOX_ENGINE_"
 REGISTER_TOKEN = ENV_PREFIX + "REGISTER_TOKEN"
 
+Quantization = Literal["auto", "none", "int16", "int8", "int8wo", "int4wo", "fp8"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -36,12 +38,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uds: str | None = None
     device: str = "auto"  # cpu, cuda, cuda:1 ...
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quantization: Literal["auto", "none", "int16", "int8", "int8wo", "int4wo", "fp8"] = "auto"
+    quantization: Quantization = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
     kernels: Literal["auto", "plain"] = "auto"
     batch_invariant: bool = False
-    speculation: Literal["off", "ngram"] = "off"
+    speculation: Literal["off", "ngram", "draft"] = "off"
+    draft_model: str | None = None
+    draft_quantization: Quantization = "auto"
     draft_tokens: Positive = 8  # guessed at once, at most
+    tensor_parallel: Positive = 1  # processes that share the model's weights
     adapters: str | None = None  # LoRA: name=folder,name=folder
     max_model_len: Positive | None = None
     max_running: Positive = 64  # sequences in one step
@@ -49,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_budget: Positive | None = None  # tokens in one step
     block_size: Positive = 16  # tokens in one KV block
     kv_cache_bytes: Positive | None = None
+    kv_host_bytes: Positive | None = None
     prefix_caching: bool = True
     threads: Positive | None = None
     max_body_bytes: Positive = 16 * 2**20
@@ -77,11 +83,15 @@ HELP = {
     "quantization": "auto: as the checkpoint has it; none: widened; int16, int8, int8wo, int4wo, fp8: at load",
     "kv_dtype": "numbers in the KV cache (default: as the activations); int8 and fp8 hold two to four times the tokens",
     "kernels": "plain: torch's own operations alone, no compiled or Triton kernels",
-    "speculation": "ngram: guess what the text has said before; pays where answers repeat the prompt",
+    "speculation": "ngram: guess what the text has said before; draft: by a small model that runs ahead",
+    "draft_model": "the model that guesses, of the same vocabulary; may be this one in fewer bits",
+    "draft_quantization": "as quantization, of the draft model",
     "batch_invariant": "an answer at temperature 0 is the same to the bit, whatever runs beside it",
+    "tensor_parallel": "processes that share the weights, each with a GPU of its own (CPU: part of the cores)",
     "adapters": "LoRA adapters in PEFT's form, name=folder,name=folder; clients ask for MODEL:name",
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
-    "kv_cache_bytes": "memory for the KV cache; accepts 512MiB, 2GiB",
+    "kv_cache_bytes": "memory for the KV cache, of each rank; accepts 512MiB, 2GiB",
+    "kv_host_bytes": "host memory for prefixes that the cache had to give up; they come back by a copy (for GPUs)",
     "token_budget": "tokens computed in one step, prefill and decode together",
     "kv_events": "ZeroMQ address at which changes of the prefix cache are published, as vLLM does: tcp://*:5557",
     "kv_events_replay": "ZeroMQ address at which missed changes are asked for: tcp://*:5558",
@@ -96,6 +106,7 @@ HELP = {
 }
 
 SECRETS = ("key", "register_token")
+SIZES = ("kv_cache_bytes", "kv_host_bytes")
 SWITCHES = ("prefix_caching", "die_with_parent", "batch_invariant")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -153,7 +164,9 @@ def core_environment() -> dict[str, str]:
     Idle OpenMP threads must sleep: by default they spin for the next loop, and where other processes want the cores,
     each of a step's hundreds of loops then waits for a whole time slice. SmolLM2 on two cores at a load of six, 16
     streams: 7.7 tokens/s spinning, 97 to 146 sleeping (2026-11)."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    # Ranks meet on this machine, and nobody else has business with them.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | loopback | os.environ
 
 
 def child_environment(**changes: str) -> dict[str, str]:
@@ -182,14 +195,17 @@ def load_settings(argv: list[str], env: Mapping[str, str] | None = None) -> Sett
     values |= flags
     if "model" not in values:
         raise BadSetting("no model given: name a directory, a GGUF file or a catalogue name")
-    if isinstance(size := values.get("kv_cache_bytes"), str):
-        values["kv_cache_bytes"] = parse_bytes(size)
+    for name in SIZES:
+        if isinstance(size := values.get(name), str):
+            values[name] = parse_bytes(size)
     for name in SWITCHES:
         if isinstance(text := values.get(name), str):
             values[name] = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     try:
         settings = msgspec.convert(values, Settings, strict=False)
         adapter_folders(settings.adapters)
+        if (settings.speculation == "draft") != (settings.draft_model is not None):
+            raise BadSetting("speculation draft and draft_model: one needs the other")
         return settings
     except msgspec.ValidationError as error:
         raise BadSetting(str(error)) from None

@@ -6,10 +6,8 @@ the front is gone, and so are we.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from local_backend.block_manager import BlockManager
+from local_backend.draft import RoomForDraft, build_draft
 from local_backend.encoder import EncoderEngine, build_encoder
 from local_backend.encoder_config import is_encoder
 from local_backend.errors import (
@@ -31,13 +30,11 @@ from local_backend.errors import (
 )
 from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
-    FRAME_HEAD,
     Abort,
     AddRequest,
     Configure,
     Failed,
     Fatal,
-    FromCore,
     KVEvent,
     Ready,
     Sampling,
@@ -46,13 +43,16 @@ from local_backend.messages import (
     ToCore,
     TokenOut,
     decode_to_core,
-    frame,
+    read_frame,
+    send,
 )
 from local_backend.model_runner import ModelRunner, Runner
+from local_backend.parent import quiet_child
+from local_backend.rank import lead
 from local_backend.sampler import Sampled
 from local_backend.scheduler import Chunk, Scheduler, Step
 from local_backend.sequence import Sequence
-from local_backend.speculative import Speculation
+from local_backend.speculative import Lookups, Speculation
 
 Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
@@ -196,6 +196,8 @@ class Engine:
             prefix_hit_tokens=b.hit_tokens,
             steps=self.steps,
             queued_tokens=sum(seq.uncomputed_tokens for seq in s.sequences if seq.uncomputed_tokens > 1),
+            guessed=self.speculation.proposed if self.speculation else 0,
+            guessed_right=self.speculation.accepted if self.speculation else 0,
         )
 
 
@@ -207,11 +209,18 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
     if is_encoder(model_dir):
         if settings.adapters:
             raise ModelUnavailable("adapters correct models that generate text; this one is an encoder")
+        if settings.tensor_parallel > 1:
+            raise ModelUnavailable("an encoder is small enough for one process: tensor_parallel is for decoders")
         return build_encoder(model_dir, settings, started)
-    runner = ModelRunner(model_dir, settings)
+    company = lead(model_dir, settings)
+    if settings.draft_model is not None:
+        company = RoomForDraft(company, model_dir, settings)
+    runner = ModelRunner(model_dir, settings, company)
     plan = runner.plan
     scheduler = Scheduler(
-        BlockManager(plan.blocks, settings.block_size, prefix_caching=settings.prefix_caching),
+        BlockManager(
+            plan.blocks, settings.block_size, prefix_caching=settings.prefix_caching, host_slots=plan.host_slots
+        ),
         token_budget=settings.token_budget or DEFAULT_TOKEN_BUDGET[runner.device.type],
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
@@ -220,17 +229,21 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
     if settings.kv_events is not None:
         scheduler.blocks.events = []
     warm_up(runner, scheduler)
+    engine = Engine(scheduler, runner, Grammars(model_dir, runner.config.eos_token_ids))
+    if settings.speculation != "off":
+        engine.speculation = Speculation(
+            Lookups() if settings.speculation == "ngram" else build_draft(runner, settings, scheduler.blocks),
+            most=settings.draft_tokens,
+            max_batch=SPECULATE_UP_TO[runner.device.type],
+        )
     ready = Ready(
         max_model_len=plan.max_model_len,
         total_blocks=plan.blocks,
         block_size=settings.block_size,
-        device=str(runner.device),
+        device=runner.device_name,
         dtype=runner.dtype_name,
         load_seconds=time.monotonic() - started,
     )
-    engine = Engine(scheduler, runner, Grammars(model_dir, runner.config.eos_token_ids))
-    if settings.speculation == "ngram":
-        engine.speculation = Speculation(most=settings.draft_tokens, max_batch=SPECULATE_UP_TO[runner.device.type])
     return engine, ready
 
 
@@ -246,20 +259,14 @@ def warm_up(runner: Runner, scheduler: Scheduler) -> None:
 
 def read_frames(source: BinaryIO, inbox: queue.SimpleQueue[ToCore]) -> None:
     """Thread: stdin into the inbox. At its end the process ends, in the middle of a step if need be."""
-    while len(head := source.read(FRAME_HEAD.size)) == FRAME_HEAD.size:
-        inbox.put(decode_to_core(source.read(FRAME_HEAD.unpack(head)[0])))
+    while (body := read_frame(source)) is not None:
+        inbox.put(decode_to_core(body))
     os._exit(0)
 
 
 def main() -> int:
     """Serve frames on stdin and stdout until stdin ends."""
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # a library that prints must not cut into the frames
-    faulthandler.enable()
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1)  # the watchdog asks for stacks before it kills
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides when we end
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    out = quiet_child()
     inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
     threading.Thread(target=read_frames, args=(sys.stdin.buffer, inbox), daemon=True).start()
     configure = inbox.get()
@@ -277,13 +284,6 @@ def main() -> int:
             engine.take(message)
         output = engine.step()
         send(out, output)
-
-
-def send(out: BinaryIO, message: FromCore) -> None:
-    """Write one frame whole; a pipe may take it in pieces."""
-    data = memoryview(frame(message))
-    while data:
-        data = data[out.write(data) :]
 
 
 if __name__ == "__main__":

@@ -21,15 +21,25 @@ class CachePlan:
 
     blocks: int
     max_model_len: int
+    host_slots: int = 0  # blocks of host memory beside them
 
 
 def plan_cache(
-    config: ModelConfig, settings: Settings, *, itemsize: int, max_model_len: int, free_bytes: int, device: str
+    config: ModelConfig,
+    settings: Settings,
+    *,
+    kv_heads: int,
+    itemsize: int,
+    max_model_len: int,
+    free_bytes: int,
+    device: str,
 ) -> CachePlan:
-    """Size the cache from what is free. Raises ModelUnavailable, with the arithmetic, if it cannot serve.
+    """Size the cache, of `kv_heads` on this rank, from what is free.
+
+    Raises ModelUnavailable, with the arithmetic, if it cannot serve.
 
     No more than max_running sequences of full length is ever useful, so small models take less."""
-    per_token = 2 * config.layers * config.kv_heads * config.head_dim * itemsize
+    per_token = 2 * config.layers * kv_heads * config.head_dim * itemsize
     per_block = per_token * settings.block_size
     usable = int(free_bytes * FREE_SHARE[device])
     if settings.kv_cache_bytes is not None:
@@ -44,12 +54,18 @@ def plan_cache(
     )
     if budget > free_bytes:
         raise ModelUnavailable(f"the KV cache does not fit: {arithmetic}")
+    host_bytes = settings.kv_host_bytes or 0
+    if host_bytes > (free_host := free_host_memory()):
+        raise ModelUnavailable(
+            f"kv_host_bytes asks for {host_bytes / 2**20:.0f} MiB of host memory, {free_host / 2**20:.0f} MiB are free"
+        )
+    host_slots = host_bytes // per_block
     if blocks >= blocks_each:
-        return CachePlan(blocks, max_model_len)
+        return CachePlan(blocks, max_model_len, host_slots)
     shorter = blocks * settings.block_size
     if settings.max_model_len is not None or shorter < 2 * settings.block_size:
         raise ModelUnavailable(f"the KV cache cannot hold one context: {arithmetic}")
-    return CachePlan(blocks, shorter)
+    return CachePlan(blocks, shorter, host_slots)
 
 
 def return_freed_memory() -> None:

@@ -7,6 +7,7 @@ for each step. A frame is a 4-byte little-endian length and that many bytes of m
 from __future__ import annotations
 
 import struct
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +32,7 @@ class Sampling(Struct, frozen=True, array_like=True):
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
     min_tokens: int = 0  # no stop token before so many
+    repeatable: bool = False  # the client gave the seed: the same one gives the same tokens, however busy we are
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids are among them unless the client ignores them
 
     @property
@@ -124,6 +126,8 @@ class Stats(Struct, frozen=True, array_like=True):
     steps: int
     queued_tokens: int
     """Of prompts, that are still to be computed: whoever scales engines goes by it."""
+    guessed: int = 0
+    guessed_right: int = 0
 
 
 class Ready(Struct, frozen=True, array_like=True, tag=True):
@@ -185,7 +189,24 @@ decode_to_core = msgspec.msgpack.Decoder(ToCore).decode
 decode_from_core = msgspec.msgpack.Decoder(FromCore).decode
 
 
-def frame(message: ToCore | FromCore) -> bytes:
+def frame(message: Struct) -> bytes:
     """One message with its length in front, ready to be written."""
     body = _encoder.encode(message)
     return FRAME_HEAD.pack(len(body)) + body
+
+
+def send(out: BinaryIO, message: Struct) -> None:
+    """Write one frame whole; a pipe may take it in pieces."""
+    data = memoryview(frame(message))
+    while data:
+        data = data[out.write(data) :]
+
+
+def read_frame(source: BinaryIO) -> bytes | None:
+    """The next message as it was framed; None at the end, also of one cut short."""
+    head = source.read(FRAME_HEAD.size)
+    if len(head) < FRAME_HEAD.size:
+        return None
+    size = FRAME_HEAD.unpack(head)[0]
+    body = source.read(size)
+    return body if len(body) == size else None

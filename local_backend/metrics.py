@@ -100,6 +100,8 @@ class CoreCollector(Collector):
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", stats.preemptions)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_query_tokens)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens)
+        yield self._counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", stats.guessed)
+        yield self._counter("vllm:spec_decode_num_accepted_tokens", "Guesses that held.", stats.guessed_right)
         yield self._counter("farebox:engine_steps", "Forward passes.", stats.steps)
 
     def _gauge(self, name: str, about: str, value: float) -> Metric:

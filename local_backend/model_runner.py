@@ -10,6 +10,7 @@ import torch
 from local_backend.adapters import Adapters
 from local_backend.config import Settings, adapter_folders
 from local_backend.errors import ModelUnavailable
+from local_backend.forward import Pass, pass_of
 from local_backend.kernels import ops_for
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.cpu import CpuOps
@@ -18,9 +19,10 @@ from local_backend.layers.linear import Linears
 from local_backend.memory import CachePlan, free_host_memory, plan_cache, return_freed_memory
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models import build
+from local_backend.parallel import ALONE, Company, Ranks
 from local_backend.quantization.neutral import SCHEMES, Scheme
 from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear, PlanesLinear
-from local_backend.sampler import Sampled, sample
+from local_backend.sampler import Sampled, accept, sample
 from local_backend.scheduler import Chunk, Step
 from local_backend.sequence import Sequence
 from local_backend.weights import Weights
@@ -35,13 +37,17 @@ class Runner(Protocol):
 
 
 class ModelRunner:
-    """One model on one device, with its KV cache."""
+    """One model, or one rank's share of it, on one device, with its KV cache."""
 
-    def __init__(self, model_dir: Path, settings: Settings) -> None:
+    def __init__(self, model_dir: Path, settings: Settings, company: Company | None = None) -> None:
+        """company: the other ranks, if the model is shared out."""
+        self.company = company or Company()
+        ranks = self.company.ranks
         self.config: ModelConfig = read_model_config(model_dir)
-        self.device = pick_device(settings.device)
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        kv_heads = ranks.share(self.config.kv_heads, "kv heads")
+        self.device = pick_device(settings.device, ranks)
+        if settings.threads is not None or ranks.size > 1:
+            torch.set_num_threads(max(1, (settings.threads or torch.get_num_threads()) // ranks.size))
         self.dtype = pick_dtype(settings.dtype, self.device)
         half_weights = self.device.type == "cpu" and wants_half_weights(settings.dtype)
         self.ops = ops_for(
@@ -67,6 +73,8 @@ class ModelRunner:
             planes=wants_planes(settings.quantization, self.device, self.ops),
         )
         folders = adapter_folders(settings.adapters)
+        if ranks.size > 1 and (folders or settings.batch_invariant):
+            raise ModelUnavailable("tensor_parallel goes neither with adapters nor with batch_invariant yet")
         if folders and settings.batch_invariant:
             raise ModelUnavailable("adapters are not batch-invariant: their small products depend on the batch")
         with torch.inference_mode():
@@ -77,6 +85,7 @@ class ModelRunner:
                 dtype=self.dtype,
                 scheme=pick_scheme(settings.quantization, self.device),
                 widened=settings.quantization in ("none", "int16"),
+                ranks=ranks,
                 adapters=self.adapters,
             )
             self.model = build(self.config, linears, self.ops, max_model_len=max_model_len, device=self.device)
@@ -85,87 +94,84 @@ class ModelRunner:
                 self.adapters.check()
             return_freed_memory()
             kv_dtype = pick_kv_dtype(settings.kv_dtype, self.dtype)
-            self.plan: CachePlan = plan_cache(
+            plan = plan_cache(
                 self.config,
                 settings,
+                kv_heads=kv_heads,
                 itemsize=kv_dtype.itemsize,
                 max_model_len=max_model_len,
-                free_bytes=free_memory(self.device),
+                # Ranks on CPU share one memory.
+                free_bytes=free_memory(self.device) // (ranks.size if self.device.type == "cpu" else 1),
                 device=self.device.type,
             )
+            self.plan: CachePlan = self.company.agree(plan)
             self.cache = KVCache(
                 self.config.layers,
                 self.plan.blocks,
                 settings.block_size,
-                self.config.kv_heads,
+                kv_heads,
                 self.config.head_dim,
                 kv_dtype,
                 self.device,
             )
+            self.cache.add_host(self.plan.host_slots)
+        self.device_name = str(self.device) if ranks.size == 1 else f"{self.device.type} x {ranks.size}"
         self.dtype_name = dtype_name(settings, weights.quantization, forms, self.dtype)
 
     def run(self, step: Step) -> list[Sampled | None]:
         """See Runner. One forward pass over all chunks, then sampling for those that reach their last token."""
         with torch.inference_mode():
-            logits, sampling = self._forward(step)
-            results: list[Sampled | None] = [None] * len(step.chunks)
-            # A chunk with guesses has a row for each of them, and each row sees the guesses before it.
-            sequences: list[Sequence] = []
-            for row, index in enumerate(sampling):
-                chunk, nth = step.chunks[index], row - sampling.index(index) if step.chunks[index].draft else 0
-                sequences.append(chunk.seq.ahead(list(chunk.draft[:nth])) if nth else chunk.seq)
-            rows: dict[int, list[Sampled]] = {}
-            for index, sampled in zip(sampling, sample(logits, sequences), strict=True):
-                rows.setdefault(index, []).append(sampled)
-            for index, found in rows.items():
-                results[index] = held(found, step.chunks[index].draft)
-            return results
+            whole, owners = pass_of(step)
+            logits = self.forward(whole)
+            return sampled_from(logits, owners, step.chunks)
 
     def logits(self, step: Step) -> torch.Tensor:
         """Logits (chunks, vocab) of a step whose chunks all reach their last token; for parity checks."""
         with torch.inference_mode():
-            logits, sampling = self._forward(step)
-            return logits[sorted(range(len(sampling)), key=sampling.__getitem__)]
+            whole, owners = pass_of(step)
+            return self.forward(whole)[sorted(range(len(owners)), key=owners.__getitem__)]
 
     def all_logits(self, step: Step) -> torch.Tensor:
         """Logits (tokens, vocab) after each token of a step whose chunks are equally long; for perplexity."""
         with torch.inference_mode():
-            logits, _ = self._forward(step, every=True)
-            return logits
+            return self.forward(pass_of(step, every=True)[0])
 
-    def _forward(self, step: Step, *, every: bool = False) -> tuple[torch.Tensor, list[int]]:
-        """Returns: logits, and for each of their rows the index of its chunk in the step. `every`: of all tokens."""
-        # Single tokens first: attention takes them as one batch, those with contexts of like length together.
-        order = sorted(
-            range(len(step.chunks)),
-            key=lambda i: (step.chunks[i].count + len(step.chunks[i].draft) > 1, step.chunks[i].end),
-        )
-        chunks = [with_draft(step.chunks[i]) for i in order]
-        ids: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        sampling: list[int] = []
-        for index, chunk in zip(order, chunks, strict=True):
-            ids += chunk.seq.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            if every:
-                wanted += range(len(ids) - chunk.count, len(ids))
-            elif chunk.samples:
-                rows = 1 + len(step.chunks[index].draft)
-                wanted += range(len(ids) - rows, len(ids))
-                sampling += [index] * rows
+    def forward(self, whole: Pass) -> torch.Tensor:
+        """Logits (rows wanted, vocab). Every rank must make the same pass: the first one tells the others."""
+        self.company.tell(whole)
+        self.cache.move(whole.moves)
         if self.adapters is not None:
-            self.adapters.begin([(chunk.seq.adapter, chunk.count) for chunk in chunks])
-        batch = AttentionBatch(chunks, self.cache.block_size, self.device, self.dtype)
-        logits = self.model(batch.ints(ids), batch.ints(positions), self.cache, batch, batch.ints(wanted))
-        return logits, sampling
+            self.adapters.begin([(span.adapter, span.count) for span in whole.spans])
+        batch = AttentionBatch(whole.spans, self.cache.block_size, self.device, self.dtype)
+        ids = batch.ints([token for span in whole.spans for token in span.tokens])
+        positions = batch.ints([at for span in whole.spans for at in range(span.start, span.end)])
+        return self.model(ids, positions, self.cache, batch, batch.ints(whole.wanted))
 
 
-def with_draft(chunk: Chunk) -> Chunk:
-    """A chunk with guesses as one of known tokens: to the model there is no difference."""
-    if not chunk.draft:
-        return chunk
-    return Chunk(chunk.seq.ahead(list(chunk.draft)), chunk.start, chunk.count + len(chunk.draft))
+def sampled_from(logits: torch.Tensor, owners: list[int], chunks: list[Chunk]) -> list[Sampled | None]:
+    """What each chunk gives; `owners` are the chunks of the rows, those of one chunk side by side."""
+    results: list[Sampled | None] = [None] * len(chunks)
+    rows: list[int] = []
+    sequences: list[Sequence] = []
+    found: dict[int, list[Sampled]] = {}
+    nth = 0
+    for row, index in enumerate(owners):
+        seq, draft = chunks[index].seq, chunks[index].draft
+        first = not row or owners[row - 1] != index
+        nth = 0 if first else nth + 1
+        if draft and seq.odds:
+            if first:
+                results[index] = accept(logits[row : row + len(draft) + 1], seq, draft)
+            continue
+        # A chunk with guesses has a row for each of them, and each row sees the guesses before it.
+        rows.append(row)
+        sequences.append(seq.ahead(list(draft[:nth])) if nth else seq)
+    some = logits if len(rows) == len(logits) else logits[rows]
+    for row, sampled in zip(rows, sample(some, sequences), strict=True):
+        found.setdefault(owners[row], []).append(sampled)
+    for index, several in found.items():
+        results[index] = held(several, chunks[index].draft)
+    return results
 
 
 def held(found: list[Sampled], draft: tuple[int, ...]) -> Sampled:
@@ -177,13 +183,19 @@ def held(found: list[Sampled], draft: tuple[int, ...]) -> Sampled:
     return Sampled(first.token, first.logprobs, tuple(more))
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Raises ModelUnavailable if CUDA is asked for and absent."""
+def pick_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
+    """Each rank takes a GPU of its own. Raises ModelUnavailable if CUDA is asked for and absent."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ModelUnavailable(f"device {wanted!r} was asked for, but torch sees no CUDA device")
-    return torch.device(wanted)
+    if ranks.size == 1 or wanted == "cpu":
+        return torch.device(wanted)
+    if wanted != "cuda" or torch.cuda.device_count() < ranks.size:
+        raise ModelUnavailable(
+            f"{ranks.size} ranks need as many GPUs, and device auto or cuda (CUDA_VISIBLE_DEVICES picks them)"
+        )
+    return torch.device("cuda", ranks.rank)
 
 
 def wants_half_weights(dtype: str) -> bool:

@@ -167,6 +167,7 @@ def _generation(
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=config.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
         seed=secrets.randbits(64) if body.seed is None else body.seed & (2**64 - 1),
+        repeatable=body.seed is not None,
         logit_bias=_bias(body.logit_bias, config.vocab_size),
         logprobs=logprobs,
         min_tokens=min(body.min_tokens or 0, max_tokens),

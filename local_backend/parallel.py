@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from local_backend.errors import ModelUnavailable
+from local_backend.forward import Pass
+from local_backend.memory import CachePlan
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,3 +41,16 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class Company:
+    """What a runner must settle with the other ranks. This one has none; `rank.py` knows how to talk to some."""
+
+    ranks = ALONE
+
+    def agree(self, plan: CachePlan) -> CachePlan:
+        """The cache that all ranks can hold; called once, when the weights are loaded."""
+        return plan
+
+    def tell(self, whole: Pass) -> None:
+        """Every rank is to make this pass."""

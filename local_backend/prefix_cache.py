@@ -8,8 +8,11 @@ Source: vLLM docs/design/prefix_caching.md, read 2026-11.
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
+
+from msgspec import Struct
 
 
 def block_hash(parent: bytes, tokens: Seq[int]) -> bytes:
@@ -56,3 +59,35 @@ class PrefixCache:
         if hash_ is not None:
             del self._block_of[hash_]
         return hash_
+
+
+class Move(Struct, frozen=True, array_like=True):
+    """Copy a block's content between the device and a slot of host memory, before anything else in the step."""
+
+    block: int
+    slot: int
+    out: bool  # from the device; else to it
+
+
+class HostTier:
+    """What the device's cache had to give up, kept in slots of host memory: least recently used goes first.
+
+    Integers only, as the block manager: the runner carries out the moves, in their order."""
+
+    def __init__(self, slots: int) -> None:
+        self._slot_of: OrderedDict[bytes, int] = OrderedDict()
+        self._free = list(range(slots))
+
+    def find(self, hash_: bytes) -> int | None:
+        """The slot that holds this prefix, if any."""
+        if hash_ in self._slot_of:
+            self._slot_of.move_to_end(hash_)
+        return self._slot_of.get(hash_)
+
+    def put(self, hash_: bytes) -> int | None:
+        """Where to copy a block that is about to be overwritten; None if its content is here already."""
+        if self.find(hash_) is not None:
+            return None
+        slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
+        self._slot_of[hash_] = slot
+        return slot

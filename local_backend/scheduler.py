@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from local_backend.block_manager import BlockManager
 from local_backend.errors import QueueFull
 from local_backend.fairness import INPUT_COST, OUTPUT_COST, Fairness
+from local_backend.prefix_cache import Move
 from local_backend.sequence import Sequence, State
 
 PRIORITY_STEP = 256
@@ -48,6 +49,7 @@ class Step:
     token_budget: int
     chunks: list[Chunk] = field(default_factory=list)
     tokens: int = 0
+    moves: list[Move] = field(default_factory=list)  # between device and host memory, before all else
 
     @property
     def room(self) -> int:
@@ -140,6 +142,8 @@ class Scheduler:
             newcomer = self._next()
             if newcomer is None or not self._admit(newcomer, step):
                 break  # the head waits; letting short prompts overtake would starve long ones
+        if step.chunks:
+            step.moves = self.blocks.take_moves()
         return step
 
     def preempt(self, seq: Sequence) -> None:

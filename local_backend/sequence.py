@@ -53,6 +53,7 @@ class Sequence:
     priority: int = 0  # lower goes first
     deadline: float | None = None  # monotonic seconds
     draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`, for the next step alone
+    odds: list[Any] = field(default_factory=list)  # what each guess was drawn from; none: guesses are certain
     adapter: str = ""  # with whose corrections the model works
     rank: int = 0  # the scheduler's: place among those of one tenant
 

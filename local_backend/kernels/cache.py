@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from local_backend.scheduler import Chunk
+from local_backend.forward import Span
+from local_backend.prefix_cache import Move
 
 E4M3_MAX = 448.0  # largest finite float8_e4m3fn; beyond it the cast gives NaN
 
@@ -38,9 +39,31 @@ class KVCache:
         self.key_scale: torch.Tensor | None = None
         self.value_scale: torch.Tensor | None = None
         self.native: list[Any] | None = None  # what a kernel keeps of the addresses
+        self._host: list[torch.Tensor] = []
         if dtype == torch.int8:
             self.key_scale = zeroed_lazily(shape[:-1], torch.float32, device)
             self.value_scale = zeroed_lazily(shape[:-1], torch.float32, device)
+
+    def add_host(self, slots: int) -> None:
+        """Host memory for so many blocks; pinned where there is a GPU to copy to it without waiting."""
+        pinned = self.keys.device.type == "cuda"
+        self._host = [
+            torch.zeros((len(own), slots, *own.shape[2:]), dtype=own.dtype, pin_memory=pinned)
+            for own in self._tensors()
+        ]
+
+    def move(self, moves: list[Move]) -> None:
+        """Copy blocks out to host memory and back. All copies go through one stream, so their order is kept."""
+        for own, host in zip(self._tensors(), self._host, strict=True) if moves else ():
+            for move in moves:
+                there, here = host[:, move.slot], own[:, move.block]
+                if move.out:
+                    there.copy_(here, non_blocking=True)
+                else:
+                    here.copy_(there, non_blocking=True)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [t for t in (self.keys, self.values, self.key_scale, self.value_scale) if t is not None]
 
     def store(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write (tokens, kv_heads, head_dim) at `slots`, each block * block_size + offset."""
@@ -106,14 +129,14 @@ class PrefillChunk:
 class AttentionBatch:
     """What attention must know about a step; the same for every layer, and made from integers once.
 
-    Chunks of one token come first, shortest context first: they are attended together. The views that one kernel or
+    Spans of one token come first, shortest context first: they are attended together. The views that one kernel or
     another wants are made when it first asks."""
 
-    def __init__(self, chunks: list[Chunk], block_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.chunks = chunks
+    def __init__(self, spans: list[Span], block_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.spans = spans
         self.block_size, self.device, self.dtype = block_size, device, dtype
-        self.tokens = sum(chunk.count for chunk in chunks)
-        self.decode_rows = sum(chunk.count == 1 for chunk in chunks)
+        self.tokens = sum(span.count for span in spans)
+        self.decode_rows = sum(span.count == 1 for span in spans)
         self._tiles: dict[int, torch.Tensor | None] = {}
         self._views: dict[tuple[str, int], list[DecodeGroup] | list[PrefillChunk]] = {}
 
@@ -121,31 +144,29 @@ class AttentionBatch:
     def slots(self) -> torch.Tensor:
         """(tokens,) where each token's keys and values go: block * block_size + offset."""
         size = self.block_size
-        return self.ints(
-            [c.seq.block_table[p // size] * size + p % size for c in self.chunks for p in range(c.start, c.end)]
-        )
+        return self.ints([s.table[p // size] * size + p % size for s in self.spans for p in range(s.start, s.end)])
 
     @cached_property
     def tables(self) -> torch.Tensor:
-        """(chunks, pages) block tables, padded with block 0."""
-        widest = max(map(self.pages, self.chunks))
-        rows = [chunk.seq.block_table[: self.pages(chunk)] for chunk in self.chunks]
+        """(spans, pages) block tables, padded with block 0."""
+        widest = max(map(self.pages, self.spans))
+        rows = [span.table[: self.pages(span)] for span in self.spans]
         return self.ints([row + [0] * (widest - len(row)) for row in rows])
 
     @cached_property
     def owners(self) -> torch.Tensor:
-        """(tokens,) the chunk each token belongs to."""
-        return self.ints([i for i, chunk in enumerate(self.chunks) for _ in range(chunk.count)])
+        """(tokens,) the span each token belongs to."""
+        return self.ints([i for i, span in enumerate(self.spans) for _ in range(span.count)])
 
     @cached_property
     def contexts(self) -> torch.Tensor:
         """(tokens,) how many tokens of its sequence each token sees, itself included."""
-        return self.ints([p + 1 for chunk in self.chunks for p in range(chunk.start, chunk.end)])
+        return self.ints([p + 1 for span in self.spans for p in range(span.start, span.end)])
 
     @cached_property
     def longest(self) -> int:
         """The longest context in the step."""
-        return max(chunk.end for chunk in self.chunks)
+        return max(span.end for span in self.spans)
 
     def decode_groups(self, window: int = 0) -> list[DecodeGroup]:
         """Single tokens, shortest context first, cut so that padding at most doubles the pages read."""
@@ -155,30 +176,30 @@ class AttentionBatch:
         return self._views[key]  # type: ignore[return-value]
 
     def prefill_chunks(self, window: int = 0) -> list[PrefillChunk]:
-        """Chunks of several tokens; the first chunk of a prompt needs no pages, for it is its own context."""
+        """Spans of several tokens; the first of a prompt needs no pages, for it is its own context."""
         key = ("prefill", window)
         if key not in self._views:
             self._views[key] = self._make_prefill_chunks(window)
         return self._views[key]  # type: ignore[return-value]
 
     def tiles(self, rows: int) -> torch.Tensor | None:
-        """(n, 4) chunks of several tokens in pieces of at most `rows`: chunk, first row, rows, position; None: none."""
+        """(n, 4) spans of several tokens in pieces of at most `rows`: span, first row, rows, position; None: none."""
         if rows not in self._tiles:
             made: list[list[int]] = []
             at = 0
-            for index, chunk in enumerate(self.chunks):
-                if chunk.count > 1:
+            for index, span in enumerate(self.spans):
+                if span.count > 1:
                     made += [
-                        [index, at + offset, min(rows, chunk.count - offset), chunk.start + offset]
-                        for offset in range(0, chunk.count, rows)
+                        [index, at + offset, min(rows, span.count - offset), span.start + offset]
+                        for offset in range(0, span.count, rows)
                     ]
-                at += chunk.count
+                at += span.count
             self._tiles[rows] = self.ints(made) if made else None
         return self._tiles[rows]
 
-    def pages(self, chunk: Chunk) -> int:
-        """Blocks that a chunk's context takes."""
-        return -(-chunk.end // self.block_size)
+    def pages(self, span: Span) -> int:
+        """Blocks that a span's context takes."""
+        return -(-span.end // self.block_size)
 
     def ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         """Integers on the device of the step."""
@@ -188,11 +209,11 @@ class AttentionBatch:
         groups: list[DecodeGroup] = []
         start = 0
         while start < self.decode_rows:
-            shortest = self.pages(self.chunks[start])
+            shortest = self.pages(self.spans[start])
             end = start
-            while end < self.decode_rows and self.pages(self.chunks[end]) <= max(2 * shortest, 8):
+            while end < self.decode_rows and self.pages(self.spans[end]) <= max(2 * shortest, 8):
                 end += 1
-            pages = max(map(self.pages, self.chunks[start:end]))
+            pages = max(map(self.pages, self.spans[start:end]))
             at = self.contexts[start:end].unsqueeze(1) - 1
             mask = self._mask(at, pages, window)
             groups.append(DecodeGroup(start, end, self.tables[start:end, :pages], mask[:, None, None]))
@@ -202,18 +223,18 @@ class AttentionBatch:
     def _make_prefill_chunks(self, window: int) -> list[PrefillChunk]:
         out: list[PrefillChunk] = []
         row = 0
-        for index, chunk in enumerate(self.chunks):
-            if chunk.count > 1:
+        for index, span in enumerate(self.spans):
+            if span.count > 1:
                 blocks = mask = None
-                at = torch.arange(chunk.start, chunk.end, device=self.device).unsqueeze(1)
-                if chunk.start:
-                    pages = self.pages(chunk)
+                at = torch.arange(span.start, span.end, device=self.device).unsqueeze(1)
+                if span.start:
+                    pages = self.pages(span)
                     blocks = self.tables[index : index + 1, :pages]
                     mask = self._mask(at, pages, window)
-                elif 0 < window < chunk.count:
-                    mask = self._mask(at, self.pages(chunk), window)[:, : chunk.count]
-                out.append(PrefillChunk(row, row + chunk.count, blocks, mask))
-            row += chunk.count
+                elif 0 < window < span.count:
+                    mask = self._mask(at, self.pages(span), window)[:, : span.count]
+                out.append(PrefillChunk(row, row + span.count, blocks, mask))
+            row += span.count
         return out
 
     def _mask(self, at: torch.Tensor, pages: int, window: int) -> torch.Tensor:

@@ -104,7 +104,7 @@ class TritonOps(ReferenceOps):
         if not rows:
             return
         heads, dim = out.shape[1:]
-        splits = triton.cdiv(batch.chunks[rows - 1].end, SPLIT)
+        splits = triton.cdiv(batch.spans[rows - 1].end, SPLIT)
         sums = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=qkv.device)
         peaks = torch.empty(rows, heads, splits, dtype=torch.float32, device=qkv.device)
         totals = torch.empty_like(peaks)

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from local_backend.tokenizer import byte_level_alphabet
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOLLM2 = "smollm2-135m-instruct"
-START_WITHIN_S = 90
+START_WITHIN_S = 180
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -92,7 +93,9 @@ def make_engine(folder: Path, *, token_budget: int = 512, blocks: int | None = N
     given = settings(**changes)
     runner = ModelRunner(folder, given)
     total = runner.plan.blocks if blocks is None else min(blocks, runner.plan.blocks)
-    manager = BlockManager(total, given.block_size, prefix_caching=given.prefix_caching)
+    manager = BlockManager(
+        total, given.block_size, prefix_caching=given.prefix_caching, host_slots=runner.plan.host_slots
+    )
     return Engine(
         Scheduler(
             manager,
@@ -190,6 +193,14 @@ def running_engine(model: str | Path, *argv: str, env: dict[str, str] | None = N
         if engine.process.poll() is None:
             engine.process.kill()
         engine.process.wait()
+
+
+def wait_until(true: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Fails if it does not come true."""
+    until = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.01)
 
 
 def children_of(pid: int) -> list[int]:

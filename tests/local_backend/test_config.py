@@ -16,7 +16,7 @@ from local_backend.memory import free_host_memory, plan_cache
 from local_backend.model_config import ModelConfig, read_model_config
 from tests.local_backend.support import make_tiny_model, settings
 
-TIGHT: dict[str, Any] = {"itemsize": 4, "device": "cpu"}
+TIGHT: dict[str, Any] = {"itemsize": 4, "device": "cpu", "kv_heads": 2}
 
 
 def test_flag_beats_environment_beats_default() -> None:

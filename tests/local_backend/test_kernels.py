@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from local_backend.errors import ModelUnavailable
+from local_backend.forward import Span
 from local_backend.kernels import ops_for
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.cpu import CpuOps, NoCompiler, library
 from local_backend.kernels.reference import ReferenceOps
-from local_backend.messages import Sampling
 from local_backend.model_runner import wants_planes
 from local_backend.quantization.neutral import SCHEMES, QuantizedWeight, Scheme, pack4, quantize, unpack4
 from local_backend.quantization.run import (
@@ -24,8 +24,6 @@ from local_backend.quantization.run import (
     SevenBitLinear,
     WeightOnlyLinear,
 )
-from local_backend.scheduler import Chunk
-from local_backend.sequence import Sequence
 from tests.local_backend.support import cache_dir
 
 CPU = torch.device("cpu")
@@ -48,12 +46,10 @@ def step(block_size: int, chunks: list[tuple[int, int]]) -> AttentionBatch:
     """Chunks (start, count) of sequences whose blocks lie scattered; single tokens must come first."""
     made = []
     next_block = 40
-    for index, (start, count) in enumerate(chunks):
-        seq = Sequence(index, [5] * (start + count), Sampling(max_tokens=1))
+    for start, count in chunks:
         blocks = -(-(start + count) // block_size)
-        seq.block_table = list(range(next_block - blocks, next_block))
+        made.append(Span([5] * count, start, list(range(next_block - blocks, next_block))))
         next_block -= blocks
-        made.append(Chunk(seq, start, count))
     return AttentionBatch(made, block_size, CPU, torch.float32)
 
 

@@ -120,6 +120,19 @@ def test_prefix_hit_preemption_and_budget_change_no_token(tiny: Path) -> None:
         assert (engine.scheduler.blocks.hit_tokens > 0) == caching
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+def test_prefixes_come_back_from_host_memory_as_they_were(tiny: Path, kv_dtype: str) -> None:
+    chance = random.Random(2)
+    prompts = [[chance.randrange(3, 259) for _ in range(41)] for _ in range(3)]
+    # A prompt that comes from a cache of fewer bits may be answered otherwise than when it was computed.
+    roomy = make_engine(tiny, block_size=4, kv_dtype=kv_dtype)
+    wanted = [[run_all(roomy, [prompt], greedy(12)) for prompt in prompts] for _ in range(2)]
+    engine = make_engine(tiny, blocks=16, block_size=4, max_model_len=60, kv_dtype=kv_dtype, kv_host_bytes=2**20)
+    assert [[run_all(engine, [prompt], greedy(12)) for prompt in prompts] for _ in range(2)] == wanted
+    # Two of three prompts have left the device when they are asked for again: all came back but their last token.
+    assert engine.scheduler.blocks.hit_tokens == 3 * 40
+
+
 def test_greedy_tokens_of_smollm2_equal_transformers(smollm2: Path) -> None:
     tokenizer = Tokenizer(smollm2)
     prompts = [tokenizer.encode(text, special=True) for text in PROMPTS]

@@ -9,14 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.local_backend.support import ROOT, EngineProcess, children_of, is_alive, make_tiny_model, running_engine
+from tests.local_backend.support import (
+    ROOT,
+    EngineProcess,
+    children_of,
+    is_alive,
+    make_tiny_model,
+    running_engine,
+    wait_until,
+)
 
 ENDLESS = {"model": "tiny", "prompt": "x", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
 
@@ -27,13 +34,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow") / "tiny"
     make_tiny_model(folder, max_position_embeddings=100_000)
     return folder
-
-
-def wait_until(true: Callable[[], bool], within_s: float = 20.0) -> None:
-    until = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.01)
 
 
 def test_sigterm_lets_streams_end_and_exits_with_zero(slow: Path) -> None:

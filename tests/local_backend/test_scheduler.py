@@ -38,11 +38,18 @@ class FakeRunner:
     def __init__(self, blocks: int, block_size: int) -> None:
         self.slots: list[int | None] = [None] * (blocks * block_size)
         self.block_size = block_size
+        self.host: dict[int, list[int | None]] = {}
         self.steps: list[list[tuple[int, int, int]]] = []
 
     def run(self, step: Step) -> list[Sampled | None]:
         assert 0 < sum(c.count for c in step.chunks) <= step.token_budget
         assert len({c.seq.id for c in step.chunks}) == len(step.chunks)
+        for move in step.moves:
+            own = slice(move.block * self.block_size, (move.block + 1) * self.block_size)
+            if move.out:
+                self.host[move.slot] = self.slots[own]
+            else:
+                self.slots[own] = self.host[move.slot]
         self.steps.append([(c.seq.id, c.start, c.count) for c in step.chunks])
         for chunk in step.chunks:
             assert chunk.start == chunk.seq.computed
@@ -71,9 +78,16 @@ def expected(prompt: list[int], sampling: Sampling) -> tuple[list[int], str]:
 
 
 def make(
-    blocks: int, block_size: int, budget: int, running: int, *, caching: bool = True, waiting: int = 1000
+    blocks: int,
+    block_size: int,
+    budget: int,
+    running: int,
+    *,
+    caching: bool = True,
+    waiting: int = 1000,
+    host: int = 0,
 ) -> Engine:
-    manager = BlockManager(blocks, block_size, prefix_caching=caching)
+    manager = BlockManager(blocks, block_size, prefix_caching=caching, host_slots=host)
     scheduler = Scheduler(manager, token_budget=budget, max_running=running, max_waiting=waiting, max_model_len=MAX_LEN)
     return Engine(scheduler, FakeRunner(blocks, block_size))
 
@@ -105,9 +119,11 @@ class EngineMachine(RuleBasedStateMachine):
         budget=st.integers(1, 30),
         running=st.integers(1, 6),
         caching=st.booleans(),
+        host=st.integers(0, 6),
     )
-    def start(self, block_size: int, spare: int, budget: int, running: int, caching: bool) -> None:
-        self.engine = make(-(-MAX_LEN // block_size) + spare, block_size, budget, running, caching=caching)
+    def start(self, block_size: int, spare: int, budget: int, running: int, caching: bool, host: int) -> None:
+        blocks = -(-MAX_LEN // block_size) + spare
+        self.engine = make(blocks, block_size, budget, running, caching=caching, host=host)
         self.scheduler = self.engine.scheduler
         self.next_id = 0
         self.open: dict[int, tuple[list[int], Sampling, str]] = {}
@@ -271,6 +287,26 @@ def test_beginnings_outlive_tails_in_the_cache() -> None:
     blocks.match(again)
     assert again.computed == 4, "two blocks had to go, and they were the last two"
     blocks.check([other, again])
+
+
+def test_what_the_cache_gave_up_comes_back_from_host_memory() -> None:
+    engine = make(blocks=6, block_size=4, budget=100, running=1, host=8)
+    first, other = [1, 2, 3, 4] * 5, [4, 3, 2, 1] * 5
+
+    def cached(id_: int, prompt: list[int]) -> int:
+        engine.take(AddRequest(id_, prompt, Sampling(max_tokens=1)))
+        (token,) = engine.step().tokens
+        assert token.token == next_token(prompt)
+        return token.cached_tokens
+
+    # Six blocks hold one prompt of five; what they held of the one before it is in host memory.
+    assert [cached(n, prompt) for n, prompt in enumerate([first, other, first, other])] == [0, 0, 16, 16]
+    without = make(blocks=6, block_size=4, budget=100, running=1)
+    for n, prompt in enumerate([first, other]):
+        without.take(AddRequest(n, prompt, Sampling(max_tokens=1)))
+        without.step()
+    without.take(AddRequest(9, first, Sampling(max_tokens=1)))
+    assert without.step().tokens[0].cached_tokens < 16
 
 
 def test_hash_depends_on_everything_before_the_block() -> None:

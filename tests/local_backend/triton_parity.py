@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from local_backend.forward import Span
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.reference import ReferenceOps
 from local_backend.kernels.triton_ops import TritonOps, weight_only
-from local_backend.messages import Sampling
 from local_backend.quantization.neutral import SCHEMES, quantize
-from local_backend.scheduler import Chunk
-from local_backend.sequence import Sequence
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN, FUSED = ReferenceOps(), TritonOps()
@@ -22,12 +20,10 @@ PLAIN, FUSED = ReferenceOps(), TritonOps()
 def batch(block_size: int, chunks: list[tuple[int, int]]) -> AttentionBatch:
     """Chunks (start, count), single tokens first, blocks scattered."""
     made, next_block = [], 100
-    for index, (start, count) in enumerate(chunks):
-        seq = Sequence(index, [5] * (start + count), Sampling(max_tokens=1))
+    for start, count in chunks:
         blocks = -(-(start + count) // block_size)
-        seq.block_table = list(range(next_block - blocks, next_block))
+        made.append(Span([5] * count, start, list(range(next_block - blocks, next_block))))
         next_block -= blocks
-        made.append(Chunk(seq, start, count))
     return AttentionBatch(made, block_size, DEVICE, torch.float32)
 
 

@@ -1,0 +1,69 @@
+"""One forward pass in integers: all that a model must be told, on whichever rank it runs. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from local_backend.prefix_cache import Move
+from local_backend.scheduler import Step
+
+
+class Span(Struct, frozen=True, array_like=True):
+    """Consecutive tokens of one sequence, from position `start`; `table` are the blocks that hold its context."""
+
+    tokens: list[int]
+    start: int
+    table: list[int]
+    adapter: str = ""
+
+    @property
+    def count(self) -> int:
+        """Tokens to compute."""
+        return len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        """The position after the last token; also the context that it sees."""
+        return self.start + len(self.tokens)
+
+
+class Pass(Struct, frozen=True, array_like=True, tag=True):
+    """Spans side by side, and after which of their tokens logits are wanted.
+
+    Single tokens come first, those with contexts of like length together: attention takes them as one batch."""
+
+    spans: list[Span]
+    wanted: list[int]
+    moves: list[Move] = []
+
+
+def pass_of(step: Step, *, every: bool = False) -> tuple[Pass, list[int]]:
+    """A step as one pass; guesses are to the model what known tokens are. `every`: logits after all tokens.
+
+    Returns: the pass, and for each row of logits the index of its chunk in the step."""
+    made: list[tuple[Span, int]] = []
+    for chunk in step.chunks:
+        seq = chunk.seq
+        tokens = seq.tokens[chunk.start : chunk.end] + list(chunk.draft)
+        rows = len(tokens) if every else 1 + len(chunk.draft) if chunk.samples else 0
+        made.append((Span(tokens, chunk.start, seq.block_table, seq.adapter), rows))
+    return arranged(made, step.moves)
+
+
+def arranged(made: list[tuple[Span, int]], moves: Sequence[Move] = ()) -> tuple[Pass, list[int]]:
+    """Spans, each with the number of its last tokens after which logits are wanted, in the order of a pass.
+
+    Returns: the pass, and for each row of logits the index of its span in what was given."""
+    spans: list[Span] = []
+    wanted: list[int] = []
+    owners: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(made)), key=lambda i: (made[i][0].count > 1, made[i][0].end)):
+        span, rows = made[index]
+        spans.append(span)
+        tokens += span.count
+        wanted += range(tokens - rows, tokens)
+        owners += [index] * rows
+    return Pass(spans, wanted, list(moves)), owners
