@@ -2,10 +2,14 @@
 
     python -m tests.bench.engine --json [--quick] [--keep FOLDER]    one line of figures and ratios
     python -m tests.bench.engine --accuracy SMOLLM2_FOLDER           perplexity and greedy agreement of each scheme
+    python -m tests.bench.engine --guessing SMOLLM2_FOLDER           what speculation wins
+    python -m tests.bench.engine --service [--quick]                 start, prefix cache, 200 clients, overhead
+    python -m tests.bench.engine --soak MINUTES                      mixed traffic; memory, failures, blocks
     python -m tests.bench.engine --gpu [--dry-run]                   decode as a share of the ceilings of this GPU
 
 Other programs on the machine cost both sides; llama.cpp's threads spin while they wait and lose most by them. So each
-figure is given twice, median and best step, and nothing is compared across runs.
+figure is given as median step, as best step, and (`_cpu`) by second of CPU time, which with `--threads 1` is what a
+machine of one's own would show even on a busy one; and nothing is compared across runs.
 """
 
 from __future__ import annotations
@@ -35,10 +39,15 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     parser.add_argument("--quick", action="store_true", help="short prompts and answers, one round")
     parser.add_argument("--rounds", type=int, help="how often all peers take their turn (default 3, quick 1)")
+    parser.add_argument("--threads", type=int, help="of each engine (default 2)")
+    parser.add_argument("--only", metavar="NAMES", help="these engines alone: llamacpp_q8_0,ours_int8")
     parser.add_argument("--keep", type=Path, help="folder for weights and the other engine's environment")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to see that everything runs")
     parser.add_argument("--no-peers", action="store_true", help="our engine alone; nothing is fetched")
     parser.add_argument("--accuracy", type=Path, metavar="MODEL", help="accuracy table of a model folder")
+    parser.add_argument("--guessing", type=Path, metavar="MODEL", help="what speculation wins with a model folder")
+    parser.add_argument("--service", action="store_true", help="the engine as clients see it")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed traffic for so long")
     parser.add_argument("--gpu", action="store_true", help="the table for a CUDA device")
     parser.add_argument("--dry-run", action="store_true", help="with --gpu: the same code on a toy model on CPU")
     args = parser.parse_args()
@@ -46,12 +55,19 @@ def main() -> int:
         from tests.bench.engine.gpu import run
 
         return run(dry=args.dry_run)
-    if args.accuracy:
+    if args.accuracy or args.guessing:
         # Before torch is there: threads that spin while they wait take ten times as long on a machine that others use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from tests.bench.engine.accuracy import table
+        from tests.bench.engine import accuracy, guessing
 
-        print(json.dumps(table(args.accuracy)) if args.json else as_table(table(args.accuracy)))
+        rows = accuracy.table(args.accuracy) if args.accuracy else guessing.table(args.guessing)
+        print(json.dumps(rows) if args.json else as_table(rows))
+        return 0
+    if args.service or args.soak:
+        from tests.bench.engine import service
+
+        told = service.soak(args.soak, lambda line: print(line, file=sys.stderr)) if args.soak else None
+        print(json.dumps(told or service.figures(quick=args.quick)))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         figures = compare(args, args.keep or Path(temporary))
@@ -63,9 +79,9 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Load all peers, let them take turns, and put their figures beside each other."""
     shape = model.TINY if args.tiny else model.L491M
     work = QUICK if args.quick else WORK
-    threads = min(2, os.cpu_count() or 1)
+    threads = args.threads or min(2, os.cpu_count() or 1)
     folder.mkdir(parents=True, exist_ok=True)
-    peers = load(folder, shape, threads, alone=args.no_peers)
+    peers = load(folder, shape, threads, alone=args.no_peers, only=set(args.only.split(",") if args.only else ()))
     seen: dict[str, dict[str, list[dict[str, Any]]]] = {peer.name: {} for peer in peers}
     try:
         for turn in range(args.rounds or (1 if args.quick else 3)):
@@ -80,7 +96,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"model": shape.name, "threads": threads, "engines": engines, "ratios": ratios(engines)}
 
 
-def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool) -> list[Peer]:
+def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool, only: set[str]) -> list[Peer]:
     """Write the weights in each format, unless they are there, and start the workers one after the other."""
     files = {kind: folder / f"{shape.name}-{kind}.gguf" for kind in ("Q8_0", "Q4_0")}
     plain = folder / shape.name
@@ -95,9 +111,13 @@ def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool) -> list
         python = llamacpp_environment(folder / "llamacpp")
         for kind, path in files.items():
             name = f"llamacpp_{kind.lower()}"
+            if only and name not in only:
+                continue
             peers.append(llamacpp(name, python, path, folder, shape.vocab, 16, CONTEXT, threads))
     longest = min(CONTEXT, shape.context)
     for name, quantization in SCHEMES.items():
+        if only and name not in only:
+            continue
         if quantization == "int16" and not runs_int16():
             print("NO VNNI HERE: int16 is left out", file=sys.stderr)
             continue
@@ -113,15 +133,17 @@ def runs_int16() -> bool:
 
 
 def summary(seen: dict[str, list[dict[str, Any]]], work: dict[str, Work]) -> dict[str, float]:
-    """Tokens a second: of decode by its median and its best step, of prefill by its best time."""
+    """Tokens a second: of decode by its median and its best step, of prefill by its best time; and by CPU second."""
     out: dict[str, float] = {}
     for name, asked in work.items():
         if name == "prefill":
             out[name] = round(asked.prompt / min(one["first_s"] for one in seen[name]), 1)
+            out[f"{name}_cpu"] = round(asked.prompt / min(one["first_cpu_s"] for one in seen[name]), 1)
             continue
         gaps = [gap for one in seen[name] for gap in one["gaps"]]
         out[name] = round(asked.streams / statistics.median(gaps), 1)
         out[f"{name}_best"] = round(asked.streams / min(gaps), 1)
+        out[f"{name}_cpu"] = round(asked.streams / min(one["cpu_s"] for one in seen[name]), 1)
     return out
 
 
