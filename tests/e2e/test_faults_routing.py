@@ -15,6 +15,8 @@ from gateway.config import DeploymentSettings, ModelSettings, Strategy
 from gateway.routing.health import CONSECUTIVE_FAILURES
 from tests.e2e.harness import PRICE, House, house, model, provider, settings_for
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.scripted import FAULTS
+from tests.matrix import rails
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -103,6 +105,16 @@ async def yard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, 
 async def test_alone(yard: Yard, fault: str, stream: bool) -> None:
     answer, calls = await yard.ask(f"alone-{fault}", stream=stream)
     assert (answer.status_code, answer.json()["error"]["code"], len(calls)) == TABLE[fault].alone
+
+
+async def test_the_page_says_what_is_seen() -> None:
+    """Each outcome here is the page's, and the page has every fault and every strategy."""
+    lines = rails.PAGE.read_text().splitlines()
+    assert f"| | {' | '.join((rails.ALONE, *STRATEGIES))} |" in lines
+    assert [line.partition(":")[0].removeprefix("| ") for line in lines if ": " in line and line[0] == "|"] == [*FAULTS]
+    for fault, outcome in TABLE.items():
+        alone, spared = rails.Seen(outcome.alone[0], outcome.alone[2]), rails.Seen(*outcome.spared)
+        assert rails.row(fault, [str(alone), *[str(spared)] * len(STRATEGIES)]) in lines
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

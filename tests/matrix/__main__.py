@@ -13,7 +13,7 @@ from pathlib import Path
 from billing.migrate import upgrade
 from tests import services
 from tests.e2e.yard import Yard, all_models, yard_of
-from tests.matrix import faults
+from tests.matrix import faults, rails
 from tests.matrix.asks import Client
 from tests.matrix.run import CLIENTS, FAULTS_FILE, FILE, Cell, rendered, run
 
@@ -41,6 +41,12 @@ def show_faults() -> int:
     return 1 if red else 0
 
 
+def show_routing() -> int:
+    with tempfile.TemporaryDirectory(prefix="farebox-") as name, services.valkey() as redis_url:
+        rails.PAGE.write_text(rails.rendered(asyncio.run(rails.run(Path(name), redis_url))))
+    return 0
+
+
 @contextlib.asynccontextmanager
 async def standing() -> AsyncIterator[Yard]:
     with tempfile.TemporaryDirectory(prefix="farebox-") as name, services.valkey() as redis_url:
@@ -55,7 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
     parser.add_argument("--client", help="one of: " + ", ".join(client.name for client in CLIENTS))
     parser.add_argument("--faults", action="store_true", help=f"write {FAULTS_FILE.name} instead")
+    parser.add_argument("--routing", action="store_true", help="write gateway/routing/FAULTS.md instead")
     asked = parser.parse_args()
+    if asked.routing:
+        sys.exit(show_routing())
     if asked.faults:
         sys.exit(show_faults())
     chosen = [client for client in CLIENTS if asked.client in (None, client.name)]
