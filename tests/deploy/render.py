@@ -26,7 +26,19 @@ VALUES = {
             "journal": {"storageClassName": "fast"},
         },
     },
-    "keda": {**SECRET, "gateway": {"autoscaling": {"keda": {"enabled": True}}}, "metrics": {"podMonitor": True}},
+    "keda": {
+        **SECRET,
+        "gateway": {"autoscaling": {"keda": {"enabled": True}}},
+        "engine": {"enabled": True, "join": "own", "autoscaling": {"keda": {"enabled": True}}},
+        "metrics": {"podMonitor": True},
+    },
+}
+# What the values' schema has to refuse, by its path.
+REFUSED = {
+    "gateway.replica": {"gateway": {"replica": 3}},
+    "gateway.replicas": {"gateway": {"replicas": "three"}},
+    "engine.models.size": {"engine": {"models": {"size": "20"}}},
+    "gateway.terminationGracePeriodSeconds": {"gateway": {"terminationGracePeriodSeconds": 5}},
 }
 # Kinds of other people's operators have no schema in Kubernetes.
 FOREIGN = {"ScaledObject", "PodMonitor"}
@@ -65,6 +77,12 @@ def main(path: str) -> int:
         found = objects(chart, values)
         wrong += [problem for each in found for problem in wrong_with(each)]
         print(f"{name}: {', '.join(sorted(f['kind'] for f in found))}")
+    for path_in_values, values in REFUSED.items():
+        try:
+            objects(chart, {**SECRET, **values})
+            wrong.append(f"rendered with a bad {path_in_values}")
+        except helm_python.HelmError as error:
+            print(f"{path_in_values}: {str(error).splitlines()[-1][:100]}")
     try:
         objects(chart, {})
         wrong.append("rendered without a Secret")

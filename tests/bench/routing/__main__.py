@@ -1,6 +1,7 @@
 """`python -m tests.bench.routing`: the rules side by side on simulated replicas, as a table and, with --json, one line.
 
     python -m tests.bench.routing [--replicas 8 32 64] [--seconds 60] [--json] [--svg FILE]
+    python -m tests.bench.routing --real [--json]      4 engine processes on this machine, through a gateway
 
 Ratios are of mean first-token time, ours to the best of the others in the same mix, load and number of replicas. Where
 the load is more than the fleet can bear, every first token waits for a full queue; `soon` is then ours to the best of
@@ -85,7 +86,12 @@ def main() -> int:
     parser.add_argument("--loads", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--json", action="store_true", help="one line: ratios and every outcome")
     parser.add_argument("--svg", type=Path, help="also draw the outcomes")
+    parser.add_argument("--real", action="store_true", help="engines in place of simulated ones")
     said = parser.parse_args()
+    if said.real:
+        from tests.bench.routing.real import main as real  # on use: it brings the engine, and torch
+
+        return real(said.json)
     outcomes = table(said.replicas, said.seconds, said.mixes, said.loads)
     if said.svg is not None:
         said.svg.write_text(drawn(outcomes))
