@@ -21,6 +21,7 @@ import aiohttp
 from pydantic import BaseModel
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+from ray.util import get_node_ip_address
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -76,7 +77,8 @@ class Engine:
         said = Wanted(**wanted)
         argv = [said.model, "--port", "0", "--die-with-parent", "--drain-s", f"{said.drain_s:g}", *said.engine.split()]
         if said.join:
-            argv += ["--register", said.join, "--register-as", said.join_as]
+            # Gateways come from other machines; the engine tells them this address and the port that it was given.
+            argv += ["--host", get_node_ip_address(), "--register", said.join, "--register-as", said.join_as]
         self._drain_s = said.drain_s
         self._process = await asyncio.create_subprocess_exec(
             said.python, "-m", "local_backend", *argv, stdout=asyncio.subprocess.PIPE, env={**os.environ}
