@@ -159,18 +159,18 @@ class EngineProcess:
         assert self.process.stderr is not None
         self.errors.extend(self.process.stderr)
 
-    def wait_for(self, event: str) -> dict[str, Any]:
+    def wait_for(self, event: str, within_s: float = START_WITHIN_S) -> dict[str, Any]:
         """The next line with this event. Fails with what the engine said if it ends before."""
-        while (line := self._lines.get(timeout=START_WITHIN_S)) is not None:
+        while (line := self._lines.get(timeout=within_s)) is not None:
             value: dict[str, Any] = json.loads(line)
             if value["event"] == event:
                 return value
         raise AssertionError(f"the engine ended with {self.process.wait()}: {''.join(self.errors)}")
 
-    def start(self) -> EngineProcess:
+    def start(self, within_s: float = START_WITHIN_S) -> EngineProcess:
         """Wait until it takes requests."""
-        self.url = self.wait_for("listening")["url"]
-        self.wait_for("ready")
+        self.url = self.wait_for("listening", within_s)["url"]
+        self.wait_for("ready", within_s)
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -1,7 +1,7 @@
 """Four engine processes on this machine behind one gateway: rounds of conversations by each strategy, seen by a client.
 
 The engine is ours with a small random model (`MODEL`), whose answers mean nothing and cost what they cost. Each
-strategy has conversations of its own, so that no engine has read any of them, and goes twice, in turns. Measured is the
+strategy has conversations of its own, so that no engine has read any of them, and they go one after the other. Measured is the
 gateway's own `prefix` against what its aliases offer besides, not the rules of others: those are simulated."""
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from tests.local_backend.support import EngineProcess, make_tiny_model
 REPLICAS = 4
 STRATEGIES = ("weighted", "least_busy", "sticky", "prefix")
 MODEL = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "max_position_embeddings": 16384}
-TALKS, ROUNDS, TURNS = 12, 5, 2
+TALKS, ROUNDS, TURNS = 6, 4, 1
+START_S = 600
 # Characters, which are tokens to this model.
 SYSTEM, DOCUMENT, QUESTION = 600, 3000, 150
 SLOW = TimeoutSettings(connect_s=10, first_byte_s=300, between_bytes_s=300, total_s=600)
@@ -117,7 +118,7 @@ async def run(folder: Path) -> list[Measured]:
             stack.callback(engine.process.kill)
             engines.append(engine)
         for engine in engines:
-            await asyncio.to_thread(engine.start)
+            await asyncio.to_thread(engine.start, START_S)
         valkey = Valkey(folder)
         await valkey.start()
         stack.push_async_callback(valkey.kill)
