@@ -40,7 +40,7 @@ from gateway.routing.fallback import Arrival, ended
 from gateway.routing.known_blocks import KnownBlocks
 from gateway.routing.policy import Leg, needed_features
 from gateway.routing.preferences import NONE, Preferences, preferred, session_of
-from gateway.routing.warmth import chain_of
+from gateway.routing.warmth import chain_of, kept_s
 from gateway.settlement import Ending
 from gateway.shadowing import Shadows
 from gateway.similar import SIMILAR, TOLD
@@ -336,6 +336,7 @@ def ask_of(
         preferences=preferences,
         session=session,
         prompt=partial(chain_of, request),
+        asked_s=kept_s(request),
         tags=tags,
         queue_s=queue_s,
     )

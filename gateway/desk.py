@@ -40,7 +40,8 @@ class Ask(Struct, frozen=True):
 
     needs: the operation and the features it uses. max_output_tokens: as the client stated it. answers: False where the
     model writes nothing (embeddings), so that no output is held for. preferences: its own word on where it may go.
-    session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand.
+    session: whose conversation it is part of, where it says. prompt: names of its prefixes for a tenant, on demand;
+    asked_s: for how long it asks for them to be kept.
     counts: at worst, of what is not sold by its text (reranking, sound, images). grades: price variants that fit it
     closer than its tier's, the closest first. held_tokens: by deployment how much of the prompt it told us it holds.
     input_tokens: as an engine counted them. queue_s: how long the client would wait for its turn."""
@@ -58,6 +59,7 @@ class Ask(Struct, frozen=True):
     preferences: Preferences = NONE
     session: str | None = None
     prompt: Callable[[str], Chain] | None = None
+    asked_s: float | None = None
     counts: Counts = BY_TOKENS
     grades: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -190,7 +192,8 @@ class Desk:
 
     def _route(self, ask: Ask, who: Principal, now_ns: int, variant: str) -> RoutePlan:
         said = (ask.preferences, ask.prompt, ask.grades, ask.held_tokens)
-        return self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, *said)
+        chosen = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, *said)
+        return replace(chosen, asked_s=ask.asked_s) if chosen.chain else chosen
 
     def among(self, alias: str, preferences: Preferences) -> Sequence[Deployment]:
         """Those that the choice lies between, where it looks at who holds the prompt's beginning; else none."""

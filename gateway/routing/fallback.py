@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import NoRouteLeft
+from gateway.marking import wants_markers
 from gateway.observe.metrics import METRICS
 from gateway.observe.trail import TRAIL, Attempt
 from gateway.routing.catalog import Deployment
@@ -116,7 +117,7 @@ class Dispatcher:
             return plan
         leg, now = plan.legs[0], self._clock()
         if plan.chain:  # The next prompt with this beginning may come before this one is read.
-            self.warmth.keep(leg.deployment.id, leg.deployment.cache, plan.chain, now)
+            self._keep(plan, leg.deployment, now)
         return replace(plan, promise=self.health.promise(leg.deployment.id, leg.fresh_tokens, now))
 
     def warm(self, deployments: Sequence[Deployment], chain: Chain, told: Mapping[str, int] = {}) -> Mapping[str, int]:
@@ -285,16 +286,20 @@ class Dispatcher:
         was thought is forgotten: its cache is smaller, or it was started anew."""
         deployment, chain = leg.deployment, plan.chain
         thought = len(chain) * TOKENS_PER_BLOCK - leg.fresh_tokens
-        self.warmth.keep(deployment.id, deployment.cache, chain, self._clock())
+        self._keep(plan, deployment, self._clock())
         if self.tell_warm is not None:
             self.tell_warm(deployment.id, chain)
 
         def correct(cached_tokens: int) -> None:
             if cached_tokens < thought // 2:
                 self.warmth.drop(deployment.id)
-                self.warmth.keep(deployment.id, deployment.cache, chain, self._clock())
+                self._keep(plan, deployment, self._clock())
 
         return correct
+
+    def _keep(self, plan: RoutePlan, deployment: Deployment, now: float) -> None:
+        asked_s = plan.asked_s if wants_markers(deployment) else None
+        self.warmth.keep(deployment.id, deployment.cache, plan.chain, now, asked_s)
 
     async def _again(self, run: _Run, health: Health, error: ProviderError) -> bool:
         """Waits before the only deployment is asked once more. Another one is asked at once, and costs no retry."""

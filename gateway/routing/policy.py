@@ -59,8 +59,8 @@ ANYBODYS: Final = Turn()
 class RoutePlan(Struct, frozen=True):
     """In the order to try. Never empty. left_out: deployment id -> why it may not be tried.
 
-    chain: names of the prompt's prefixes, where the strategy asks for them. promise: the
-    first leg's, to be kept when its call begins. turn: for legs with `max_parallel`."""
+    chain: names of the prompt's prefixes, where the strategy asks for them; asked_s: for how long the client wants them
+    kept. promise: the first leg's, to be kept when its call begins. turn: for legs with `max_parallel`."""
 
     legs: tuple[Leg, ...]
     strategy: Strategy = "weighted"
@@ -69,6 +69,7 @@ class RoutePlan(Struct, frozen=True):
     turn: Turn = ANYBODYS
     promise: Promise | None = None
     terms: Terms = AS_EVER
+    asked_s: float | None = None
 
     def told(self, leg: Leg) -> str:
         """For the client's `x-farebox-route`: which place in which order, and why."""

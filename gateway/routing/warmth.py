@@ -27,6 +27,9 @@ BLOCKS_MAX: Final = 2048
 # All deployments together, about 150 bytes each: 75 MB.
 ENTRIES_MAX: Final = 500_000
 
+# Source: docs.anthropic.com "Prompt caching", `ttl` of `cache_control`, read 2026-11.
+TTL_S: Final = {"5m": 300.0, "1h": 3600.0}
+
 # So long a prompt may take to be read and told of by an engine that tells.
 UNTOLD_S: Final = 2.0
 
@@ -57,6 +60,15 @@ def chain_of_bytes(text: bytes, tenant: str) -> Chain:
         last = block.digest()
         chain.append(int.from_bytes(last, "big"))
     return tuple(chain)
+
+
+def kept_s(request: ChatRequest) -> float | None:
+    """How long the client asks for its prompt to be kept: the last marker's time, since longer ones stand before
+    shorter. None: it leaves that to the provider."""
+    points = [tool.cache for tool in request.tools]
+    points += [getattr(part, "cache", None) for message in request.messages for part in message.content]
+    marked = [point for point in points if point is not None]
+    return TTL_S.get(marked[-1].ttl or "") if marked else None
 
 
 def _written(request: ChatRequest) -> Iterator[bytes]:
@@ -160,8 +172,11 @@ class Warmth:
             found[name] = max(tokens, sent)
         return found
 
-    def keep(self, name: str, cache: Cache, chain: Sequence[int], now: float) -> None:
-        """The deployment has read this prompt: its first token is here."""
+    def keep(self, name: str, cache: Cache, chain: Sequence[int], now: float, asked_s: float | None = None) -> None:
+        """The deployment has read this prompt: its first token is here. asked_s: for how long it was asked to keep it,
+        where it does as it is asked."""
+        if asked_s is not None and cache.seconds is not None:
+            now += asked_s - cache.seconds  # gone when that much later
         held = self._held.get(name)
         if held is None or held.cache != cache:
             held = self._held[name] = Held(cache)

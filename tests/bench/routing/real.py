@@ -1,8 +1,8 @@
 """Four engine processes on this machine behind one gateway: rounds of conversations by each strategy, seen by a client.
 
 The engine is ours with a small random model (`MODEL`), whose answers mean nothing and cost what they cost. Each
-strategy has conversations of its own, so that no engine has read any of them, and they go one after the other. Measured is the
-gateway's own `prefix` against what its aliases offer besides, not the rules of others: those are simulated."""
+strategy has conversations of its own, so that no engine has read any of them, and they go one after the other. Measured
+is the gateway's own `prefix` against what its aliases offer besides, not the rules of others: those are simulated."""
 
 from __future__ import annotations
 

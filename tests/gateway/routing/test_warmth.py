@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,12 +13,22 @@ from billing.prices import Rates, make_sheet
 from billing.usage import Meter
 from gateway.routing.catalog import Deployment, Terms
 from gateway.routing.fallback import Dispatcher
-from gateway.routing.policy import RoutePlan, plan
+from gateway.routing.policy import Leg, RoutePlan, plan
 from gateway.routing.retries import RetryTerms
 from gateway.routing.strategies import Load
-from gateway.routing.warmth import BLOCK_BYTES, BLOCKS_MAX, TOKENS_PER_BLOCK, Cache, Warmth, chain_of, chain_of_bytes
+from gateway.routing.warmth import (
+    BLOCK_BYTES,
+    BLOCKS_MAX,
+    TOKENS_PER_BLOCK,
+    Cache,
+    Warmth,
+    chain_of,
+    chain_of_bytes,
+    kept_s,
+)
 from providers.base import Capabilities
 from providers.neutral import ChatRequest, Message, TextPart, Tool
+from providers.neutral.content import CachePoint
 
 ALL = {"a": Cache(), "b": Cache()}
 
@@ -95,6 +106,35 @@ def test_a_hosted_cache_forgets_after_its_time() -> None:
     warmth.keep("a", cache, chain, 0.0)
     assert warmth.tokens({"a": cache}, chain, 299.0)
     assert not warmth.tokens({"a": cache}, chain, 301.0)
+
+
+def marked(*ttls: str | None) -> ChatRequest:
+    """Parts with these markers; "" has none."""
+    parts = tuple(TextPart("x", cache=None if ttl == "" else CachePoint(ttl)) for ttl in ttls)  # type: ignore[arg-type]
+    return ChatRequest("m", (Message("user", parts),))
+
+
+def test_a_prompt_is_kept_as_long_as_its_last_marker_says() -> None:
+    assert kept_s(marked("")) is None
+    assert kept_s(marked(None)) is None
+    assert kept_s(marked("1h", "5m")) == 300.0
+    assert kept_s(marked("1h", "")) == 3600.0
+    assert kept_s(ChatRequest("m", (), tools=(Tool("f", cache=CachePoint("1h")),))) == 3600.0
+
+
+@pytest.mark.parametrize(("kind", "asked_s", "gone_s"), [
+    ("anthropic", 3600.0, 3600.0), ("anthropic", None, 300.0), ("openai", 3600.0, 300.0),
+])  # fmt: skip
+def test_who_does_as_it_is_asked_is_warm_for_an_hour(kind: str, asked_s: float | None, gone_s: float) -> None:
+    now = 1000.0
+    dispatcher = Dispatcher(RetryTerms(), lambda: now, random.Random(0).random)
+    places = [Deployment(f"p{n}", kind, "m", cache=Cache(10_000, 300.0)) for n in range(2)]
+    chain = chain_of_bytes(b"1" * 3 * BLOCK_BYTES, "org")
+    dispatcher.promised(RoutePlan(tuple(Leg(place, SHEET) for place in places), chain=chain, asked_s=asked_s))
+    now += gone_s - 1
+    assert dispatcher.warm(places, chain) == {"p0/m": 3 * TOKENS_PER_BLOCK}
+    now += 2
+    assert dispatcher.warm(places, chain) == {}
 
 
 # The dispatcher learns, and is told when it was wrong.
