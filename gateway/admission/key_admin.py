@@ -463,7 +463,7 @@ async def _find(db: AsyncConnection, key: str) -> RowMapping:
     query = select(virtual_keys).where(or_(ids == key, virtual_keys.c.public_id == key, ids.in_(earlier)))
     row = (await db.execute(query)).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"no key {key!r}", param="key")
+        raise NotFound(f"no key {key!r}; list the keys and take an id from there", param="key")
     return row
 
 

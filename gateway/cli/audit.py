@@ -8,10 +8,13 @@ from typing import Any
 
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, Common, database, day_ns, emit, make_table
+from gateway.cli.common import DEFAULTS, NOT_WELL, OK, Common, database, day_ns, emit, make_table, usd
 from gateway.cli.site import Written, place
 
 app = App(name="audit")
+
+_WINDOWS = frozenset({"total", "month", "day", "hour"})
+"""A budget's row has its amount under its window."""
 
 
 @app.command(name="list")
@@ -107,7 +110,20 @@ def _at(at_ns: int) -> str:
 
 def _change(row: Mapping[str, Any]) -> str:
     before, after = row["before"] or {}, row["after"] or {}
+    names = [*before, *(each for each in after if each not in before)]
     return ", ".join(
-        f"{name}: {before[name]} -> {after.get(name)}" if name in before else f"{name}: {after[name]}"
-        for name in [*before, *(each for each in after if each not in before)]
-    )[:200]
+        f"{name}: {_said(name, before[name])} -> {_said(name, after.get(name))}" if name in before
+        else f"{name}: {_said(name, after[name])}"
+        for name in names
+        if (before.get(name), after.get(name)) != (None, None)
+    )[:200]  # fmt: skip
+
+
+def _said(name: str, value: Any) -> str:
+    """Stored as pUSD and nanoseconds; read as dollars and times."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name.endswith("_pusd") or name in _WINDOWS:
+            return f"{usd(value)} USD"
+        if name.endswith("_ns"):
+            return _at(value)
+    return "none" if value is None else str(value)

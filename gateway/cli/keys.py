@@ -157,7 +157,7 @@ async def show(key: str, /, *, common: Common = DEFAULTS) -> int:
 
     settings = common.settings()
     async with database(settings) as engine, key_admin(settings, engine) as keys:
-        info = await keys.key(_id_of(key))
+        info = await keys.key(id_of(key))
         projects = await _project_names(engine)
         async with reading(engine) as db:
             spent_pusd = await spent(db, Scope.KEY, info.id)
@@ -177,7 +177,7 @@ async def revoke(key: str, /, *, common: Changes = CHANGES) -> int:
     """
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
-        info = await keys.revoke_key(_id_of(key), actor=acting(ACTOR), now_ns=time.time_ns())
+        info = await keys.revoke_key(id_of(key), actor=acting(ACTOR), now_ns=time.time_ns())
         projects = await _project_names(engine)
     emit(common, _plain(info, projects.get(info.project_id, "")), lambda: f"{PREFIX}{info.public_id} is revoked")
     return OK
@@ -200,7 +200,7 @@ async def rotate(key: str, /, *, overlap: str = "24h", why: str | None = None, c
     now_ns = time.time_ns()
     until_ns = now_ns if overlap == "0" else span_ns(overlap, now_ns, "--overlap")
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
-        new = await keys.rotate_key(_id_of(key), until_ns - now_ns, actor=acting(ACTOR), now_ns=now_ns, why=why)
+        new = await keys.rotate_key(id_of(key), until_ns - now_ns, actor=acting(ACTOR), now_ns=now_ns, why=why)
         info = await keys.key(new.key_id)
         projects = await _project_names(engine)
     plain = None if common.dry_run else new.plain
@@ -226,7 +226,7 @@ async def weigh(key: str, weight: int, /, *, common: Changes = CHANGES) -> int:
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         changes = KeyChanges(weight=weight)
-        info = await keys.update_key(_id_of(key), changes, actor=acting(ACTOR), now_ns=time.time_ns())
+        info = await keys.update_key(id_of(key), changes, actor=acting(ACTOR), now_ns=time.time_ns())
     emit(common, {"key": info.id, "weight": weight}, lambda: f"{info.name}: weight {weight}")
     return OK
 
@@ -252,7 +252,7 @@ async def losses(
     """
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
-        ident = _id_of(name) if scope == "key" else (await project_named(engine, name)).id
+        ident = id_of(name) if scope == "key" else (await project_named(engine, name)).id
         if mode is not None:
             chosen = None if mode == "default" else mode
             await keys.set_losses(scope, ident, chosen, actor=acting(ACTOR), now_ns=time.time_ns())
@@ -308,7 +308,7 @@ async def _project_names(engine: AsyncEngine) -> dict[str, str]:
         return {project.id: project.name for project in await projects(db)}
 
 
-def _id_of(key: str) -> str:
+def id_of(key: str) -> str:
     """A key as shown, or the whole of one, names itself by the part that is no secret."""
     return key.removeprefix(PREFIX).partition("_")[0] if key.startswith(PREFIX) else key
 

@@ -21,13 +21,14 @@ from gateway.cli.common import (
     make_table,
     usd,
 )
-from gateway.cli.keys import key_admin, span_ns
+from gateway.cli.keys import id_of, key_admin, project_named, span_ns
 from gateway.cli.site import acting
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from billing.accounts import Budget
+    from gateway.admission.key_admin import KeyAdmin
 
 app = App(name="quotas")
 
@@ -102,6 +103,8 @@ async def budget(
     settings = common.settings()
     limit_pusd = None if amount == "none" else _amount(amount)
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
+        if limit_pusd is not None:
+            scope_id = await _existing(engine, keys, scope, scope_id)
         await keys.set_budget(
             Scope(scope),
             scope_id,
@@ -183,6 +186,8 @@ async def limit(
         raise Problem(f"{amount!r} is no number", fix="write digits, or none", code=WRONG_USAGE)
     number = None if amount == "none" else int(amount)
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
+        if number is not None:
+            scope_id = await _existing(engine, keys, scope, scope_id)
         await keys.set_rate_limit(
             Scope(scope),
             scope_id,
@@ -215,7 +220,7 @@ async def team(name: str, /, *, organisation: str, projects: list[str] | None = 
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         async with writing(engine) as db:
             if organisation not in {each.id for each in await accounts.organisations(db)}:
-                raise Problem(f"no organisation {organisation!r}", fix="`farebox ledger balances` lists them")
+                raise Problem(f"no organisation {organisation!r}", fix="`farebox ledger organisations` lists them")
             found = next((each for each in await accounts.teams(db, organisation) if each.name == name), None)
             if found is None:
                 found = await accounts.create_team(
@@ -229,6 +234,24 @@ async def team(name: str, /, *, organisation: str, projects: list[str] | None = 
         await keys.changed()
     emit(common, {"id": found.id, "name": name, "projects": projects or []}, lambda: f"{found.id} {name}")
     return OK
+
+
+async def _existing(engine: AsyncEngine, keys: KeyAdmin, scope: str, scope_id: str) -> str:
+    """Its id: keys may be named as shown, projects by name. Raises: NotFound; a limit on what is not there is none."""
+    from billing.db import reading
+    from gateway.admin.auth.places import place_of
+
+    if scope == "key":
+        return (await keys.key(id_of(scope_id))).id
+    if scope in ("project", "end_user"):
+        return (await project_named(engine, scope_id)).id
+    owner = scope_id.partition("/")[0]
+    async with reading(engine) as db:
+        if await place_of(db, scope, owner) is None:
+            kind = "organisation or project" if scope in ("model", "provider", "tag") else scope
+            fix = "`farebox ledger organisations` and `farebox projects list` show ids"
+            raise Problem(f"no {kind} {owner!r}", fix=fix)
+    return scope_id
 
 
 async def _plain(db: AsyncConnection, budget: Budget, now_ns: int) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def test_samples_add_up_and_leave_no_row_behind(
         name: rows for name, rows in before.items() if name not in derived
     }
     assert not any("org_sample" in row for name in derived - {"audit"} for row in after[name])
+    assert "audit" not in gone
+    assert farebox_json("audit", "verify", **ours)["intact"] is True
     assert farebox_json("ledger", "trial", **ours)["sound"] is True
     assert farebox_json("usage", **ours)["total_charge_pusd"] == 700 * 125_000_000
     assert farebox_json("demo", "--clear", **ours)["removed"] == {}

@@ -90,3 +90,16 @@ def test_the_audit_is_listed_exported_and_proven(folder: Path) -> None:
     with sqlite3.connect(folder / ".farebox" / "farebox.db") as db:
         db.execute("UPDATE audit SET note = 'nothing' WHERE action = 'key.rotate'")
     assert "BROKEN at row 5" in farebox("audit", "verify", cwd=folder, check=1).stdout
+
+
+def test_a_limit_on_what_is_not_there_is_refused_and_a_name_is_enough(folder: Path) -> None:
+    for scope, ident in (("project", "proj_2"), ("organisation", "org_2"), ("team", "t"), ("key", "fbx-none"),
+                         ("model", "org_2/gpt-*"), ("end_user", "Shoe")):  # fmt: skip
+        for argv in (["budget", scope, ident, "5usd"], ["limit", scope, ident, "requests", "5"]):
+            assert "no " in farebox("quotas", *argv, cwd=folder, check=1).stderr, argv
+    assert farebox_json("quotas", "budget", "project", "Shop", "5usd", cwd=folder)["scope_id"] == "proj_1"
+    farebox("quotas", "budget", "model", "org_1/gpt-*", "2usd", "--window", "day", cwd=folder)
+    listed = farebox_json("quotas", "list", cwd=folder)
+    assert [each["scope_id"] for each in listed["budgets"]] == ["org_1/gpt-*", "proj_1"]
+    assert listed["limits"] == []
+    assert "total: none -> 5.00 USD" in farebox("audit", "list", cwd=folder).stdout
