@@ -108,14 +108,14 @@ async function call<T>(method: string, name: string, { query, body, headers }: O
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
   } catch {
-    throw new Problem(0, "away", "Farebox does not answer.", "Is it still running? This page tries again by itself.");
+    throw new Problem(0, "away", "Farebox does not answer.", "Is it still running, and can this browser reach it?");
   }
   if (answer.status === 204) return undefined as T;
   const said = await answer.json().catch(() => ({}));
   if (answer.ok) return said as T;
   const kind = String(said.type ?? "").replace("urn:farebox:problem:", "");
   if (answer.status === 401 && kind === "signed-out") signedOut();
-  throw new Problem(answer.status, kind, said.detail ?? answer.statusText, said.todo ?? "", said.field, said.faults);
+  throw new Problem(answer.status, kind, said.detail ?? (answer.status >= 500 ? "Something in Farebox broke." : answer.statusText), said.todo ?? (answer.status >= 500 ? "Try again; its log says what it was." : ""), said.field, said.faults);
 }
 
 export const get = <T>(name: string, query?: Query): Promise<T> => call<T>("GET", name, query ? { query } : {});

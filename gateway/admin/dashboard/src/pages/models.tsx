@@ -34,7 +34,7 @@ export default function ModelsPage() {
       <Section title="Models" actions={<TextInput w={260} aria-label="Find a model" placeholder="Find a model" leftSection={<Search size={15} aria-hidden />} value={search.search ?? ""} onChange={(event) => change({ search: event.currentTarget.value || undefined })} />}>
         <Loaded query={models}>{(data) => data.total === 0
           ? <Empty icon={Boxes} title="No model by that name">A model without a price is not run: set its price, and it is listed.</Empty>
-          : <Table.ScrollContainer minWidth={760}>
+          : <Table.ScrollContainer minWidth={700}>
             <Table>
               <Table.Thead><Table.Tr><Table.Th>Model</Table.Th><Table.Th>Served by</Table.Th><Table.Th ta="right">Context</Table.Th><Table.Th ta="right">Input / M</Table.Th><Table.Th ta="right">Cached / M</Table.Th><Table.Th ta="right">Output / M</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
               <Table.Tbody>{data.models.flatMap(({ alias, deployments }) => deployments.map((each, index) => (

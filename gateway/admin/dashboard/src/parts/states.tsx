@@ -4,8 +4,8 @@ import { CircleAlert, type Icon } from "./icons";
 import type { ReactNode } from "react";
 import { Problem } from "../api";
 
-export function Loading({ label = "Loading" }: { label?: string }) {
-  return <Center mih={220} role="status" aria-label={label}><Loader size="sm" type="dots" /></Center>;
+export function Loading({ label = "Loading", about }: { label?: string; about?: string | undefined }) {
+  return <Center mih={220} role="status" aria-label={label}><Stack align="center" gap="xs"><Loader size="sm" type="dots" />{about && <Text size="sm" c="dimmed">{about}</Text>}</Stack></Center>;
 }
 
 /** What went wrong and what to do about it, from the server's own words. */
@@ -36,8 +36,9 @@ export function Empty({ icon: Icon, title, children, action }: { icon: Icon; tit
 }
 
 /** The three states of a query in one place. */
-export function Loaded<T>({ query, children }: { query: Pick<UseQueryResult<T>, "data" | "isError" | "error"> & { refetch: () => unknown }; children: (data: T) => ReactNode }) {
+export function Loaded<T>({ query, children }: { query: Pick<UseQueryResult<T>, "data" | "isError" | "error"> & { failureReason?: Error | null; refetch: () => unknown }; children: (data: T) => ReactNode }) {
   if (query.data !== undefined) return <>{children(query.data)}</>;
   if (query.isError) return <Failure error={query.error} again={() => void query.refetch()} />;
-  return <Loading />;
+  // What did not arrive is asked for again, for some seconds: the reader is told meanwhile.
+  return <Loading about={query.failureReason ? `${query.failureReason.message} Asking again …` : undefined} />;
 }
