@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -57,7 +57,8 @@ async def credit(db: AsyncConnection, organisation_id: str) -> tuple[int, int]:
     # By the other side: there are few of these, and of usage there are millions.
     back = (moves.credit.in_((CASH, GRANTS, ADJUSTMENTS)), moves.debit == name)
     out = [select(column).where(*back).scalar_subquery() for column in sums]
-    above, below, above_out, below_out, balance_pusd = (await db.execute(select(*paid, *out, balance))).one()
+    found: Any = (await db.execute(select(*paid, *out, balance))).one()
+    above, below, above_out, below_out, balance_pusd = found
     return add_up(above, below) - add_up(above_out, below_out), -(balance_pusd or 0)
 
 
