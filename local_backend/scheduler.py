@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from local_backend.block_manager import BlockManager
 from local_backend.errors import QueueFull
 from local_backend.fairness import INPUT_COST, OUTPUT_COST, Fairness
@@ -22,8 +24,7 @@ PRIORITY_STEP = 256
 """A request with priority 0 is served before one with priority 1 that came up to so many requests earlier."""
 
 
-@dataclass(slots=True, frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A run of one sequence's tokens to compute: `start` to `start + count`."""
 
     seq: Sequence
