@@ -119,7 +119,7 @@ def test_nothing_forbidden_and_nobody_lost(
 @given(
     latencies=st.lists(st.none() | st.floats(0.01, 30), min_size=2, max_size=8),
     busy=st.data(),
-    strategy=st.sampled_from(["lowest_latency", "least_busy"]),
+    strategy=st.sampled_from(["lowest_latency", "least_busy", "most_quota"]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=25, deadline=None)
@@ -132,7 +132,7 @@ def test_a_thousand_at_once_on_one_stale_snapshot_are_no_herd(
     in_flight = busy.draw(st.lists(st.integers(0, 100), min_size=count, max_size=count))
     outlook = Outlook(
         {
-            d.id: Standing(first_token_s=seconds, in_flight=load)
+            d.id: Standing(first_token_s=seconds, in_flight=load, quota_left=load / 100)
             for d, seconds, load in zip(places, latencies, in_flight, strict=True)
         }
     )
