@@ -92,14 +92,14 @@ async def test_redis_may_be_away(tmp_path: object) -> None:
 
 
 def test_nothing_is_told_of_a_prompt_too_short_to_share() -> None:
-    log = WarmLog(None, Warmth(), lambda: CACHES, time.monotonic, "one")  # type: ignore[arg-type]
+    log = WarmLog(Redis(), Warmth(), lambda: CACHES, time.monotonic, "one")  # Nobody connects.
     log.tell("a", ())
     assert not log._told
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_same_prompt_is_told_once_a_batch(count: int) -> None:
-    log = WarmLog(None, Warmth(), lambda: CACHES, time.monotonic, "one")  # type: ignore[arg-type]
+    log = WarmLog(Redis(), Warmth(), lambda: CACHES, time.monotonic, "one")  # Nobody connects.
     for _ in range(count):
         log.tell("a", chain(1))
     assert len(log._told) == 1
