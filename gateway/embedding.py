@@ -75,6 +75,8 @@ def dialect_of(inbound: Inbound) -> EmbeddingDialect:
     match inbound.route.dialect:
         case "bedrock_titan_embed":
             return bedrock_embeddings.TITAN
+        case "bedrock_nova_embed":
+            return bedrock_embeddings.NOVA
         case "bedrock_cohere_embed":
             return bedrock_embeddings.COHERE
         case "cohere_embed":

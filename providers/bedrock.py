@@ -51,6 +51,11 @@ T = TypeVar("T")
 BEDROCK_VERSION = "bedrock-2023-05-31"
 _METRICS = "amazon-bedrock-invocationMetrics"
 _TIERS = ("priority", "flex", "reserved")
+_EMBEDDERS: Mapping[str, bedrock_embeddings.Titan] = {
+    "cohere.embed": bedrock_embeddings.COHERE,
+    "titan-embed-text": bedrock_embeddings.TITAN,
+    "multimodal-embeddings": bedrock_embeddings.NOVA,
+}
 _MAX_PAGES = 50
 _MAX_LIST_BYTES = 8 * 1024 * 1024
 
@@ -221,12 +226,12 @@ class Bedrock(DialectProvider):
         return RerankAnswer(replace(found, search_units=-(-len(call.request.documents) // 100)), encoded.dropped)
 
     async def embed(self, call: EmbeddingCall, model: str) -> EmbeddingAnswer:
-        """See `providers.base.Embedder`. By InvokeModel: Titan one text at a time, Cohere up to 96."""
+        """See `providers.base.Embedder`. By InvokeModel: Titan and Nova one text at a time, Cohere up to 96."""
         known = self.known_as(model)
-        is_cohere = "cohere.embed" in known
-        if not is_cohere and "titan-embed-text" not in known:
+        dialect = next((found for mark, found in _EMBEDDERS.items() if mark in known), None)
+        if dialect is None:
             raise Unsupported((f"embeddings of {known}",), self.name)
-        dialect: bedrock_embeddings.Titan = bedrock_embeddings.COHERE if is_cohere else bedrock_embeddings.TITAN
+        is_cohere = dialect is bedrock_embeddings.COHERE
         texts, size = call.request.input, bedrock_embeddings.COHERE_TEXTS_MAX if is_cohere else 1
         parts = [replace(call.request, input=texts[at : at + size]) for at in range(0, len(texts), size)]
         bodies = [dialect.encode_request(part, model=model, strict=call.strict) for part in parts]

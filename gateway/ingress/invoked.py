@@ -35,6 +35,7 @@ _COUNTS: Final = (
 # Members that only such a body has, the dialect and the operation; none of them is ever streamed.
 _WHOLE: Final[tuple[tuple[frozenset[str], str, Operation], ...]] = (
     (frozenset({"texts", "input_type"}), "bedrock_cohere_embed", "embeddings"),
+    (frozenset({"taskType", "singleEmbeddingParams"}), "bedrock_nova_embed", "embeddings"),
     (frozenset({"query", "documents"}), "rerank", "rerank"),
 )
 # Prompts as one text, in the words of models that are gone or going: Titan Text, Llama, Mistral, Command, Claude 2.

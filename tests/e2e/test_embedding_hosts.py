@@ -34,6 +34,7 @@ HOSTS = {
     "vertex-new": "vertex/gemini-embedding-001",
     "bedrock-titan": "bedrock/amazon.titan-embed-text-v2:0",
     "bedrock-cohere": "bedrock/cohere.embed-multilingual-v3",
+    "bedrock-nova": "bedrock/amazon.nova-2-multimodal-embeddings-v1:0",
     "azure": "azure/text-embedding-3-small",
     "azure-old": "azure-old/text-embedding-3-small",
 }
@@ -77,14 +78,14 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path,
             "vertex": provider("vertex", vertex.url, {"access_token": "token"}, options=google),
         }
         models = tuple(model(alias, place) for alias, place in HOSTS.items())
-        models += (model("nova", "bedrock/amazon.nova-2-multimodal-embeddings-v1:0"),)
+        models += (model("titan-pictures", "bedrock/amazon.titan-embed-image-v1"),)
         url = f"sqlite+aiosqlite:///{folder / 'farebox.db'}"
         built = await enter(house(settings_for(folder, url, _valkey, providers, models)))
         yield Hosts(built, {"bedrock": bedrock, "azure": azure, "vertex": vertex})
 
 
 @pytest.mark.parametrize("alias", HOSTS)
-@pytest.mark.parametrize("dimensions", [None, 16])
+@pytest.mark.parametrize("dimensions", [None, 256])
 async def test_openai_python_gets_the_vectors(hosts: Hosts, alias: str, dimensions: int | None) -> None:
     before = await hosts.gateway.charged_pusd()
     more: Any = {} if dimensions is None else {"dimensions": dimensions}
@@ -129,6 +130,35 @@ async def test_boto3_asks_in_coheres_form(hosts: Hosts) -> None:
     assert int(told) == sum(scripted.count(text) for text in TEXTS)
 
 
+def nova(text: dict[str, Any], **more: Any) -> str:
+    params = {"embeddingPurpose": "TEXT_RETRIEVAL", "text": text, **more}
+    return json.dumps({"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": params})
+
+
+@pytest.mark.parametrize("alias", ["bedrock-nova", "bedrock-cohere", "vertex-old"])
+async def test_boto3_asks_in_novas_form(hosts: Hosts, alias: str) -> None:
+    body = nova({"truncationMode": "NONE", "value": TEXTS[0]}, embeddingDimension=256)
+    answer = await asyncio.to_thread(hosts.boto3().invoke_model, modelId=alias, body=body)
+    (found,) = json.loads(answer["body"].read())["embeddings"]
+    assert (found["embeddingType"], found["embedding"]) == ("TEXT", vector(TEXTS[0], 256))
+    told = answer["ResponseMetadata"]["HTTPHeaders"]["x-amzn-bedrock-input-token-count"]
+    assert int(told) == scripted.count(TEXTS[0])
+
+
+async def test_what_nova_is_told_of_purpose_and_length(hosts: Hosts) -> None:
+    await hosts.openai.embeddings.create(model="bedrock-nova", input=TEXTS[0], dimensions=1024)
+    said = hosts.backends["bedrock"].last.json()["singleEmbeddingParams"]
+    assert (said["embeddingPurpose"], said["embeddingDimension"]) == ("GENERIC_INDEX", 1024)
+    assert said["text"] == {"truncationMode": "NONE", "value": TEXTS[0]}
+    with pytest.raises(openai.BadRequestError, match="embeddingDimension"):
+        await hosts.openai.embeddings.create(model="bedrock-nova", input="x", dimensions=7)
+    ask = hosts.boto3().invoke_model
+    with pytest.raises(Exception, match="image: texts alone"):
+        await asyncio.to_thread(ask, modelId="bedrock-nova", body=nova({"value": "x"}, image={"format": "png"}))
+    with pytest.raises(Exception, match="truncationMode"):
+        await asyncio.to_thread(ask, modelId="bedrock-cohere", body=nova({"truncationMode": "END", "value": "x"}))
+
+
 async def test_bad_input_is_told_in_each_tongue(hosts: Hosts) -> None:
     for body, says in (
         ({"texts": [], "input_type": "search_query"}, "texts"),
@@ -139,5 +169,5 @@ async def test_bad_input_is_told_in_each_tongue(hosts: Hosts) -> None:
             await asyncio.to_thread(hosts.boto3().invoke_model, modelId="bedrock-titan", body=json.dumps(body))
     with pytest.raises(openai.BadRequestError, match="token ids"):
         await hosts.openai.embeddings.create(model="bedrock-titan", input=[[1, 2]])
-    with pytest.raises(openai.BadRequestError, match="nova"):
-        await hosts.openai.embeddings.create(model="nova", input="x")
+    with pytest.raises(openai.BadRequestError, match="titan-embed-image"):
+        await hosts.openai.embeddings.create(model="titan-pictures", input="x")

@@ -140,6 +140,7 @@ BACKENDS: Mapping[str, Backend] = {
         specials=(
             Special("amazon.titan-embed-text-v2:0", ("embeddings",)),
             Special("cohere.embed-english-v3", ("embeddings",)),
+            Special("amazon.nova-2-multimodal-embeddings-v1:0", ("embeddings",)),
             Special("cohere.rerank-v3-5:0", ("rerank",), _per("search_units", "0.002")),
         ),
     ),

@@ -144,6 +144,18 @@ class BedrockEmulator(Emulator):
             tokens = scripted.count(body["inputText"])
             values = vector(body["inputText"], body.get("dimensions", 8))
             answer: dict[str, Any] = {"embedding": values, "inputTextTokenCount": tokens}
+        elif "nova" in model:
+            params = body.get("singleEmbeddingParams", {})
+            whole = {"embeddingPurpose", "text"} <= set(params) <= {"embeddingPurpose", "text", "embeddingDimension"}
+            if body.get("taskType") != "SINGLE_EMBEDDING" or not whole or "truncationMode" not in params["text"]:
+                await self._error(out, 400, "ValidationException", "Malformed input request")
+                return
+            if params.get("embeddingDimension", 256) not in (256, 384, 1024, 3072):
+                await self._error(out, 400, "ValidationException", "embeddingDimension is not a valid enum value")
+                return
+            tokens = scripted.count(params["text"]["value"])
+            values = vector(params["text"]["value"], params.get("embeddingDimension", 8))
+            answer = {"embeddings": [{"embeddingType": "TEXT", "embedding": values}]}
         else:
             if body.get("input_type") not in ("search_document", "search_query", "classification", "clustering"):
                 await self._error(out, 400, "ValidationException", "input_type: required")

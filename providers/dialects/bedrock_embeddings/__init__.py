@@ -1,9 +1,9 @@
-"""The bodies that InvokeModel takes for embeddings: Amazon Titan's, one text at a time, and Cohere's, up to 96; and
-what Cohere's own clients send to `/v1/embed` and `/v2/embed`, which is the same with a model in it.
+"""The bodies that InvokeModel takes for embeddings: Amazon Titan's and Nova's, one text at a time, and Cohere's, up to
+96; and what Cohere's own clients send to `/v1/embed` and `/v2/embed`, which is the same with a model in it.
 
-Source: Bedrock user guide "Amazon Titan Text Embeddings" and "Cohere Embed", recorded answers of both, cohere-python
-7.3 and its API reference "Embed", read 2026-11. What a Cohere model on Bedrock used is told in the header
-`x-amzn-bedrock-input-token-count` alone.
+Source: Bedrock user guide "Amazon Titan Text Embeddings" and "Cohere Embed", Nova user guide "Complete embeddings
+request and response schema", recorded answers of the first two, cohere-python 7.3 and its API reference "Embed", read
+2026-11. What a Cohere or Nova model used is told in the header `x-amzn-bedrock-input-token-count` alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from providers.dialects.base import Encoded, ErrorBody
-from providers.dialects.embedding_tasks import COHERE_OF, GEMINI_OF
+from providers.dialects.embedding_tasks import COHERE_OF, GEMINI_OF, NEUTRAL_OF_NOVA, NOVA_OF
 from providers.errors import BadRequest, ProviderError, Unsupported, WireError, for_status
 from providers.neutral import EmbeddingRequest, EmbeddingResponse, Usage
+from providers.wire import jsonio
 
 COHERE_TEXTS_MAX = 96
 TOKENS_HEADER = "x-amzn-bedrock-input-token-count"
@@ -34,6 +35,32 @@ class _TitanRequest(Struct, rename="camel"):
 class _TitanAnswer(Struct, rename="camel"):
     embedding: list[float]
     input_text_token_count: int | None = None
+
+
+class _NovaText(Struct, rename="camel"):
+    value: str
+    truncation_mode: Literal["START", "END", "NONE"] = "NONE"
+
+
+class _NovaParams(Struct, rename="camel"):
+    """Pictures, sound and film are other members, and are refused by name."""
+
+    embedding_purpose: str
+    text: _NovaText
+    embedding_dimension: Literal[256, 384, 1024, 3072] | None = None
+
+
+class _NovaRequest(Struct, rename="camel"):
+    single_embedding_params: _NovaParams
+    task_type: Literal["SINGLE_EMBEDDING"]
+
+
+class _NovaVector(Struct, rename="camel"):
+    embedding: list[float]
+
+
+class _NovaAnswer(Struct):
+    embeddings: Annotated[list[_NovaVector], Meta(min_length=1)]
 
 
 class _CohereRequest(Struct):
@@ -106,6 +133,42 @@ class Titan:
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return for_status(status, body[:500].decode("utf-8", "replace"), headers=headers, body=body)
+
+
+class Nova(Titan):
+    """Nova's multimodal embeddings, of texts. A text that is too long is refused there, as we send it: the neutral form
+    does not cut."""
+
+    name = "bedrock_nova_embed"
+
+    def decode_request(self, body: bytes, *, model: str | None = None) -> EmbeddingRequest:
+        params = jsonio.plain(jsonio.split_object(body).get("singleEmbeddingParams"))
+        if isinstance(params, dict) and (others := params.keys() & {"image", "audio", "video"}):
+            raise BadRequest(f"{min(others)}: texts alone are embedded here", param="singleEmbeddingParams")
+        asked = _decoded(body, _NovaRequest).single_embedding_params
+        task = NEUTRAL_OF_NOVA.get(asked.embedding_purpose, "RETRIEVAL_QUERY")
+        mode = asked.text.truncation_mode
+        extension = {} if mode == "NONE" else {self.name: {"truncationMode": mode}}
+        return EmbeddingRequest(
+            model or "", (asked.text.value,), asked.embedding_dimension, task=task, extensions=extension
+        )
+
+    def encode_request(self, request: EmbeddingRequest, *, model: str, strict: bool = True) -> Encoded:
+        """The body of the first text; the adapter asks once for each. Raises: Unsupported."""
+        (text,) = _texts(request, "Nova")
+        said = {"truncationMode": "NONE", "value": text, **request.extensions.get(self.name, {})}
+        params: dict[str, Any] = {"embeddingPurpose": NOVA_OF.get(request.task or "", "GENERIC_INDEX"), "text": said}
+        if request.dimensions is not None:
+            params["embeddingDimension"] = request.dimensions
+        body = {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": params}
+        return Encoded(body, _foreign(request, self.name, strict))
+
+    def decode_response(self, body: bytes) -> EmbeddingResponse:
+        return EmbeddingResponse("", (tuple(_read(body, _NovaAnswer).embeddings[0].embedding),), Usage())
+
+    def encode_response(self, response: EmbeddingResponse, request: EmbeddingRequest) -> bytes:
+        vector = {"embeddingType": "TEXT", "embedding": list(response.vectors[0])}
+        return msgspec.json.encode({"embeddings": [vector]})
 
 
 class Cohere(Titan):
@@ -188,7 +251,7 @@ class CohereOwn(Cohere):
         return msgspec.json.encode(said)
 
 
-TITAN, COHERE = Titan(), Cohere()
+TITAN, NOVA, COHERE = Titan(), Nova(), Cohere()
 
 
 def _texts(request: EmbeddingRequest, where: str) -> list[str]:
