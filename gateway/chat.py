@@ -15,7 +15,7 @@ from gateway.admission import Principal
 from gateway.answers import WHOLE, Answers, Kept, Place, asked_again, served
 from gateway.continuing import Continuing, may_continue
 from gateway.desk import Ask, Booking, Desk
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.exchange import (
     Headers,
     Inbound,
@@ -150,6 +150,7 @@ class Chat:
     def _decode(self, inbound: Inbound, strict: bool) -> Call:
         route = inbound.route
         request = load(route.dialect).decode_request(inbound.body, model=route.model, stream=route.stream)
+        _check_tool_choice(request)
         return Call(
             operation="completions" if route.operation == "completions" else "chat",
             dialect=route.dialect,
@@ -313,6 +314,20 @@ class Chat:
         booking.settlement.carried_on(arrival.leg, arrival.attempts, arrival.tries)
         METRICS.continued()
         return arrival
+
+
+def _check_tool_choice(request: ChatRequest) -> None:
+    """Some dialects have no place for a choice among no tools: they would answer as if it had not been made.
+
+    Raises: InvalidRequest."""
+    choice = request.tool_choice
+    if choice is None or choice.mode not in ("required", "named"):
+        return
+    if not request.tools:
+        raise InvalidRequest("tool_choice asks for a tool, and the request has none", param="tool_choice")
+    known = all(tool.raw is None for tool in request.tools)  # what only its own dialect knows may be named otherwise
+    if choice.mode == "named" and known and choice.name not in {tool.name for tool in request.tools}:
+        raise InvalidRequest(f"tool_choice names {choice.name!r}, which is none of the tools", param="tool_choice")
 
 
 def ask_of(

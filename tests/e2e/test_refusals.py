@@ -278,3 +278,18 @@ async def test_a_wrong_path_or_method_is_no_page_of_ours(yard: Yard) -> None:
             await sdk.chat.completions.create(model="via-openai", messages=[{"role": "user", "content": "hi"}])
         await sdk.close()
         assert (await http.get("/admin/v1/nothing")).headers["content-type"].startswith("application/")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_choice_of_a_tool_that_is_not_there_is_refused(yard: Yard, backend: str) -> None:
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    named: Any = {"type": "function", "function": {"name": "listen"}}
+    sdk = openai.AsyncOpenAI(base_url=yard.gateway.v1, api_key=yard.gateway.key, max_retries=0)
+    say = {"model": f"via-{backend}", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(openai.BadRequestError, match="the request has none"):
+        await sdk.chat.completions.create(**say, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match="'listen', which is none of the tools"):
+        await sdk.chat.completions.create(**say, tools=[tool], tool_choice=named)
+    answer = await sdk.chat.completions.create(**say, tools=[tool], tool_choice="none")
+    assert answer.choices[0].message.content
+    await sdk.close()
