@@ -23,6 +23,8 @@ def astray(method: str, path: str, headers: Mapping[str, str], request_id: str) 
     """405 with `Allow` where the method alone is wrong, else 404; 503 where nothing is wrong, and the data plane is not
     up. path: raw. headers: lower-case names."""
     served = {each: route for each in _METHODS if (route := _route_of(each, path)) is not None}
+    if method not in ("HEAD", "OPTIONS", *served) and all(route.item is not None for route in served.values()):
+        served = {}  # Nobody can tell an id from the name of an operation that is not served (`/responses/compact`).
     fields = [("x-request-id", request_id)]
     if served:
         fields.append(("allow", ", ".join([*served, "OPTIONS"])))

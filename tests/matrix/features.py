@@ -148,7 +148,7 @@ async def bad_key(client: Client, alias: str) -> None:
         said = await said_of(stranger, alias, Ask(COUNT))
     finally:
         await stranger.aclose()
-    assert said.code == "AccessDeniedException" if said.code else said.status == 401
+    assert said.code == "AccessDeniedException" if said.code else said.status == 401, f"{said.status} {said.message}"
 
 
 async def rejected(client: Client, alias: str) -> None:
