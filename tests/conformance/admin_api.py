@@ -45,7 +45,7 @@ async def judged(python: Path, seconds: int, only: str | None) -> int:
             *(str(python.with_name("schemathesis")), "run", str(PATH), "--url", yard.gateway.url, "--no-color"),
             *("-H", f"Authorization: Bearer {secret}", "--exclude-path-regex", LEFT_OUT, "-c", CHECKS),
             *("--phases", "fuzzing", "-n", "20", "--seed", "1", "--generation-deterministic"),
-            *("--generation-database", "none", "--max-time", str(seconds)),
+            *("--max-time", str(seconds)),
             *(("--include-path-regex", only) if only else ()),
         ]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
