@@ -60,8 +60,7 @@ async def gateway(
 async def guarded_key(gateway: House, spec: Spec, **more: Any) -> tuple[str, str]:
     """A key of its own with one guardrail. Returns: the key, its id."""
     key = await gateway.new_key()
-    listed = await gateway.keys.list_keys(project_ids=[gateway.project.id])
-    ident = listed[-1].id
+    ident = (await gateway.keys.list_keys(limit=1))[0].id  # the newest
     admin = GuardrailAdmin(gateway.engine, gateway.keys.changed)
     new = NewRule(name=more.pop("name", "test"), spec=spec, scope="key", scope_id=ident, **more)
     await admin.create(new, actor="test", now_ns=time.time_ns())
