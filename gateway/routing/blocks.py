@@ -4,14 +4,15 @@ vLLM, SGLang and our own engine publish each block that they begin or cease to k
 known here by a name that covers all tokens before it, so a prompt's names are looked up without asking anybody. Ours
 salts its hashes by tenant and its way of hashing is known: there the name is the engine's own hash. Of others the name
 is made from the tokens that they tell; two tenants' same prompts are the same blocks there, as in those engines.
-Sources: vllm/distributed/kv_events.py and docs/design/prefix_caching.md, read 2026-11; local_backend/prefix_cache.py.
+Sources: vllm/distributed/kv_events.py and docs/design/prefix_caching.md, read 2026-11; vLLM 0.32 on the wire;
+local_backend/prefix_cache.py.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -20,8 +21,8 @@ BLOCKS_MAX: Final = 200_000
 GONE_SHARE: Final = 8
 
 Name = bytes
-Event = Sequence[Any]
-"""As decoded from msgpack: its kind, then its fields in vLLM's order."""
+Event = Sequence[Any] | Mapping[str, Any]
+"""As decoded from msgpack: its kind, then its fields in vLLM's order; or, as vLLM 0.32 writes them, by name."""
 
 
 def root(salt: str) -> Name:
@@ -79,10 +80,18 @@ class Blocks:
             match event:
                 case ["BlockStored", hashes, parent, tokens, int(size), *_] if size > 0:
                     self._stored(hashes, parent, tokens, size)
-                case ["BlockRemoved", hashes, *_]:
+                case {
+                    "type": "BlockStored",
+                    "block_hashes": hashes,
+                    "token_ids": tokens,
+                    "block_size": int(size),
+                    **more,
+                } if size > 0:
+                    self._stored(hashes, more.get("parent_block_hash"), tokens, size)
+                case ["BlockRemoved", hashes, *_] | {"type": "BlockRemoved", "block_hashes": hashes}:
                     for hash_ in hashes:
                         self._removed(hash_)
-                case ["AllBlocksCleared", *_]:
+                case ["AllBlocksCleared", *_] | {"type": "AllBlocksCleared"}:
                     self.clear()
 
     def clear(self) -> None:

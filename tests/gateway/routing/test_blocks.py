@@ -77,6 +77,19 @@ def test_it_knows_to_the_token_what_the_engine_would_find(
         assert blocks.held_tokens(Prompt(prompt, salt)) == (found if blocks.size else 0)
 
 
+def test_events_that_name_their_fields_say_the_same() -> None:
+    """As vLLM 0.32 sends them; older ones, SGLang and ours send arrays."""
+    blocks = Blocks(salted=False)
+    stored = {"type": "BlockStored", "block_hashes": [1, 2], "token_ids": [1, 2, 3, 4], "block_size": 2}
+    blocks.apply([{**stored, "parent_block_hash": None, "lora_id": None, "medium": "CPU"}])
+    blocks.apply([{**stored, "block_hashes": [3], "parent_block_hash": 2, "token_ids": [5, 6]}, {"type": "New"}])
+    assert blocks.held_tokens(Prompt([1, 2, 3, 4, 5, 6, 7], "")) == 6
+    blocks.apply([{"type": "BlockRemoved", "block_hashes": [3], "medium": "CPU"}])
+    assert blocks.held_tokens(Prompt([1, 2, 3, 4, 5, 6, 7], "")) == 4
+    blocks.apply([{"type": "AllBlocksCleared"}])
+    assert len(blocks) == 0
+
+
 def test_what_is_not_known_is_not_claimed() -> None:
     blocks = Blocks(salted=False)
     assert blocks.held_tokens(Prompt([1, 2, 3], "")) == 0
