@@ -91,6 +91,18 @@ DISCOVERED = (
             "client_secret": ("AZURE_CLIENT_SECRET",),
         },
         base_url=("AZURE_OPENAI_ENDPOINT",),
+        options={"authority": ("AZURE_AUTHORITY_HOST",)},
+        needs=("base_url",),
+    ),
+    Rule(
+        "azure_ai",
+        {
+            "tenant_id": ("AZURE_TENANT_ID",),
+            "client_id": ("AZURE_CLIENT_ID",),
+            "federated_token_file": ("AZURE_FEDERATED_TOKEN_FILE",),
+        },
+        base_url=("AZURE_OPENAI_ENDPOINT",),
+        options={"authority": ("AZURE_AUTHORITY_HOST",)},
         needs=("base_url",),
     ),
 )

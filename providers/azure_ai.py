@@ -15,6 +15,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from providers.auth.entra import FOUNDRY_SCOPE, SCOPE, entra_token
+from providers.auth.refreshed import RefreshedToken
 from providers.base import Call, Capabilities, Endpoint, Operation, UpstreamAnswer, read_whole
 from providers.dialects.base import Dialect
 from providers.dialects.rerank import Flavour
@@ -33,7 +34,8 @@ _WAIT = re.compile(r"(?:retry|try again) (?:after|in) (\d{1,5}) ?(milli)?s", re.
 class AzureAI(OpenAILike):
     """Options: `resource` (its name, in place of base_url), `api_version`, `output_limit` (the field that bounds a
     chat's output, for Foundry models that know `max_tokens` alone), `claude` (deployments that hold a Claude under a
-    name that does not begin so).
+    name that does not begin so), `authority` and `scope` (a sovereign or private cloud's Entra, and what its tokens
+    are for).
 
     Credential: `api_key`, or what `providers.auth.entra` takes."""
 
@@ -56,8 +58,8 @@ class AzureAI(OpenAILike):
         self._claudes = frozenset(endpoint.options.get("claude") or ())
         self._token = self._claude_token = None
         if "api_key" not in endpoint.credential.fields:
-            self._token = entra_token(endpoint.credential, SCOPE)
-            self._claude_token = entra_token(endpoint.credential, FOUNDRY_SCOPE)
+            self._token = self._entra_token(SCOPE, transport)
+            self._claude_token = self._entra_token(FOUNDRY_SCOPE, transport)
 
     def base_url_of(self, endpoint: Endpoint) -> str | None:
         resource = str(endpoint.options.get("resource") or "")
@@ -167,6 +169,17 @@ class AzureAI(OpenAILike):
         for token in (self._token, self._claude_token):
             if token is not None:
                 await token.aclose()
+
+    def _entra_token(self, scope: str, transport: Transport) -> RefreshedToken:
+        options = self.endpoint.options
+        authority = str(options.get("authority") or "")
+        if authority and not re.fullmatch(r"(https://)?[A-Za-z0-9.:-]+/?", authority):
+            raise ValueError(f"azure_ai: authority {authority!r} is no https address of an Entra host")
+        # Whom the gateway trusts on the way to providers it trusts here; other transports have no such list.
+        ca_file = getattr(transport, "ca_file", None)
+        return entra_token(
+            self.endpoint.credential, str(options.get("scope") or scope), authority=authority, ca_file=ca_file
+        )
 
     def _surface(self, call: Call, model: str) -> Surface:
         if model.startswith("claude") or model in self._claudes:

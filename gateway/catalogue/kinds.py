@@ -90,10 +90,22 @@ _SPECIAL: Final = (
                     KindField("client_secret", "Client secret", secret=True),
                 ),
             ),
+            Way(
+                "Entra workload identity",
+                (
+                    KindField("tenant_id", "Tenant ID"),
+                    KindField("client_id", "Client ID"),
+                    KindField("federated_token_file", "Federated token file", hint="a path on the gateway's machine"),
+                ),
+            ),
             Way("Managed identity of this machine"),
         ),
         base_url=True,
-        options=(KindField("api_version", "API version", required=False, hint="empty: the v1 API"),),
+        options=(
+            KindField("api_version", "API version", required=False, hint="empty: the v1 API"),
+            KindField("authority", "Entra host", required=False, hint="empty: the public cloud's"),
+            KindField("scope", "Token scope", required=False, hint="empty: the public cloud's"),
+        ),
     ),
     ProviderKind(
         "bedrock",

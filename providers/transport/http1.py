@@ -45,7 +45,7 @@ class Http1Transport:
         for longer is closed. ca_file: certificates to trust in place of the system's."""
         self._max_connections = max_connections
         self._idle_s = idle_s
-        self._ca_file = ca_file
+        self.ca_file = ca_file
         self._ssl = ssl_context
         self._origins: dict[tuple[str, str, int], _Origin] = {}
         self._reaper: asyncio.TimerHandle | None = None
@@ -100,7 +100,7 @@ class Http1Transport:
 
     def _tls(self) -> ssl.SSLContext:
         if self._ssl is None:
-            self._ssl = ssl.create_default_context(cafile=self._ca_file)
+            self._ssl = ssl.create_default_context(cafile=self.ca_file)
             self._ssl.set_alpn_protocols(["http/1.1"])
         return self._ssl
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.cli.serving import tls_context
 from gateway.config import ConfigError, load
@@ -20,29 +15,7 @@ from tests.e2e.harness import house, model, provider, settings_for
 from tests.e2e.test_door import CHAT, fortress
 from tests.e2e.wire import chat
 from tests.emulators.openai import OpenAIEmulator
-
-
-def certificate(path: Path) -> Path:
-    """Its own authority, for 127.0.0.1; chain and key in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.stem)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + pem)
-    return path
+from tests.emulators.tls import certificate
 
 
 async def test_the_listener_speaks_tls_and_may_ask_for_a_clients_certificate(

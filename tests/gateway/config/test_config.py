@@ -4,6 +4,7 @@ import json
 import pickle
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -173,6 +174,14 @@ def test_a_secret_that_cannot_be_had_is_told_at_start_not_at_load(tmp_path: Path
     assert "NOT_THERE" in str(error)
 
 
+def test_origins_of_pages_are_written_as_browsers_do() -> None:
+    said = load(environ={"FAREBOX_SERVER__CORS_ORIGINS": "https://app.example, http://localhost:5173"})
+    assert said.server.cors_origins == ("https://app.example", "http://localhost:5173")
+    for wrong in ("https://app.example/", "app.example", "https://*.example", "https://App.example"):
+        with pytest.raises(ConfigError, match="is no origin"):
+            load(environ={"FAREBOX_SERVER__CORS_ORIGINS": wrong})
+
+
 def test_settings_reach_a_worker_process_with_only_the_secrets_they_name() -> None:
     environ = {"GROQ_API_KEY": "gsk-1", "UNRELATED": "stays-here"}
     travelled = pickle.dumps(load(environ=environ))
@@ -200,10 +209,21 @@ def test_settings_reach_a_worker_process_with_only_the_secrets_they_name() -> No
             "azure_ai",
             {"base_url": "https://r.example"},
         ),
+        (
+            {
+                "AZURE_TENANT_ID": "t",
+                "AZURE_CLIENT_ID": "c",
+                "AZURE_FEDERATED_TOKEN_FILE": "/var/run/secrets/azure/tokens/azure-identity-token",
+                "AZURE_AUTHORITY_HOST": "https://login.microsoftonline.us/",
+                "AZURE_OPENAI_ENDPOINT": "https://r.example",
+            },
+            "azure_ai",
+            {"base_url": "https://r.example", "options": {"authority": "https://login.microsoftonline.us/"}},
+        ),
     ],
 )
 def test_a_key_in_the_environment_enables_its_provider(
-    environ: dict[str, str], name: str, section: dict[str, str]
+    environ: dict[str, str], name: str, section: dict[str, Any]
 ) -> None:
     provider = load(environ=environ).providers[name]
     assert provider.kind == name

@@ -9,21 +9,17 @@ import gzip
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from providers.errors import BadRequest, Broken, Interrupted, ProviderError, TimedOut, Unreachable
 from providers.transport.base import HttpRequest, HttpResponse, Timeouts, Transport
 from providers.transport.http1 import Http1Transport
 from providers.transport.http1_connection import MAX_HEAD_BYTES
 from providers.transport.httpx import HttpxTransport
+from tests.emulators.tls import certificate, server_side
 
 ANY = Timeouts()
 SHORT = Timeouts(first_byte_s=0.05, between_bytes_s=0.05)  # for peers that say nothing, no others
@@ -551,29 +547,8 @@ async def test_ipv6(transport: Transport) -> None:
 
 
 async def test_tls_is_verified(tmp_path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "ca.pem"
-    pem.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    async with RawServer(answering(OK + b"content-length: 2\r\n\r\nok"), tls=context) as server:
+    pem = certificate(tmp_path / "ca.pem")
+    async with RawServer(answering(OK + b"content-length: 2\r\n\r\nok"), tls=server_side(pem)) as server:
         trusting = Http1Transport(ca_file=str(pem))
         for _ in range(2):
             assert await fetch(trusting, server.url, ANY) == b"ok"
