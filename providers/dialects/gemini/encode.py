@@ -329,6 +329,11 @@ def _config(request: ChatRequest, model: str, losses: Losses) -> dict[str, Any]:
         "seed": request.seed,
         "thinkingConfig": _thinking(request.reasoning, model) or None,
     }
+    if request.top_logprobs is not None and not request.logprobs:
+        # Without responseLogprobs it is an error there, and with it the client would get what it has not asked for.
+        del known["logprobs"]
+        if request.top_logprobs:
+            losses.drop("top_logprobs")
     config = {key: value for key, value in known.items() if value is not None}
     if request.response_format is not None:
         config |= _format(request.response_format)

@@ -222,6 +222,23 @@ async def test_unsupported_is_named_before_anything_is_sent(
     assert set(answer.dropped) == {"logit_bias", "parallel_tool_calls"}
 
 
+async def test_rivals_of_tokens_that_are_not_shown_are_a_loss(
+    emulator: GeminiEmulator, transport: Http1Transport
+) -> None:
+    provider = provider_at(emulator, transport)
+    with pytest.raises(Unsupported) as caught:
+        await provider.send(foreign(ask("x", top_logprobs=2)), "gemini-2.5-flash")
+    assert (caught.value.features, emulator.requests) == (("top_logprobs",), [])
+    answer = await provider.send(foreign(ask("x", top_logprobs=2), strict=False), "gemini-2.5-flash")
+    await answer.aclose()
+    assert answer.dropped == ("top_logprobs",)
+    assert "logprobs" not in emulator.last.json().get("generationConfig", {})
+    answer = await provider.send(foreign(ask("x", logprobs=True, top_logprobs=2)), "gemini-2.5-flash")
+    await answer.aclose()
+    sent = emulator.last.json()["generationConfig"]
+    assert (answer.dropped, sent["responseLogprobs"], sent["logprobs"]) == ((), True, 2)
+
+
 KINDS: dict[str, type[ProviderError]] = {
     "400": Rejected,
     "401": AuthFailed,
