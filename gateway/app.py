@@ -38,6 +38,7 @@ from gateway.embedded.secrets import Secrets
 from gateway.errors import Unavailable
 from gateway.guardrails.watch import Watch
 from gateway.ingress.astray import astray
+from gateway.ingress.cors import Cors
 from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
 from gateway.ingress.joining import Joining
@@ -105,6 +106,7 @@ class Gateway:
         self._open_office: Callable[[], FrontOffice] | None = None
         self._joining: Joining | None = None
         self._request_id = RequestIds()
+        self._cors = Cors.of(settings.server.cors_origins)
         self.draining = False
         self.started = False
 
@@ -129,6 +131,8 @@ class Gateway:
         reply = astray(scope["method"], path, headers, self._request_id())
         assert isinstance(reply.body, bytes)
         fields = [*reply.headers, ("content-length", str(len(reply.body)))] if reply.body else reply.headers
+        if self._cors is not None:
+            fields = [*fields, *self._cors.preflight(headers, dict(fields).get("allow", ""))]
         raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})

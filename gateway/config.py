@@ -65,6 +65,8 @@ COMMON_NAMES = {
 """Names that platforms set by convention. A FAREBOX_ name for the same setting wins over them."""
 
 DATABASES = ("postgresql", "postgres", "sqlite")
+# As browsers write it: scheme, host in lower case, port where it is not the scheme's own; no path.
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,*A-Z]+")
 
 PUSD_DIGITS = 6
 """A price in USD per million tokens with six decimals is a whole number of pUSD (10**-12 USD) per token."""
@@ -401,7 +403,7 @@ def _put(tree: dict[str, Any], dotted: str, value: object, sources: dict[str, st
             value = msgspec.json.decode(value)
         except msgspec.DecodeError as error:
             raise ConfigError(dotted, f"is not JSON: {error}", source=source, fix="write a JSON value") from error
-    elif isinstance(value, str) and dotted in ("server.trusted_proxies",):
+    elif isinstance(value, str) and dotted in ("server.trusted_proxies", "server.cors_origins"):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, str) and value.lower() in ("yes", "on", "no", "off"):
         value = value.lower() in ("yes", "on")
@@ -465,6 +467,10 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> Settings:
         raise refuse("redis_url", "is no Redis address", fix)
     if (ca_file := settings.network.ca_file) is not None and not ca_file.is_file():
         raise refuse("network.ca_file", f"no such file: {ca_file}", "name a PEM file of certificates to trust")
+    for origin in settings.server.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            fix = "write it as browsers do, https://app.example, or * for any"
+            raise refuse("server.cors_origins", f"{origin!r} is no origin", fix)
     for name, provider in settings.providers.items():
         if provider.base_url and not provider.base_url.startswith(("http://", "https://")):
             raise refuse(f"providers.{name}.base_url", "is no http(s) address", "begin it with https://")

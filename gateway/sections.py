@@ -49,6 +49,9 @@ class ServerSettings(Section, frozen=True):
     one drains."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses whose X-Forwarded-For is believed. Empty: nobody's, so an IP allow list cannot be talked around."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask the data plane from a browser, as `https://app.example`, or `*` for any. Empty: none.
+    A key in a page is a key in the visitor's hands."""
     public_url: str | None = None
     """What clients call us, for the links we print. None: http://host:port."""
     admin_port: Annotated[int, Meta(ge=1, le=65_535)] | None = None

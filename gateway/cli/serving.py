@@ -20,6 +20,7 @@ from gateway.cli.listening import on_signal
 from gateway.config import ConfigError, Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
 from gateway.ingress.connection import ClientConnection, Exchange
+from gateway.ingress.cors import Cors
 from gateway.ingress.guard import Door, Guard
 from gateway.sections import TlsSettings
 
@@ -117,7 +118,8 @@ class GuardedConnection(Guard, ClientConnection):
 
 
 def _config(settings: Settings, app: Any, idle_grace_s: float) -> uvicorn.Config:
-    connection = {"door": Door(settings.server), "idle_grace_s": idle_grace_s}
+    cors = Cors.of(settings.server.cors_origins)
+    connection = {"door": Door(settings.server), "idle_grace_s": idle_grace_s, "cors": cors}
     trusted = list(settings.server.trusted_proxies)
     return uvicorn.Config(
         app,

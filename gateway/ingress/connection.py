@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import structlog
 from httptools import HttpParserInvalidURLError, parse_url
@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import GatewayError
 from gateway.exchange import Headers, Reply
+from gateway.ingress.cors import Cors
 from gateway.ingress.endpoints import Route
 from gateway.ingress.heartbeat import Heartbeat, beat_of
 from gateway.ingress.hotpath import Asked, HotPath, asks_for_stream, failed, streamed
@@ -38,6 +39,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class ClientConnection(HttpToolsProtocol):
     """uvicorn's `http` class. The application is a `gateway.app.Gateway`, whose `hot` is set once it has started."""
 
+    cors: ClassVar[Cors | None] = None
     cycle: Any  # an Exchange, or uvicorn's own RequestResponseCycle
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -149,6 +151,8 @@ class ClientConnection(HttpToolsProtocol):
     def head_of(self, status: int, headers: Headers, more: str, *, keep_alive: bool) -> bytes:
         """Status line and fields. Values may quote provider text: control characters, which would split the header,
         become spaces."""
+        if self.cors is not None and self._running is not None:
+            headers = [*headers, *self.cors.headers(self._running.asked.headers)]
         if _CONTROL.search("".join([value for _, value in headers])):
             headers = [(name, _CONTROL.sub(" ", value)) for name, value in headers]
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
@@ -192,7 +196,6 @@ class Exchange:
     """One request of the data plane and its reply. It runs once its body is whole and those before it are answered."""
 
     __slots__ = (  # Ten thousand open streams are ten thousand of these.
-        "_asked",
         "_chunks",
         "_connection",
         "_early",
@@ -204,6 +207,7 @@ class Exchange:
         "_size",
         "_streams",
         "_task",
+        "asked",
         "disconnected",
         "keep_alive",
         "response_complete",
@@ -215,7 +219,7 @@ class Exchange:
     def __init__(self, connection: ClientConnection, hot: HotPath, route: Route, asked: Asked) -> None:
         self._connection = connection
         self._hot = hot
-        self._asked = asked
+        self.asked = asked
         self._parts: list[bytes] = []
         self._size = 0
         self._has_turn = False
@@ -278,7 +282,7 @@ class Exchange:
             loop = self._connection.loop
             self._heart = Heartbeat(loop, every_s, beat, self._beat, lambda: self._begin_early(body, request_id))
         try:
-            reply = await self._hot.serve(self._asked, self.route, body, request_id, self._refused)
+            reply = await self._hot.serve(self.asked, self.route, body, request_id, self._refused)
             if isinstance(reply.body, bytes):
                 self._send(reply, reply.body)
             else:
@@ -304,7 +308,7 @@ class Exchange:
         # A 204 has no body, so it has no length of one either (RFC 9110, 8.6).
         more = "" if reply.status == 204 else f"content-length: {len(body)}\r\n"
         head = self._connection.head_of(reply.status, reply.headers, more, keep_alive=self.keep_alive)
-        self._connection.transport.write(head if self._asked.method == "HEAD" else head + body)
+        self._connection.transport.write(head if self.asked.method == "HEAD" else head + body)
 
     async def _relay(self, reply: Reply) -> None:
         """Each piece leaves in one write; a client that does not read holds the next one back."""
