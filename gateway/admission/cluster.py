@@ -150,7 +150,8 @@ class ClusterLink:
         """An open connection to the slot's master. Raises: Unavailable."""
         looked = False
         while True:
-            if self._parting is not None:
+            # Done, its callback runs only later: to wait for it would give way to nobody.
+            if self._parting is not None and not self._parting.done():
                 await asyncio.shield(self._parting)
                 continue
             address = self._moved.get(slot) or self._map.master_of(slot)

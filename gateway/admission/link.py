@@ -147,15 +147,22 @@ class Link:
         loop = asyncio.get_running_loop()
         if loop.time() < self._refuse_until:
             raise LimitsAway("rate limit store is away")
-        if self._opening is None:
-            self._opening = loop.create_task(self._connect(), name="connect to Redis")
-            self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        # One that has ended is over, though its callback runs only later: to wait for it would give way to nobody.
+        if opening is None or opening.done():
+            opening = self._opening = loop.create_task(self._connect_anew(), name="connect to Redis")
+            opening.add_done_callback(self._opened)
+        return await asyncio.shield(opening)
+
+    async def _connect_anew(self) -> _Wire:
+        self._wire = wire = await self._connect()
+        return wire
 
     def _opened(self, task: asyncio.Task[_Wire]) -> None:
-        self._opening = None
-        if not task.cancelled() and task.exception() is None:
-            self._wire = task.result()
+        if self._opening is task:
+            self._opening = None
+        if not task.cancelled():
+            task.exception()  # Whoever waited for it has it; if nobody did any more, it is no news.
 
     async def _connect(self) -> _Wire:
         loop = asyncio.get_running_loop()
