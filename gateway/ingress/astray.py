@@ -13,6 +13,7 @@ from typing import Final
 from gateway.exchange import Reply
 from gateway.ingress.endpoints import Route, match
 from gateway.ingress.models import wants_models
+from gateway.observe.redact import redact_text
 from providers.dialects import load
 from providers.dialects.base import ErrorBody
 
@@ -51,7 +52,8 @@ def _route_of(method: str, path: str) -> Route | None:
 
 
 def _shown(path: str) -> str:
-    return path[:200]
+    """As far as it is no credential that somebody put there."""
+    return redact_text(path[:200])
 
 
 def _meant(path: str) -> str | None:
