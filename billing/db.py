@@ -3,12 +3,14 @@
 Which tables exist is in billing.schema and gateway.schema; how they came to be in migrations/.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any, Final
 
+import aiosqlite
 import msgspec
 from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, event, func
 from sqlalchemy.engine import URL, Connection, make_url
@@ -92,6 +94,7 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
         pool_size=pool_size,
         # A server that was restarted must not fail the first request after it. SQLite has no connection to lose.
         pool_pre_ping=not sqlite,
+        connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
     )
     if sqlite:
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
@@ -117,6 +120,7 @@ async def rehearsing(url: str) -> AsyncIterator[AsyncEngine]:
         json_deserializer=msgspec.json.decode,
         poolclass=StaticPool,
         execution_options={REHEARSAL: True},
+        connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
     )
     dialect = engine.sync_engine.dialect
     dialect.do_commit = dialect.do_rollback = _leave_out  # type: ignore[method-assign]
@@ -188,6 +192,25 @@ def _sums(columns: tuple[ColumnElement[int], ColumnElement[int]]) -> tuple[Colum
 
 def _leave_out(dbapi_connection: PoolProxiedConnection) -> None:
     """A commit or a rollback that does not take place."""
+
+
+class _SqliteConnection(aiosqlite.Connection):
+    """Stopped once. Its thread ends at the first `stop`, and would leave whoever awaits a second one waiting for ever:
+    SQLAlchemy stops a connection whose user was cancelled twice while it was being closed for the first time, and then
+    the loop, and so the process, would not end. Source: aiosqlite 0.22.1, SQLAlchemy 2.1.9, read 2026-11."""
+
+    _stopped: asyncio.Future[Any] | None = None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        if self._stopped is None:
+            self._stopped = super().stop()
+        return self._stopped
+
+
+def _connect_sqlite(database: str, **settings: Any) -> _SqliteConnection:
+    connection = _SqliteConnection(lambda: sqlite3.connect(database, **settings), iter_chunk_size=64)
+    connection._thread.daemon = True  # As SQLAlchemy does with those it makes itself.
+    return connection
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

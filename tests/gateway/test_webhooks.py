@@ -60,7 +60,9 @@ async def made(fresh_database_url: str, tmp_path: Any) -> AsyncIterator[World]:
 
 def client(made: World, secret: str | None = SECRET) -> httpx.AsyncClient:
     app = Litestar(
-        webhook_routes(with_secret(made.services.settings, secret), lambda: made.services), openapi_config=None
+        webhook_routes(with_secret(made.services.settings, secret), lambda: made.services),
+        openapi_config=None,
+        logging_config=None,
     )
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://farebox.test")

@@ -209,7 +209,7 @@ async def test_services_are_asked_for_at_each_request_even_by_a_method(small: Wo
             return small.services
 
     root = Root()
-    async with Browser(Litestar(admin_routes(root.office), openapi_config=None)) as browser:
+    async with Browser(Litestar(admin_routes(root.office), openapi_config=None, logging_config=None)) as browser:
         early = await browser.call("GET", "/auth/session")
         assert (early.status_code, early.json()["type"]) == (503, "urn:farebox:problem:unavailable")
         root.ready = True

@@ -99,10 +99,10 @@ class World:
     def app(self, dist: Path | None = None) -> Litestar:
         """One for all browsers, unless `dist` asks for another."""
         if dist is not None:
-            return Litestar(admin_routes(lambda: self.services, dist=dist), openapi_config=None)
+            return Litestar(admin_routes(lambda: self.services, dist=dist), openapi_config=None, logging_config=None)
         if self._app is None:
             routes = admin_routes(lambda: self.services)
-            self._app = Litestar(routes, openapi_config=None, exception_handlers=ASTRAY)
+            self._app = Litestar(routes, openapi_config=None, logging_config=None, exception_handlers=ASTRAY)
         return self._app
 
     async def link(self, role: Role = Role.OWNER, name: str | None = None) -> str:
