@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -126,6 +125,11 @@ class PriceSheet(msgspec.Struct, frozen=True, kw_only=True):
     source: str = OPERATOR
     position: int = 0
     variant: str = STANDARD
+
+    @property
+    def region(self) -> str | None:
+        """Where it holds; None: wherever no other one does."""
+        return self.model.partition(_REGION_MARK)[2] or None
 
     def with_margin(self, margin_bps: int) -> "PriceSheet":
         """The same costs, sold at cost x margin: each price rounds up to a whole pUSD per unit, so a sale is never
@@ -306,20 +310,6 @@ class PriceBook:
                 margin_bps = self._margins.get(organisation_id) if organisation_id is not None else None
                 return sheet if margin_bps is None else self._with_margin(sheet, margin_bps)
         return None
-
-    def tiers(
-        self, provider: str, model: str, at_ns: int, *, organisation_id: str | None = None
-    ) -> dict[str, PriceSheet]:
-        """The sheets in force by variant: what an answer may be charged at, whichever tier it came from.
-
-        Raises: UnknownPrice if there is none at all."""
-        found = {}
-        for variant in self._variants:
-            with suppress(UnknownPrice):
-                found[variant] = self.sheet(provider, model, at_ns, variant=variant, organisation_id=organisation_id)
-        if not found:
-            raise UnknownPrice(f"{provider}/{model}")
-        return found
 
     def models(self, provider: str) -> list[str]:
         """The names that the provider's own list prices, sorted. Regions are not models."""

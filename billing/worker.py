@@ -253,6 +253,8 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
     priced = 0
     for row in rows:
         record = _record(row)
+        # The price that it was admitted at, which is that of another tier, says where it was answered.
+        admitted_at = prices.by_id(record.price_id)
         try:
             sheet = prices.sheet(
                 record.provider,
@@ -260,6 +262,7 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
                 at_ns,
                 variant=record.variant,
                 organisation_id=record.organisation_id,
+                region=None if admitted_at is None else admitted_at.region,
             )
             price = charge(record.quantities, sheet)
         except (UnknownPrice, ValueError):

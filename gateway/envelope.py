@@ -1,8 +1,9 @@
 """Secrets at rest: each under a data key of its own (AES-256-GCM), which a key-encryption key of the ring wraps.
 
-So no two rows share a key, of one tenant or of two: that is what a salt for each tenant would be for, and more. What is
-sealed names whose it is (a row's id) as associated data, so that a sealed value moved to another row opens nowhere. The
-ring is not in the database: a dump of it alone tells nothing. Source: NIST SP 800-38D, read 2026-11.
+No two rows share a key. What is sealed names whose it is (a row's id) as associated data, so that a sealed value moved
+to another row opens nowhere. What belongs to a tenant is wrapped under a key of that tenant, which HKDF makes of the
+ring's and the tenant's salt: what opens one tenant's rows opens no other's, and with the salt gone none of theirs. The
+ring is not in the database: a dump of it alone tells nothing. Source: NIST SP 800-38D, RFC 5869, read 2026-11.
 """
 
 from __future__ import annotations
@@ -68,18 +69,19 @@ class KeyRing:
     def ids(self) -> tuple[str, ...]:
         return tuple(self._keys)
 
-    def seal(self, plain: bytes, of: str) -> Sealed:
-        """of: whose it is, for instance `provider_credentials/cred_1`; to be said again when it is opened."""
+    def seal(self, plain: bytes, of: str, salt: bytes = b"") -> Sealed:
+        """of: whose it is, for instance `provider_credentials/cred_1`. salt: a tenant's; empty for what is the
+        installation's own. Both are to be said again when it is opened."""
         data_key = secrets.token_bytes(KEY_BYTES)
         return Sealed(
             self.current,
-            _encrypt(self._keys[self.current], data_key, _of(self.current, of)),
+            _encrypt(_salted(self._keys[self.current], salt), data_key, _of(self.current, of)),
             _encrypt(data_key, plain, of.encode()),
         )
 
-    def open(self, sealed: Sealed, of: str) -> bytes:
+    def open(self, sealed: Sealed, of: str, salt: bytes = b"") -> bytes:
         """Raises: CannotOpen."""
-        return _decrypt(self._data_key(sealed, of), sealed.ciphertext, of.encode(), of)
+        return _decrypt(self._data_key(sealed, of, salt), sealed.ciphertext, of.encode(), of)
 
     def rewrapped(self, sealed: Sealed, of: str) -> Sealed:
         """The same under the ring's first key: the data key is wrapped anew, what it seals is not touched.
@@ -89,7 +91,7 @@ class KeyRing:
         wrapped = _encrypt(self._keys[self.current], data_key, _of(self.current, of))
         return Sealed(self.current, wrapped, sealed.ciphertext)
 
-    def _data_key(self, sealed: Sealed, of: str) -> bytes:
+    def _data_key(self, sealed: Sealed, of: str, salt: bytes = b"") -> bytes:
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise CannotOpen(
@@ -97,10 +99,13 @@ class KeyRing:
                 f"({', '.join(self._keys)}); every gateway needs the same ring: FAREBOX_KEY_RING, "
                 "or secrets/key_ring of the data folder"
             )
-        return _decrypt(key, sealed.wrapped, _of(sealed.key_id, of), of)
+        return _decrypt(_salted(key, salt), sealed.wrapped, _of(sealed.key_id, of), of)
 
 
-_DAMAGED = "{} does not open: it was altered, or moved from another row, or the ring's key of that id is another one"
+_DAMAGED = (
+    "{} does not open: it was altered, or moved from another row, or the ring's key of that id (or its tenant's salt) "
+    "is another one"
+)
 
 
 def new_key_line() -> str:
@@ -113,6 +118,15 @@ def _of(key_id: str, of: str) -> bytes:
 
 
 # cryptography is loaded by whoever has something to seal: most gateways' secrets are in their environment.
+
+
+def _salted(key: bytes, salt: bytes) -> bytes:
+    if not salt:
+        return key
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(SHA256(), KEY_BYTES, salt, b"farebox tenant key").derive(key)
 
 
 def _encrypt(key: bytes, plain: bytes, associated: bytes) -> bytes:

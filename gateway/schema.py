@@ -350,6 +350,14 @@ body_log_projects: Final = Table(
     Column("detectors", _Json, nullable=False),
 )
 
+# What a tenant's sealed rows are salted with; without it nothing of theirs opens again.
+tenant_salts: Final = Table(
+    "tenant_salts",
+    metadata,
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
+)
+
 # Redacted and sealed (gateway.envelope) for their request's row: people's words, kept for a while only.
 body_logs: Final = Table(
     "body_logs",
@@ -362,6 +370,8 @@ body_logs: Final = Table(
     Column("key_id", String(32), nullable=False),
     Column("wrapped", LargeBinary, nullable=False),
     Column("ciphertext", LargeBinary, nullable=False),
+    # Whose salt it needs to open. None: sealed before tenants had one.
+    Column("salted_for", String(64)),
     # One request's; what is past its time.
     Index(None, "request_id"),
     Index(None, "expires_at_ns"),

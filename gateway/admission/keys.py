@@ -38,7 +38,7 @@ from gateway.schema import body_log_projects, guardrails, loss_modes, rate_limit
 from gateway.tasks import cancel
 
 if TYPE_CHECKING:
-    from gateway.bodies.store import BodyLogging
+    from gateway.bodies.store import TenantLogging
     from gateway.guardrails.guard import Guard
 
 log = structlog.get_logger(__name__)
@@ -348,7 +348,7 @@ async def _guard(db: AsyncConnection, ids: dict[str, str]) -> Guard | None:
     return guard_of_rows(rows)
 
 
-async def _bodies(db: AsyncConnection, project_id: str) -> BodyLogging | None:
+async def _bodies(db: AsyncConnection, project_id: str) -> TenantLogging | None:
     said = body_log_projects.c
     if (await db.execute(select(said.project_id).where(said.project_id == project_id))).first() is None:
         return None

@@ -12,7 +12,7 @@ from msgspec import Struct
 from billing.accounts import Window, window_start_ns
 
 if TYPE_CHECKING:
-    from gateway.bodies.store import BodyLogging
+    from gateway.bodies.store import TenantLogging
     from gateway.guardrails.guard import Guard
 
 Unit = Literal["requests", "tokens", "parallel"]
@@ -97,7 +97,7 @@ class Principal(Struct, frozen=True, dict=True):
     team_id: str | None = None
     strict: bool | None = None
     guard: Guard | None = None
-    bodies: BodyLogging | None = None
+    bodies: TenantLogging | None = None
     weight: int = 1
 
     @cached_property

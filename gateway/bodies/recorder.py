@@ -72,7 +72,7 @@ class Recorder:
         logging = who.bodies
         assert logging is not None
         plain = told(inbound, answer, logging.detectors, streamed=streamed)
-        sealed = self._ring().seal(plain, of_row(inbound.request_id))
+        sealed = self._ring().seal(plain, of_row(inbound.request_id), logging.salt)
         return {
             "request_id": inbound.request_id,
             "project_id": who.project_id,
@@ -81,6 +81,7 @@ class Recorder:
             "key_id": sealed.key_id,
             "wrapped": sealed.wrapped,
             "ciphertext": sealed.ciphertext,
+            "salted_for": logging.organisation_id if logging.salt else None,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,14 +11,15 @@ from msgspec import Struct
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing.accounts import upsert
 from billing.db import reading, writing
 from billing.schema import projects
 from gateway import audit
 from gateway.bodies.recorder import of_row
-from gateway.envelope import KeyRing, Sealed
+from gateway.envelope import KEY_BYTES, KeyRing, Sealed
 from gateway.errors import InvalidRequest, NotFound
 from gateway.guardrails import detectors
-from gateway.schema import body_log_projects, body_logs
+from gateway.schema import body_log_projects, body_logs, tenant_salts
 
 DAYS_MAX = 3650
 
@@ -28,6 +30,13 @@ class BodyLogging(Struct, frozen=True):
     project_id: str
     days: int
     detectors: tuple[str, ...]
+
+
+class TenantLogging(BodyLogging, frozen=True):
+    """With whose salt what it logs is sealed. Empty: the tenant has none."""
+
+    organisation_id: str
+    salt: bytes
 
 
 class Bodies:
@@ -56,13 +65,16 @@ class Bodies:
         new = None if days is None else BodyLogging(project_id, days, found)
         table = body_log_projects.c
         async with writing(self._engine) as db:
-            if (await db.execute(select(projects.c.id).where(projects.c.id == project_id))).first() is None:
+            owner = select(projects.c.organisation_id).where(projects.c.id == project_id)
+            if (organisation_id := (await db.execute(owner)).scalar()) is None:
                 raise NotFound(f"no project {project_id!r}", param="project_id")
             before = (await db.execute(select(body_log_projects).where(table.project_id == project_id))).first()
             await db.execute(delete(body_log_projects).where(table.project_id == project_id))
             if new is not None:
                 row: dict[str, Any] = msgspec.to_builtins(new)
                 await db.execute(insert(body_log_projects).values(row))
+                salt = {"organisation_id": organisation_id, "salt": secrets.token_bytes(KEY_BYTES)}
+                await db.execute(upsert(db, tenant_salts).values(salt).on_conflict_do_nothing())
             await audit.append(
                 db, actor=actor, action="bodies.set", subject=project_id, at_ns=now_ns,
                 before={"days": None if before is None else before.days},
@@ -75,22 +87,29 @@ class Bodies:
         """`request` and `response`. The reading stands in the audit before anybody reads.
 
         Raises: NotFound; CannotOpen."""
-        query = select(body_logs).where(body_logs.c.request_id == request_id, body_logs.c.expires_at_ns > now_ns)
+        theirs = body_logs.outerjoin(tenant_salts, tenant_salts.c.organisation_id == body_logs.c.salted_for)
+        query = select(body_logs, tenant_salts.c.salt).select_from(theirs)
+        query = query.where(body_logs.c.request_id == request_id, body_logs.c.expires_at_ns > now_ns)
         async with writing(self._engine) as db:
             row = (await db.execute(query.order_by(body_logs.c.id.desc()).limit(1))).first()
             if row is None:
                 raise NotFound(f"no bodies of the request {request_id!r} are kept", param="request_id")
             await audit.append(db, actor=actor, action="bodies.read", subject=request_id, at_ns=now_ns,
                                of=row.project_id)  # fmt: skip
-        plain = ring.open(Sealed(row.key_id, row.wrapped, row.ciphertext), of_row(request_id))
+        plain = ring.open(Sealed(row.key_id, row.wrapped, row.ciphertext), of_row(request_id), row.salt or b"")
         said: dict[str, Any] = msgspec.json.decode(plain)
         return said
 
 
-async def logging_of(db: AsyncConnection, project_id: str) -> BodyLogging | None:
+async def logging_of(db: AsyncConnection, project_id: str) -> TenantLogging | None:
     """With a key: None where its project logs nothing, as most do."""
-    row = (await db.execute(select(body_log_projects).where(body_log_projects.c.project_id == project_id))).first()
-    return None if row is None else BodyLogging(row.project_id, row.days, tuple(row.detectors))
+    owned = body_log_projects.join(projects, projects.c.id == body_log_projects.c.project_id)
+    salted = owned.outerjoin(tenant_salts, tenant_salts.c.organisation_id == projects.c.organisation_id)
+    query = select(body_log_projects, projects.c.organisation_id, tenant_salts.c.salt).select_from(salted)
+    row = (await db.execute(query.where(projects.c.id == project_id))).first()
+    if row is None:
+        return None
+    return TenantLogging(row.project_id, row.days, tuple(row.detectors), row.organisation_id, row.salt or b"")
 
 
 async def forget_bodies(engine: AsyncEngine, *, now_ns: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -60,10 +61,7 @@ def test_a_tier_is_sold_at_its_own_price_or_not_at_all() -> None:
     assert book.sheet("openai", "gpt-test", AT_NS) is SHEET
     with pytest.raises(UnknownPrice, match="flex"):
         book.sheet("openai", "gpt-test", AT_NS, variant="flex")
-    assert book.tiers("openai", "gpt-test", AT_NS) == {"": SHEET, PRIORITY: FAST}
-    assert BOOK.tiers("openai", "gpt-test", AT_NS) == {"": SHEET}
-    with pytest.raises(UnknownPrice):
-        book.tiers("openai", "gpt-unknown", AT_NS)
+    assert book.sheet("openai", "gpt-test", AT_NS, variant=PRIORITY) is FAST
     assert variants_asked("priority") == ("priority", "")
     assert variants_asked(None) == ("",)
 
@@ -71,8 +69,8 @@ def test_a_tier_is_sold_at_its_own_price_or_not_at_all() -> None:
 async def test_the_shipped_list_prices_tiers_and_batches(fresh_engine: AsyncEngine) -> None:
     async with reading(fresh_engine) as db:
         book = await load_prices(db)
-    tiers = book.tiers("openai", "gpt-5", AT_NS)
-    assert {"", "batch", "flex", "priority"} <= tiers.keys()
+    variants = ("", "batch", "flex", "priority")
+    tiers = {variant: book.sheet("openai", "gpt-5", AT_NS, variant=variant) for variant in variants}
     cost = {variant: sheet.cost[Meter.OUTPUT_TOKENS] for variant, sheet in tiers.items()}
     assert cost["batch"] * 2 == cost["flex"] * 2 == cost[""] == cost["priority"] // 2
     assert all(sheet.variant == variant for variant, sheet in tiers.items())
@@ -98,6 +96,26 @@ async def test_an_answer_of_an_unpriced_tier_waits_for_its_price(fresh_engine: A
     async with reading(fresh_engine) as db:
         row = (await db.execute(select(schema.usage_records).where(rows.id == "fast"))).mappings().one()
     assert (row["charge_pusd"], row["price_id"]) == (90 * 6_000_000 + 20 * 30_000_000, FAST.id)
+
+
+async def test_a_price_that_comes_late_is_that_of_the_region_that_answered(
+    fresh_engine: AsyncEngine, tmp_path: Path
+) -> None:
+    model = in_region("gpt-test", "eu-central-1")
+    here = structs.replace(SHEET, id="here", model=model)
+    fast_here = structs.replace(FAST, id="fast-here", model=model, sale={m: 2 * p for m, p in FAST.sale.items()})
+    folder = tmp_path / "journal"
+    book = Journal.open(folder, "gw")
+    await book.settle(record("fast", variant="priority", price_id=here.id))
+    await book.close()
+    await Worker(folder, fresh_engine, PriceBook([SHEET, here], [])).ship_once()
+    async with writing(fresh_engine) as db:
+        assert await post_unpriced(db, PriceBook([SHEET, here, FAST], []), at_ns=AT_NS) == 0, "not the price elsewhere"
+        assert await post_unpriced(db, PriceBook([SHEET, here, FAST, fast_here], []), at_ns=AT_NS) == 1
+    rows = schema.usage_records.c
+    async with reading(fresh_engine) as db:
+        row = (await db.execute(select(schema.usage_records).where(rows.id == "fast"))).mappings().one()
+    assert (row["charge_pusd"], row["price_id"]) == (2 * (90 * 6_000_000 + 20 * 30_000_000), fast_here.id)
 
 
 @given(

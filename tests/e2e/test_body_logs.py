@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from billing.db import reading, writing
 from gateway import audit, schema
@@ -97,6 +97,25 @@ async def test_what_was_moved_to_another_row_does_not_open_and_time_ends_all(gat
     assert await forget_bodies(gateway.engine, now_ns=time.time_ns() + 8 * 24 * 3600 * 10**9) >= 1
     async with reading(gateway.engine) as db:
         assert (await db.execute(select(func.count()).select_from(schema.body_logs))).scalar_one() == 0
+
+
+async def test_what_a_tenant_said_opens_with_its_own_salt_alone(gateway: House) -> None:
+    bodies = Bodies(gateway.engine, gateway.keys.changed)
+    await bodies.set(gateway.project.id, 7, NAMES, actor="test", now_ns=time.time_ns())
+    await bodies.set(gateway.project.id, 8, NAMES, actor="test", now_ns=time.time_ns())
+    _, answer = await said(gateway, await gateway.new_key(), "openai_chat", "gpt", "hi", stream=False)
+    ident = answer.headers["x-request-id"]
+    await logged(gateway, ident)
+    salts = schema.tenant_salts
+    async with writing(gateway.engine) as db:
+        kept = (await db.execute(select(salts))).mappings().one()
+        await db.execute(delete(salts))
+    assert kept["organisation_id"] == gateway.project.organisation_id
+    with pytest.raises(CannotOpen, match="salt"):
+        await bodies.read(ident, key_ring(gateway.settings), actor="x", now_ns=time.time_ns())
+    async with writing(gateway.engine) as db:
+        await db.execute(insert(salts).values(kept))
+    await logged(gateway, ident)
 
 
 async def test_a_body_too_large_is_lost_and_counted_and_holds_nobody_up(gateway: House) -> None:

@@ -45,6 +45,16 @@ def test_parts_of_two_rows_do_not_mix() -> None:
             RING.open(mixed, "row 1")
 
 
+def test_what_is_sealed_for_a_tenant_opens_with_that_tenants_salt_alone() -> None:
+    sealed = RING.seal(b"value", "row", b"salt of one")
+    assert RING.open(sealed, "row", b"salt of one") == b"value"
+    for salt in (b"", b"salt of another"):
+        with pytest.raises(CannotOpen, match="salt"):
+            RING.open(sealed, "row", salt)
+    with pytest.raises(CannotOpen):
+        RING.open(RING.seal(b"value", "row"), "row", b"salt of one")
+
+
 def test_a_new_key_at_the_front_wraps_and_the_old_one_can_go() -> None:
     old = KeyRing.parse(new_key_line())
     sealed = old.seal(b"value", "row")
