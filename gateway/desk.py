@@ -169,7 +169,7 @@ class Desk:
                 raise UnknownPrice(deployment.id, next(iter(load.counts[0])))
             return sheet
 
-        terms = self._offer.catalog.terms_of(alias)
+        terms = self._offer.catalog.terms_of(alias).for_project(who.routing)
         chain: Chain = ()
         if prompt is not None and len(deployments) > 1 and (preferences.strategy or terms.strategy) in ASK_FOR_PROMPT:
             chain = prompt(who.organisation_id)

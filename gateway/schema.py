@@ -341,6 +341,15 @@ guardrail_reports: Final = Table(
     Index(None, "at_ns"),
 )
 
+# What a project says of its requests' ways (gateway.admission.project_routing). Null, or no row: as the alias says.
+project_routing: Final = Table(
+    "project_routing",
+    metadata,
+    Column("project_id", String(64), ForeignKey("projects.id"), primary_key=True),
+    Column("second_pusd", BigInteger),
+    Column("cache_prompts", Boolean),
+)
+
 # Projects whose bodies are logged. No row: not logged.
 body_log_projects: Final = Table(
     "body_log_projects",

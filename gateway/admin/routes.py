@@ -24,6 +24,7 @@ from gateway.admin.api.keys import key_handlers
 from gateway.admin.api.ledger import ledger_handlers
 from gateway.admin.api.losses import losses_handlers
 from gateway.admin.api.members import member_handlers
+from gateway.admin.api.project_routing import project_routing_handlers
 from gateway.admin.api.projects import project_handlers
 from gateway.admin.api.providers import provider_handlers
 from gateway.admin.api.provisioning import provisioning_handlers
@@ -61,6 +62,7 @@ HANDLERS = [
     *key_handlers,
     *losses_handlers,
     *project_handlers,
+    *project_routing_handlers,
     *forecast_handlers,
     *member_handlers,
     *catalog_handlers,

@@ -31,6 +31,7 @@ from gateway.admission.changes import CHANNEL, EVERYTHING, VERSION
 from gateway.admission.floods import Floods, address_of
 from gateway.admission.minting import hash_of, public_id_of
 from gateway.admission.principal import CREDIT, Budget, Limit, Principal, Unit
+from gateway.admission.project_routing import routing_of
 from gateway.admission.store import LimitStore, link_to
 from gateway.errors import Forbidden, Unauthenticated, Unavailable
 from gateway.identity import key_secrets
@@ -294,6 +295,7 @@ async def _fetch(db: AsyncConnection, which: ColumnElement[bool], digest: bytes 
         guard=await _guard(db, _ids(row)),
         bodies=await _bodies(db, row["project_id"]),
         weight=row["weight"] or 1,
+        routing=await routing_of(db, row["project_id"]),
     )
     networks = None if row["allow_ips"] is None else tuple(ip_network(n, strict=False) for n in row["allow_ips"])
     expires_ns = row["expires_at_ns"]

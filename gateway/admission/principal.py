@@ -81,10 +81,22 @@ class Budget(Struct, frozen=True):
         return hold_pusd + self.limit_pusd * (100 - self.slow_from_percent) // 100
 
 
+class ProjectRouting(Struct, frozen=True):
+    """second_pusd: what the strategy `auto` pays to save a second. cache_prompts: whether its prompts are marked for
+    providers' caches. None: as the alias says."""
+
+    second_pusd: int | None = None
+    cache_prompts: bool | None = None
+
+
+AS_THE_ALIAS: Final = ProjectRouting()
+
+
 class Principal(Struct, frozen=True, dict=True):
     """A verified key and everything that it brings along. models: shell globs of aliases, None for all. strict: what a
     provider has no word for is refused; None: as the settings say. guard: what its prompts and answers must pass; None:
-    nothing. bodies: how its project logs them; None: it does not. weight: its share where requests wait for a turn."""
+    nothing. bodies: how its project logs them; None: it does not. weight: its share where requests wait for a turn.
+    routing: its project's word on its ways; None: it says nothing."""
 
     key_id: str
     public_id: str
@@ -99,6 +111,7 @@ class Principal(Struct, frozen=True, dict=True):
     guard: Guard | None = None
     bodies: TenantLogging | None = None
     weight: int = 1
+    routing: ProjectRouting | None = None
 
     @cached_property
     def depends_on_facts(self) -> bool:

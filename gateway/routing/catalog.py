@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +18,9 @@ from gateway.offered import SimilarSettings
 from gateway.routing.replicas import NOBODY, Fleet, placed
 from gateway.routing.warmth import Cache
 from providers.errors import ContentFiltered, ProviderError
+
+if TYPE_CHECKING:
+    from gateway.admission.principal import ProjectRouting
 
 LOCAL = "local"
 ANY = "*"
@@ -128,6 +131,14 @@ class Terms(Struct, frozen=True):
     shadow: Shadow | None = None
     similar: Similar | None = None
     queue_s: float | None = None
+
+    def for_project(self, said: ProjectRouting | None) -> Terms:
+        """The same with a project's own word, which is nearer."""
+        if said is None:
+            return self
+        second = self.second_pusd if said.second_pusd is None else said.second_pusd
+        marks = self.cache_prompts if said.cache_prompts is None else said.cache_prompts
+        return replace(self, second_pusd=second, cache_prompts=marks)
 
     def goes_on(self, error: ProviderError) -> bool:
         """Whether the next deployment is asked although this one looked at the request and said no."""

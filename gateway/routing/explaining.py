@@ -38,7 +38,8 @@ def way_of(plan: RoutePlan, tries: tuple[Try, ...]) -> str | None:
 
 def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) -> dict[str, Any]:
     """Every deployment in the order it would be tried, who is left out, and why. Amounts in pUSD, `cached_tokens` as
-    far as is known; `most_pusd` is what would be held for that one alone."""
+    far as is known; `most_pusd` is what would be held for that one alone; `second_pusd`: what `auto` pays
+    to save a second."""
     legs = []
     for place, leg in enumerate(plan.legs, 1):
         standing = outlook.of(leg.deployment.id)
@@ -64,4 +65,6 @@ def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) 
         )
     left_out = [{"deployment": name, "why": why} for name, why in plan.left_out]
     told = {"model": alias, "strategy": plan.strategy, "ceiling_pusd": plan.terms.most_pusd}
+    if plan.strategy == "auto":
+        told["second_pusd"] = plan.terms.second_pusd
     return told | {"legs": legs, "left_out": left_out}

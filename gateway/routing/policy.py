@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, get_args
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from billing.errors import UnknownPrice
 from billing.money import format_usd
@@ -131,11 +132,11 @@ def plan(
     if len(candidates) == 1:  # The commonest plan, and nothing to choose.
         only = candidates[0]
         return RoutePlan((_leg(only, _only(only), load),), strategy, tuple(left_out), terms=terms)
-    said = preferences.second_usd
-    second_pusd = terms.second_pusd if said is None else round(said * 10**12)
+    if preferences.second_usd is not None:
+        terms = replace(terms, second_pusd=round(preferences.second_usd * 10**12))
 
     def choose(equals: Sequence[Candidate]) -> list[Choice]:
-        return order(strategy, equals, load, chance, second_pusd=second_pusd)
+        return order(strategy, equals, load, chance, second_pusd=terms.second_pusd)
 
     legs = tuple(_legs(candidates, choose, preferences, load))
     return RoutePlan(legs if preferences.allow_fallbacks else legs[:1], strategy, tuple(left_out), terms=terms)

@@ -3,6 +3,7 @@ so: written once at the dear price, read at the cheap one."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,8 @@ from anthropic import AsyncAnthropic
 from msgspec.structs import replace
 from openai import AsyncOpenAI
 
+from gateway.admission.principal import ProjectRouting
+from gateway.admission.project_routing import ProjectRoutings
 from gateway.config import DeploymentSettings, ModelSettings, PriceSettings
 from tests.e2e.harness import House, house, provider, settings_for
 from tests.emulators.anthropic import AnthropicEmulator
@@ -64,6 +67,21 @@ async def test_what_one_turn_wrote_the_next_one_reads(gateway: House) -> None:
     assert rows[0]["quantities"]["cache_write_5m_tokens"] > 0
     assert rows[1]["quantities"]["cache_read_tokens"] > 0
     assert not any(row["estimated"] for row in rows)
+
+
+async def test_a_project_asks_for_marks_where_its_alias_does_not(gateway: House) -> None:
+    projects = ProjectRoutings(gateway.engine, gateway.keys.changed)
+    for alias, said, writes in (("plain", True, True), ("cached", False, False), ("cached", None, True)):
+        now_ns = time.time_ns()
+        await projects.set(gateway.project.id, ProjectRouting(cache_prompts=said), actor="test", now_ns=now_ns)
+        async with AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0) as client:
+            await client.chat.completions.create(
+                model=alias,
+                messages=talk(f"{alias} {said}", 1),  # type: ignore[arg-type]
+                max_tokens=50,
+            )
+        rows = await gateway.rows()
+        assert (rows[-1]["quantities"].get("cache_write_5m_tokens", 0) > 0) is writes
 
 
 async def test_a_client_that_marks_is_left_alone(gateway: House) -> None:

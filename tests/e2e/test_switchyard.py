@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import pytest_asyncio
 from msgspec.structs import replace
 from openai import AsyncOpenAI
 
-from gateway.config import DeploymentSettings, ModelSettings, Strategy
+from gateway.admission.principal import ProjectRouting
+from gateway.admission.project_routing import ProjectRoutings
+from gateway.config import DeploymentSettings, ModelSettings, PriceSettings, Strategy
 from tests.e2e.harness import PRICE, House, house, provider, settings_for
 from tests.emulators.openai import OpenAIEmulator
 
@@ -32,6 +36,17 @@ def alias(strategy: Strategy) -> ModelSettings:
     return ModelSettings(alias=f"by-{strategy}", deployments=places, strategy=strategy)
 
 
+DEAR = PriceSettings(input=Decimal(100), output=Decimal(100))
+SLOW_OR_DEAR = ModelSettings(
+    alias="slow-or-dear",
+    deployments=(
+        DeploymentSettings(provider="north", model="echo-2", price=PRICE),
+        DeploymentSettings(provider="south", model="echo-2", price=DEAR),
+    ),
+    strategy="auto",
+)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, _valkey: str
@@ -45,7 +60,7 @@ async def gateway(
             f"sqlite:///{database}",
             _valkey,
             {name: provider("openai_like", f"{upstream.url}/v1") for name in NAMES},
-            (alias("prefix"), alias("sticky"), alias("auto"), alias("weighted")),
+            (alias("prefix"), alias("sticky"), alias("auto"), alias("weighted"), SLOW_OR_DEAR),
         )
         async with house(settings) as built:
             yield built
@@ -162,6 +177,33 @@ async def test_a_dry_run_tells_the_plan_and_costs_nothing(gateway: House, path: 
     assert told["left_out"] == [{"deployment": "west/echo-1", "why": "among `ignore`"}]
     assert all(leg["why"] and 0 < leg["likely_pusd"] <= leg["most_pusd"] for leg in told["legs"])
     assert len(await gateway.rows()) == rows
+
+
+async def test_what_a_second_is_worth_is_said_by_the_nearest(gateway: House) -> None:
+    """The alias', the project's, the request's own word: each changes the plan, and the plan tells what counted."""
+    assert gateway.app.health_table is not None
+    gateway.app.health_table.of("north/echo-2").read(2_000, 20.0)
+    gateway.app.health_table.of("south/echo-2").read(2_000, 0.1)
+    projects = ProjectRoutings(gateway.engine, gateway.keys.changed)
+
+    async def first(said: ProjectRouting | None = None, **provider: float) -> tuple[str, int]:
+        if said is not None:
+            await projects.set(gateway.project.id, said, actor="test", now_ns=time.time_ns())
+        body: dict[str, Any] = {"model": "slow-or-dear", "messages": talk(1), "max_tokens": 100}
+        headers = {"authorization": f"Bearer {gateway.key}", "x-farebox-dry-run": "1"}
+        async with httpx.AsyncClient(timeout=20) as http:
+            answer = await http.post(
+                f"{gateway.v1}/chat/completions", json=body | {"provider": provider}, headers=headers
+            )
+        told = answer.json()
+        return told["legs"][0]["deployment"], told["second_pusd"]
+
+    assert await first() == ("north/echo-2", 10**9)
+    assert await first(ProjectRouting(second_pusd=10**12)) == ("south/echo-2", 10**12)
+    assert await first(second_usd=0) == ("north/echo-2", 0)
+    assert await first(ProjectRouting(second_pusd=0)) == ("north/echo-2", 0)
+    assert await first(second_usd=1) == ("south/echo-2", 10**12)
+    assert await first(ProjectRouting()) == ("north/echo-2", 10**9)
 
 
 async def test_auto_tells_money_and_seconds(gateway: House) -> None:

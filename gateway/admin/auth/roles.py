@@ -62,6 +62,8 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
     "projects.list": ANYONE,
     "projects.create": ADMINS,
     "projects.join": ADMINS,
+    "project_routing.read": ANYONE,
+    "project_routing.set": LEADS,
     "teams.list": ANYONE,
     "teams.create": ADMINS,
     "organisations.list": ANYONE,
@@ -237,6 +239,8 @@ CONCERNS: Final[dict[str, Own | Seen | Of]] = {
     "projects.create": Of("organisation", "body", "organisation_id", optional=True),
     # Out of one team and into another: whoever leads one of them alone may not.
     "projects.join": Of("project's organisation", "path", "project_id"),
+    "project_routing.read": Of("project", "path", "project_id"),
+    "project_routing.set": Of("project", "path", "project_id"),
     "teams.list": Seen(),
     "teams.create": Of("organisation", "body", "organisation_id", optional=True),
     "organisations.list": Seen(),

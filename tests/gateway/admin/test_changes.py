@@ -80,6 +80,23 @@ async def test_losses_are_said_by_the_nearest(made: World, browser: Browser) -> 
     assert (await browser.call("PUT", "/losses/project/none", {"mode": "strict"})).status_code == 404
 
 
+async def test_a_project_says_what_a_second_is_worth(made: World, browser: Browser) -> None:
+    path = "/projects/proj_shop/routing"
+    silent = {"project_id": "proj_shop", "second_usd": None, "cache_prompts": None}
+    assert await browser.get(path) == silent
+    said = {"second_usd": "0.02", "cache_prompts": True}
+    assert await browser.send("PUT", path, said) == {"project_id": "proj_shop"} | said
+    assert await browser.get(path) == {"project_id": "proj_shop"} | said
+    trace = await _last(made, browser)
+    assert (trace["action"], trace["subject"]) == ("project.routing", "proj_shop")
+    assert trace["after"] == {"second_pusd": 20_000_000_000, "cache_prompts": True}
+    for wrong in ({"second_usd": "-1"}, {"second_usd": "soon"}, {"second_usd": "1000001"}, {"weight": 1}):
+        refused = await browser.call("PUT", path, wrong)
+        assert refused.status_code in (400, 422), refused.text
+    assert (await browser.call("GET", "/projects/none/routing")).status_code == 404
+    assert await browser.send("PUT", path, {}) == silent
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -130,7 +147,7 @@ async def test_keys_come_in_pages_the_newest_first_and_are_found_by_name_or_begi
 
         assert await found(like="TILL") == ["Till 3", "till_2", "till 1"]
         assert await found(like="till", active="true") == ["Till 3", "till_2"]
-        assert await found(like="_2") == ["till_2"]  # taken as it is, not as a wild card
+        assert await found(like="till_") == ["till_2"]  # taken as it is, not as a wild card
         assert await found(like=made[3]["shown"]) == ["kiosk"]
         assert await found(like="till", project_id="proj_search") == []
         assert (await browser.get(f"/keys/{made[2]['id']}"))["name"] == "Till 3"

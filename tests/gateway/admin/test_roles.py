@@ -47,6 +47,8 @@ MATRIX = [
     ("GET", "/projects", None, ALL),
     ("POST", "/projects", {"name": "P", "organisation_id": "none"}, ADMINS),
     ("PUT", "/projects/none/team", {"team_id": None}, ADMINS),
+    ("GET", "/projects/none/routing", None, ALL),
+    ("PUT", "/projects/none/routing", {"second_usd": "0.01"}, LEADS),
     ("GET", "/organisations", None, ALL),
     ("POST", "/organisations", {"name": ""}, ADMINS),
     ("GET", "/teams", None, ALL),

@@ -153,6 +153,18 @@ def test_losses_are_set_for_a_project_and_a_key(running: Up) -> None:
     assert "nobody" in unknown.stderr
 
 
+def test_a_project_says_what_a_second_is_worth(running: Up) -> None:
+    said = ["--second-usd", "0.01", "--cache-prompts", "on"]
+    told = farebox_json("projects", "routing", "demo", *said, cwd=running.folder)
+    assert (told["second_usd"], told["cache_prompts"]) == ("0.01", "on")
+    assert farebox_json("projects", "routing", "demo", cwd=running.folder) == told
+    told = farebox_json("projects", "routing", "demo", "--second-usd", "default", cwd=running.folder)
+    assert (told["second_usd"], told["cache_prompts"]) == ("default", "on")
+    farebox("projects", "routing", "demo", "--cache-prompts", "default", cwd=running.folder)
+    assert "0.01" in farebox("projects", "routing", "demo", "--second-usd", "soon", cwd=running.folder, check=2).stderr
+    assert "USD" in farebox("projects", "routing", "demo", "--second-usd", "-1", cwd=running.folder, check=1).stderr
+
+
 def test_models_are_listed_without_the_engine(running: Up) -> None:
     rows: list[dict[str, Any]] = farebox_json("models", "list", cwd=running.folder)["models"]
     assert any(row["model"] == "smollm2-135m-instruct" and "to fetch" in row["where"] for row in rows)
