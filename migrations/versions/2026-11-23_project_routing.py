@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "project_routing"
-down_revision = "key_weights"
+down_revision = "tenant_salts"
 branch_labels = None
 depends_on = None
 
