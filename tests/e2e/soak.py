@@ -7,6 +7,7 @@ never killed: leaks are measured on it. Afterwards the books are compared as `te
 
 faults              played, by link and kind
 stuck               requests on a sound link that got no end within 30 s
+stuck_at            the same by what was waited for, path and gateway
 in_flight_left      requests and open intents that the first gateway still counts when all clients are gone
 rss_mb, rss_mb_hour its resident memory at the end, and the slope over the second half of the run
 fds, fds_more       its open files at the end, and how many more than after the first tenth
@@ -102,7 +103,7 @@ async def run(
 ) -> dict[str, Any]:
     started_s, chance = time.monotonic(), random.Random(seed)
     statuses: Counter[str] = Counter()
-    health, stuck = Health(), [0]
+    health, stuck = Health(), Counter[str]()
     async with contextlib.AsyncExitStack() as stack:
         links = Links(random.Random(chance.random()), stack)
         async with staging.scene(folder, database_url, processes, through=links, config_more=TIMEOUTS) as stage:
@@ -131,7 +132,8 @@ async def run(
     tenth = len(health.keys) // 10
     return found | {
         "faults": dict(sorted(faults.items())),
-        "stuck": stuck[0],
+        "stuck": stuck.total(),
+        "stuck_at": dict(sorted(stuck.items())),
         "in_flight_left": left,
         "rss_mb": round(health.rss[-1][1], 1),
         "rss_mb_hour": round(_slope(health.rss[len(health.rss) // 2 :]) * 3600, 1),
@@ -149,7 +151,7 @@ class Traffic:
     """Clients of every kind. What they see goes into the stage's `seen`, which the audit reads."""
 
     def __init__(
-        self, stage: staging.Scene, fronts: list[FaultProxy], statuses: Counter[str], stuck: list[int]
+        self, stage: staging.Scene, fronts: list[FaultProxy], statuses: Counter[str], stuck: Counter[str]
     ) -> None:
         self._stage = stage
         self._fronts = fronts
@@ -181,15 +183,16 @@ class Traffic:
                 with contextlib.suppress(httpx.HTTPError):
                     await self._ask(spoilt, url + path, body, headers, streams, leaves=False)
             return
-        url = chance.choice(self._stage.replicas).url
+        replica = chance.choice(self._stage.replicas)
+        url = replica.url
         try:
             leaves = streams and chance.random() < 0.1
             status = await self._ask(sound, url + path, body, headers, streams, leaves=leaves)
             self._statuses[str(status)] += 1
             if status not in FINE:
                 self._stage.seen.odd[f"{status} {path}"] += 1
-        except httpx.TimeoutException:
-            self._stuck[0] += 1
+        except httpx.TimeoutException as error:
+            self._stuck[f"{type(error).__name__} {path} {replica.port}"] += 1
         except httpx.TransportError:
             self._statuses["cut"] += 1  # a process was killed
 

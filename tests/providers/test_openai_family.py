@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from providers import registry
-from providers.base import Answer, Call, Credential, Endpoint, Provider
+from providers.base import Call, Credential, Endpoint, Provider
 from providers.dialects import openai_chat, openai_completions
-from providers.dialects.base import Tap
 from providers.errors import (
     AuthFailed,
     Broken,
@@ -26,10 +25,11 @@ from providers.errors import (
     Unreachable,
     Unsupported,
 )
-from providers.neutral import ChatResponse, ReasoningPart, TextPart, ToolCallPart, collect
+from providers.neutral import ReasoningPart, TextPart, ToolCallPart
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 from tests.emulators.openai import Flavour, OpenAIEmulator
+from tests.providers.taken import drained, whole
 
 FLAVOURS: dict[str, Flavour] = {
     "openai": "openai",
@@ -62,29 +62,6 @@ def call_of(body: dict[str, Any], *, strict: bool = True, forward: bool = True) 
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
     return {"model": "alias", "messages": [{"role": "user", "content": text}], **fields}
-
-
-async def whole(answer: Answer, *, stream: bool) -> ChatResponse:
-    """The neutral answer, streamed or not."""
-    try:
-        if not stream:
-            return answer.dialect.decode_response(await answer.read())
-        decoder = answer.dialect.event_decoder()
-        events = []
-        async for chunk in answer.chunks():
-            events += list(decoder.feed(chunk))
-        return collect([*events, *decoder.close()])
-    finally:
-        await answer.aclose()
-
-
-async def tapped(answer: Answer, tap: Tap, seen: bytearray) -> None:
-    try:
-        async for chunk in answer.chunks():
-            seen += tap.feed(chunk)
-        seen += tap.close()
-    finally:
-        await answer.aclose()
 
 
 @pytest.mark.parametrize("name", FLAVOURS)
@@ -216,7 +193,7 @@ async def test_faults_inside_a_stream(
         tap = answer.dialect.tap(False)
         seen = bytearray()
         with pytest.raises(kind):
-            await tapped(answer, tap, seen)
+            await drained(answer, lambda chunk: seen.extend(tap.feed(chunk)), lambda: seen.extend(tap.close()))
         assert tap.started
         assert b"word1" in seen
         assert b'"error"' not in seen

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from providers.anthropic import Anthropic
-from providers.base import Answer, Call, Credential, Endpoint
+from providers.base import Call, Credential, Endpoint
 from providers.dialects import anthropic_messages
 from providers.dialects.sealed import Sealed, seal
 from providers.errors import (
@@ -25,12 +25,13 @@ from providers.errors import (
     TimedOut,
     Unsupported,
 )
-from providers.neutral import ChatRequest, ChatResponse, Message, ReasoningPart, TextPart, Tool, ToolCallPart, collect
+from providers.neutral import ChatRequest, Message, ReasoningPart, TextPart, Tool, ToolCallPart
 from providers.neutral.content import ToolResultPart
 from providers.neutral.request import Reasoning
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 from tests.emulators.anthropic import AnthropicEmulator
+from tests.providers.taken import drained, whole
 
 WEATHER = {"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
 
@@ -58,28 +59,6 @@ def call_of(body: dict[str, Any], *, forward: bool = True, **facts: Any) -> Call
     raw = json.dumps(body).encode()
     request = anthropic_messages.DIALECT.decode_request(raw)
     return Call("chat", "anthropic_messages" if forward else "another", request, raw, "req", **facts)
-
-
-async def whole(answer: Answer, *, stream: bool) -> ChatResponse:
-    try:
-        if not stream:
-            return answer.dialect.decode_response(await answer.read())
-        decoder = answer.dialect.event_decoder()
-        events = []
-        async for chunk in answer.chunks():
-            events += list(decoder.feed(chunk))
-        return collect([*events, *decoder.close()])
-    finally:
-        await answer.aclose()
-
-
-async def drained(answer: Answer, feed: Callable[[bytes], object], close: Callable[[], object]) -> None:
-    try:
-        async for chunk in answer.chunks():
-            feed(chunk)
-        close()
-    finally:
-        await answer.aclose()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -13,7 +13,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from providers import registry
 from providers.auth.entra import entra_token
 from providers.azure_ai import AzureAI
-from providers.base import Call, Credential, Endpoint, UpstreamAnswer
+from providers.base import Call, Credential, Endpoint
 from providers.dialects import load
 from providers.errors import (
     AuthFailed,
@@ -28,11 +28,11 @@ from providers.errors import (
     TimedOut,
     Unsupported,
 )
-from providers.neutral import ChatResponse, TextPart, collect
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 from tests.emulators.azure import AzureEmulator
 from tests.providers.speaking import Speaker
+from tests.providers.taken import said
 
 CLASSIC = "2024-10-21"
 
@@ -62,21 +62,6 @@ def call_of(body: dict[str, Any], dialect: str = "openai_chat", **fields: Any) -
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
-
-
-async def text_of(answer: UpstreamAnswer, *, stream: bool) -> str:
-    try:
-        if stream:
-            decoder = answer.dialect.event_decoder()
-            events = []
-            async for chunk in answer.chunks():
-                events += list(decoder.feed(chunk))
-            response: ChatResponse = collect([*events, *decoder.close()])
-        else:
-            response = answer.dialect.decode_response(await answer.read())
-    finally:
-        await answer.aclose()
-    return "".join(part.text for part in response.candidates[0].content if isinstance(part, TextPart))
 
 
 # --- the emulator -----------------------------------------------------------------------------------------------------
@@ -121,7 +106,7 @@ async def test_chat(
 ) -> None:
     provider = provider_at(f"{emulator.url}/openai/v1/" if not options else emulator.url, transport, **options)
     call = call_of(ask("say hi", stream=stream, max_tokens=50))
-    assert await text_of(await provider.send(call, "gpt-4o-mini"), stream=stream) == "hi"
+    assert await said(await provider.send(call, "gpt-4o-mini"), stream=stream) == "hi"
     assert emulator.last.path == path
     assert emulator.last.query.get("api-version") == options.get("api_version")
     assert emulator.last.headers["api-key"] == "azure-key"
@@ -130,7 +115,7 @@ async def test_chat(
 
 async def test_output_limit_under_the_name_the_model_knows(emulator: AzureEmulator, transport: Http1Transport) -> None:
     provider = provider_at(emulator.url, transport, output_limit="max_tokens")
-    await text_of(await provider.send(call_of(ask("say hi", max_completion_tokens=50)), "gpt-4o-mini"), stream=False)
+    await said(await provider.send(call_of(ask("say hi", max_completion_tokens=50)), "gpt-4o-mini"), stream=False)
     assert emulator.last.json()["max_tokens"] == 50
 
 
@@ -144,7 +129,7 @@ async def test_deployment_names_stay_inside_the_path(emulator: AzureEmulator, tr
 @pytest.mark.parametrize("dialect", ["anthropic_messages", "openai_chat"])
 async def test_claude_on_foundry(emulator: AzureEmulator, transport: Http1Transport, dialect: str) -> None:
     call = call_of(ask("say hi", max_tokens=50), dialect)
-    assert await text_of(await provider_at(emulator.url, transport).send(call, "claude-opus-4-5"), stream=False) == "hi"
+    assert await said(await provider_at(emulator.url, transport).send(call, "claude-opus-4-5"), stream=False) == "hi"
     assert emulator.last.path == "/anthropic/v1/messages"
     assert emulator.last.headers["x-api-key"] == emulator.last.headers["api-key"] == "azure-key"
     assert emulator.last.json()["model"] == "claude-opus-4-5"
@@ -155,7 +140,7 @@ async def test_responses_go_to_responses(transport: Http1Transport, stream: bool
     async with Speaker() as speaker:
         call = call_of({"input": "say hi", "stream": stream, "store": False}, "openai_responses", output_limit=77)
         answer = await provider_at(speaker.url, transport).send(call, "gpt-5")
-        assert await text_of(answer, stream=stream) == "hi"
+        assert await said(answer, stream=stream) == "hi"
         assert speaker.last.path == "/openai/v1/responses"
         sent = speaker.last.json()
         assert (sent["model"], sent["input"], sent["max_output_tokens"]) == ("gpt-5", "say hi", 77)
@@ -166,7 +151,7 @@ async def test_responses_with_foreign_seals_are_encoded_anew(transport: Http1Tra
         sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "fbx1.e30="}
         body = {"input": [{"role": "user", "content": "x"}, sealed, {"role": "user", "content": "say hi"}]}
         call = call_of(body, "openai_responses")
-        await text_of(await provider_at(speaker.url, transport).send(call, "gpt-5"), stream=False)
+        await said(await provider_at(speaker.url, transport).send(call, "gpt-5"), stream=False)
         assert [item["type"] for item in speaker.last.json()["input"]] == ["message", "message"]
 
 
@@ -174,7 +159,7 @@ async def test_responses_by_deployment_are_chats(emulator: AzureEmulator, transp
     """The older surface has no responses."""
     provider = provider_at(emulator.url, transport, api_version=CLASSIC)
     answer = await provider.send(call_of({"input": "say hi"}, "openai_responses"), "gpt-4o-mini")
-    assert await text_of(answer, stream=False) == "hi"
+    assert await said(answer, stream=False) == "hi"
     assert emulator.last.path.endswith("/chat/completions")
 
 
@@ -210,7 +195,7 @@ async def test_faults_end_as_the_right_kind(fault: str, emulator: AzureEmulator,
     provider.timeouts = Timeouts(first_byte_s=0.3, between_bytes_s=0.3)
     with pytest.raises(KINDS[fault]) as caught:
         call = call_of(ask("x-script: long=20", stream=True))
-        await text_of(await provider.send(call, f"fault-{fault}"), stream=True)
+        await said(await provider.send(call, f"fault-{fault}"), stream=True)
     assert type(caught.value) is KINDS[fault]
     assert caught.value.retry_after_s == {"429": 2.5, "429-retry-after": 7.0}.get(fault)
 
@@ -231,7 +216,7 @@ async def test_entra_bearer(transport: Http1Transport) -> None:
     async with AzureEmulator(api_key="entra-token") as emulator:
         endpoint = Endpoint("azure_ai", emulator.url, credential=Credential({"access_token": "entra-token"}))
         provider = AzureAI(endpoint, transport)
-        assert await text_of(await provider.send(call_of(ask("say hi")), "gpt-4o-mini"), stream=False) == "hi"
+        assert await said(await provider.send(call_of(ask("say hi")), "gpt-4o-mini"), stream=False) == "hi"
         assert emulator.last.headers["authorization"] == "Bearer entra-token"
         assert "api-key" not in emulator.last.headers
         await provider.aclose()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from providers.base import Answer, Call, Credential, Endpoint
+from providers.base import Call, Credential, Endpoint
 from providers.bedrock import Bedrock
 from providers.dialects import anthropic_messages, bedrock_converse
 from providers.errors import (
@@ -29,7 +29,6 @@ from providers.errors import (
 from providers.neutral import (
     CachePoint,
     ChatRequest,
-    ChatResponse,
     FilePart,
     ImagePart,
     Message,
@@ -40,12 +39,12 @@ from providers.neutral import (
     ToolCallPart,
     ToolChoice,
     ToolResultPart,
-    collect,
 )
 from providers.neutral.request import Reasoning
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 from tests.emulators.bedrock import ACCESS_KEY_ID, PROFILE_ARN, SECRET_ACCESS_KEY, BedrockEmulator
+from tests.providers.taken import drained, whole
 
 CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
 NOVA = "amazon.nova-pro-v1:0"
@@ -82,28 +81,6 @@ def messages_call(body: dict[str, Any], **facts: Any) -> Call:
     raw = json.dumps({"model": "alias", "max_tokens": 4000, **body}).encode()
     request = anthropic_messages.DIALECT.decode_request(raw)
     return Call("chat", "anthropic_messages", request, raw, "req-1", **facts)
-
-
-async def whole(answer: Answer, *, stream: bool) -> ChatResponse:
-    try:
-        if not stream:
-            return answer.dialect.decode_response(await answer.read())
-        decoder = answer.dialect.event_decoder()
-        events = []
-        async for chunk in answer.chunks():
-            events += list(decoder.feed(chunk))
-        return collect([*events, *decoder.close()])
-    finally:
-        await answer.aclose()
-
-
-async def drained(answer: Answer, feed: Callable[[bytes], object], close: Callable[[], object]) -> None:
-    try:
-        async for chunk in answer.chunks():
-            feed(chunk)
-        close()
-    finally:
-        await answer.aclose()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -11,7 +11,7 @@ from google import genai
 from google.genai import errors, types
 
 from providers import registry
-from providers.base import Call, Credential, Endpoint, UpstreamAnswer
+from providers.base import Call, Credential, Endpoint
 from providers.dialects import gemini, load
 from providers.errors import (
     AuthFailed,
@@ -27,10 +27,11 @@ from providers.errors import (
     Unsupported,
     WireError,
 )
-from providers.neutral import ChatRequest, ChatResponse, Message, ReasoningPart, TextPart, ToolCallPart, collect
+from providers.neutral import ChatRequest, Message, ReasoningPart, TextPart, ToolCallPart
 from providers.transport.base import Timeouts
 from providers.transport.http1 import Http1Transport
 from tests.emulators.gemini import GeminiEmulator
+from tests.providers.taken import text_of, whole
 
 TOOL: Any = {
     "type": "function",
@@ -71,23 +72,6 @@ def foreign(body: dict[str, Any], *, strict: bool = True, dialect: str = "openai
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
-
-
-async def whole(answer: UpstreamAnswer, *, stream: bool) -> ChatResponse:
-    try:
-        if not stream:
-            return answer.dialect.decode_response(await answer.read())
-        decoder = answer.dialect.event_decoder()
-        events = []
-        async for chunk in answer.chunks():
-            events += list(decoder.feed(chunk))
-        return collect([*events, *decoder.close()])
-    finally:
-        await answer.aclose()
-
-
-def text_of(response: ChatResponse) -> str:
-    return "".join(part.text for part in response.candidates[0].content if isinstance(part, TextPart))
 
 
 # --- the emulator -----------------------------------------------------------------------------------------------------

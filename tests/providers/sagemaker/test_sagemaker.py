@@ -13,14 +13,15 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from providers import registry
-from providers.base import Answer, Call, Credential, Endpoint
+from providers.base import Call, Credential, Endpoint
 from providers.dialects import openai_chat
 from providers.errors import AuthFailed, Broken, Overloaded, ProviderError, Rejected, Throttled
-from providers.neutral import ChatRequest, ChatResponse, Message, TextPart, collect
+from providers.neutral import ChatRequest, Message, TextPart, collect
 from providers.sagemaker import SageMaker
 from providers.transport.http1 import Http1Transport
 from tests.emulators.bedrock import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 from tests.emulators.sagemaker import SageMakerEmulator
+from tests.providers.taken import whole
 
 KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 
@@ -44,19 +45,6 @@ def call(text: str, *, stream: bool = False, forward: bool = True) -> Call:
     raw = json.dumps({"model": "a", "messages": [{"role": "user", "content": text}], "stream": stream}).encode()
     request = openai_chat.DIALECT.decode_request(raw)
     return Call("chat", "openai_chat" if forward else "other", request, raw, "r")
-
-
-async def whole(answer: Answer, *, stream: bool) -> ChatResponse:
-    try:
-        if not stream:
-            return answer.dialect.decode_response(await answer.read())
-        decoder = answer.dialect.event_decoder()
-        events = []
-        async for chunk in answer.chunks():
-            events += list(decoder.feed(chunk))
-        return collect([*events, *decoder.close()])
-    finally:
-        await answer.aclose()
 
 
 @pytest.mark.parametrize("api", ["openai", "invocations"])

@@ -12,13 +12,13 @@ from google.genai import types
 from google.oauth2.credentials import Credentials
 
 from providers import registry
-from providers.base import Call, Credential, Endpoint, UpstreamAnswer
+from providers.base import Call, Credential, Endpoint
 from providers.dialects import load
 from providers.errors import AuthFailed, Unsupported
-from providers.neutral import ChatResponse, TextPart, collect
 from providers.transport.http1 import Http1Transport
 from providers.vertex import Vertex
 from tests.emulators.gemini import GeminiEmulator
+from tests.providers.taken import said
 
 ROOT = "/v1/projects/p/locations/us-central1"
 
@@ -48,21 +48,6 @@ def call_of(dialect: str, body: dict[str, Any], *, stream: bool | None = None) -
     return Call("chat", dialect, load(dialect).decode_request(raw, model=model, stream=stream), raw, "req")
 
 
-async def text_of(answer: UpstreamAnswer, *, stream: bool) -> str:
-    try:
-        if stream:
-            decoder = answer.dialect.event_decoder()
-            events = []
-            async for chunk in answer.chunks():
-                events += list(decoder.feed(chunk))
-            response: ChatResponse = collect([*events, *decoder.close()])
-        else:
-            response = answer.dialect.decode_response(await answer.read())
-    finally:
-        await answer.aclose()
-    return "".join(part.text for part in response.candidates[0].content if isinstance(part, TextPart))
-
-
 async def test_the_sdk_reads_the_emulator(emulator: GeminiEmulator) -> None:
     credentials: Any = Credentials(token="test-key")  # type: ignore[no-untyped-call]
     client = genai.Client(
@@ -90,7 +75,7 @@ async def test_the_sdk_reads_the_emulator(emulator: GeminiEmulator) -> None:
 )
 async def test_gemini(emulator: GeminiEmulator, transport: Http1Transport, model: str, path: str, stream: bool) -> None:
     call = call_of("openai_chat", {"model": "a", "messages": [{"role": "user", "content": "say hi"}], "stream": stream})
-    assert await text_of(await provider_at(emulator, transport).send(call, model), stream=stream) == "hi"
+    assert await said(await provider_at(emulator, transport).send(call, model), stream=stream) == "hi"
     assert emulator.last.path == f"{path}:{'streamGenerateContent' if stream else 'generateContent'}"
     assert emulator.last.headers["authorization"] == "Bearer test-key"
 
@@ -117,7 +102,7 @@ async def test_ids_and_tiers_stay_out_of_the_body(emulator: GeminiEmulator, tran
     }
     for dialect, body in (("openai_chat", chat), ("gemini", native)):
         answer = await provider_at(emulator, transport).send(call_of(dialect, body), "gemini-2.5-flash")
-        assert await text_of(answer, stream=False) == "The tool said: 42"
+        assert await said(answer, stream=False) == "The tool said: 42"
         sent = emulator.last.json()["contents"][1]["parts"][0]["functionCall"]
         assert sent == {"name": "f", "args": {"id": "kept"}}
         assert emulator.last.headers["x-vertex-ai-llm-shared-request-type"] == "flex"
@@ -135,7 +120,7 @@ async def test_claude_by_raw_predict(
         "stream": stream,
     }
     answer = await provider_at(emulator, transport).send(call_of(dialect, body), "claude-sonnet-4-5@20250929")
-    assert await text_of(answer, stream=stream) == "hi"
+    assert await said(answer, stream=stream) == "hi"
     verb = "streamRawPredict" if stream else "rawPredict"
     assert emulator.last.path == f"{ROOT}/publishers/anthropic/models/claude-sonnet-4-5@20250929:{verb}"
     sent = emulator.last.json()
@@ -150,7 +135,7 @@ async def test_models_of_others_by_the_openai_endpoint(
     body = {"model": "alias", "messages": [{"role": "user", "content": "say hi"}], "stream": stream, "max_tokens": 9}
     model = "meta/llama-4-maverick-17b-128e-instruct-maas"
     answer = await provider_at(emulator, transport).send(call_of("openai_chat", body), model)
-    assert await text_of(answer, stream=stream) == "hi"
+    assert await said(answer, stream=stream) == "hi"
     assert emulator.last.path == f"{ROOT}/endpoints/openapi/chat/completions"
     assert emulator.last.json()["model"] == model
 
@@ -158,7 +143,7 @@ async def test_models_of_others_by_the_openai_endpoint(
 async def test_express_mode(emulator: GeminiEmulator, transport: Http1Transport) -> None:
     provider = provider_at(emulator, transport, api_key="test-key")
     body = {"contents": [{"parts": [{"text": "say hi"}]}]}
-    assert await text_of(await provider.send(call_of("gemini", body), "gemini-2.5-flash"), stream=False) == "hi"
+    assert await said(await provider.send(call_of("gemini", body), "gemini-2.5-flash"), stream=False) == "hi"
     assert emulator.last.path == "/v1/publishers/google/models/gemini-2.5-flash:generateContent"
     with pytest.raises(Unsupported):
         await provider.send(call_of("gemini", body), "claude-opus-4")
