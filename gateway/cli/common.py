@@ -22,12 +22,13 @@ from gateway.cli.site import HERE, CallerLeft
 from gateway.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from gateway.cli.hosted import Commands
 
 PIPE_WIDTH = 1000
 OK, NOT_WELL, WRONG_USAGE, AWAY = 0, 1, 2, 3
+_SHOWN = 5
 
 
 @Parameter(name="*")
@@ -125,6 +126,24 @@ async def database(settings: Settings, *, dry: bool = False) -> AsyncIterator[As
             cause = error.orig if isinstance(error, DBAPIError) else error
             fix = "check DATABASE_URL and the server"
             raise Problem(f"the database is away: {cause}", fix=fix, code=AWAY) from error
+
+
+async def organisation_of(db: AsyncConnection, said: str | None) -> str:
+    """Its id, by id or name; None: the only one. A mistyped one would get an account of its own.
+
+    Raises: Problem with those there are."""
+    from billing.accounts import organisations
+
+    known = await organisations(db)
+    found = [each.id for each in known if said in (None, each.id)] or [each.id for each in known if said == each.name]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(f"{each.id} ({each.name})" for each in known[:_SHOWN]) or "none; `farebox ledger open` makes one"
+    more = "" if len(known) <= _SHOWN else ", and others; `farebox ledger organisations` shows all"
+    problem = f"no organisation {said!r}"
+    if found or said is None:
+        problem = f"{len(found)} organisations" + (f" are called {said!r}" if said else ", and none is named")
+    raise Problem(problem, fix=f"take the id of one: {there}{more}")
 
 
 def emit(common: Local, value: Any, table: Callable[[], Any]) -> None:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 from cyclopts import App
 
-from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.common import (
+    DEFAULTS,
+    NOT_WELL,
+    OK,
+    WRONG_USAGE,
+    Common,
+    Problem,
+    database,
+    emit,
+    make_table,
+    organisation_of,
+    usd,
+)
 from gateway.cli.site import Written, place
 
 app = App(name="invoice")
@@ -12,8 +26,8 @@ app = App(name="invoice")
 
 @app.default
 async def invoice(
-    organisation_id: str,
-    month: str,
+    organisation: str,
+    month: str | None = None,
     /,
     *,
     csv: Written | None = None,
@@ -24,8 +38,10 @@ async def invoice(
 
     Parameters
     ----------
+    organisation:
+        Whose, by id or name; `farebox ledger organisations` lists them.
     month:
-        As 2026-11; from its first instant to its last in UTC.
+        As 2026-11; from its first instant to its last in UTC. This one where none is said.
     csv:
         Also write it to this file.
     pdf:
@@ -35,9 +51,11 @@ async def invoice(
     from billing.currency import show
     from billing.db import reading
 
+    month = month or time.strftime("%Y-%m", time.gmtime())
     try:
+        invoices.month_bounds_ns(month)
         async with database(common.settings()) as engine, reading(engine) as db:
-            bill = await invoices.invoice(db, organisation_id, month)
+            bill = await invoices.invoice(db, await organisation_of(db, organisation), month)
         if csv is not None:
             place(csv).write_text(invoices.as_csv(bill), encoding="utf-8", newline="")
         if pdf is not None:

@@ -19,6 +19,7 @@ from gateway.cli.common import (
     database,
     emit,
     make_table,
+    organisation_of,
     usd,
 )
 from gateway.cli.keys import key_admin
@@ -134,8 +135,8 @@ async def limit(organisation_id: str, amount: str, /, *, common: Changes = CHANG
         limit_pusd = None if amount == "none" else parse_usd(amount)
         async with database(settings, dry=common.dry_run) as engine:
             async with writing(engine) as db:
-                known = await accounts.set_credit_limit(db, organisation_id, limit_pusd)
-            _check(known, organisation_id)
+                organisation_id = await organisation_of(db, organisation_id)
+                await accounts.set_credit_limit(db, organisation_id, limit_pusd)
             async with key_admin(settings, engine) as keys:
                 await keys.changed()
     except ValueError as error:
@@ -154,17 +155,13 @@ async def currency(organisation_id: str, currency: str, /, *, common: Changes = 
 
     try:
         async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
-            _check(await money.set_currency(db, organisation_id, currency), organisation_id)
+            organisation_id = await organisation_of(db, organisation_id)
+            await money.set_currency(db, organisation_id, currency)
     except ValueError as error:
         raise Problem(str(error), fix="`farebox ledger currency ORGANISATION EUR`", code=WRONG_USAGE) from error
     value = {"organisation": organisation_id, "currency": currency}
     emit(common, value, lambda: f"invoices of {organisation_id} are shown in {currency}")
     return OK
-
-
-def _check(known: bool, organisation_id: str) -> None:
-    if not known:
-        raise Problem(f"no organisation {organisation_id!r}", fix="`farebox ledger organisations` shows them")
 
 
 @app.command

@@ -19,6 +19,7 @@ from gateway.cli.common import (
     database,
     emit,
     make_table,
+    organisation_of,
     usd,
 )
 from gateway.cli.keys import key_admin, project_named
@@ -75,16 +76,10 @@ async def create(name: str, /, *, organisation: str | None = None, common: Chang
     now_ns = time.time_ns()
     try:
         async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
-            known = await accounts.organisations(db)
-            owner = next((each for each in known if organisation in (each.id, each.name)), None)
-            if organisation is None and len(known) == 1:
-                owner = known[0]
-            if owner is None:
-                said = "whose?" if organisation is None else f"no organisation {organisation!r};"
-                there = ", ".join(f"{each.name} ({each.id})" for each in known) or "none"
-                raise Problem(f"{said} There is: {there}", fix="--organisation, or `farebox ledger open` for a new one")
-            made = await accounts.create_project(db, f"proj_{secrets.token_hex(8)}", owner.id, name, at_ns=now_ns)
-            value = {"id": made.id, "name": name, "organisation_id": owner.id, "organisation": owner.name}
+            owner_id = await organisation_of(db, organisation)
+            made = await accounts.create_project(db, f"proj_{secrets.token_hex(8)}", owner_id, name, at_ns=now_ns)
+            owner = {each.id: each.name for each in await accounts.organisations(db)}[owner_id]
+            value = {"id": made.id, "name": name, "organisation_id": owner_id, "organisation": owner}
             await audit.append(
                 db, actor=acting(ACTOR), action="projects.create", subject=made.id, at_ns=now_ns, after={"name": name}
             )

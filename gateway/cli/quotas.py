@@ -19,6 +19,7 @@ from gateway.cli.common import (
     database,
     emit,
     make_table,
+    organisation_of,
     usd,
 )
 from gateway.cli.keys import id_of, key_admin, project_named, span_ns
@@ -219,8 +220,7 @@ async def team(name: str, /, *, organisation: str, projects: list[str] | None = 
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine, key_admin(settings, engine) as keys:
         async with writing(engine) as db:
-            if organisation not in {each.id for each in await accounts.organisations(db)}:
-                raise Problem(f"no organisation {organisation!r}", fix="`farebox ledger organisations` lists them")
+            organisation = await organisation_of(db, organisation)
             found = next((each for each in await accounts.teams(db, organisation) if each.name == name), None)
             if found is None:
                 found = await accounts.create_team(

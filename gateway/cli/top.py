@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,11 +22,6 @@ app = App(name="top")
 By = Literal["model", "key", "provider", "alias", "project", "deployment"]
 Sort = Literal["requests", "tokens", "spend", "errors", "wait"]
 RATES = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s", "errors_per_s")
-_ENGINE = {
-    "running": "vllm:num_requests_running",
-    "waiting": "vllm:num_requests_waiting",
-    "kv_cache_used": "vllm:kv_cache_usage_perc",
-}
 
 
 @app.default
@@ -130,6 +124,7 @@ async def _engine(settings: Settings) -> dict[str, Any]:
 
     from gateway.embedded.instance import find_running
     from gateway.embedded.secrets import Secrets
+    from gateway.observe.engines import RUNNING, WAITING, ask
 
     url = settings.local.base_url
     if url is None and (running := find_running(settings.data_dir)) is not None:
@@ -137,22 +132,13 @@ async def _engine(settings: Settings) -> dict[str, Any]:
     if not settings.local.enabled or url is None:
         return {"state": "off", "model": settings.local.served_name}
     key = Secrets.load(settings).engine_key
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        async with httpx.AsyncClient(timeout=1.0) as client:
-            answer = await client.get(f"{url.rstrip('/').removesuffix('/v1')}/metrics", headers=headers)
-            answer.raise_for_status()
-    except httpx.HTTPError:
+    async with httpx.AsyncClient() as client:
+        told = await ask(client, url, key or None, 1.0)
+    if isinstance(told, str):
         return {"state": "away", "model": settings.local.served_name}
-    figures = await asyncio.to_thread(_figures, answer.text)
-    known = {name: figures[metric] for name, metric in _ENGINE.items() if metric in figures}
-    return {"state": "up", "model": settings.local.served_name} | known
-
-
-def _figures(text: str) -> dict[str, float]:
-    from prometheus_client.parser import text_string_to_metric_families
-
-    return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    known = {"running": told.figures.get(RUNNING), "waiting": told.figures.get(WAITING), "kv_cache_used": told.kv_used}
+    said = {name: figure for name, figure in known.items() if figure is not None}
+    return {"state": "up", "model": settings.local.served_name} | said
 
 
 def head(value: dict[str, Any]) -> str:

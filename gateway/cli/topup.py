@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from gateway.cli.common import CHANGES, OK, WRONG_USAGE, Changes, Common, Problem, database, emit, usd
+from gateway.cli.common import CHANGES, OK, WRONG_USAGE, Changes, Common, Problem, database, emit, organisation_of, usd
 from gateway.cli.keys import key_admin
 from gateway.config import Settings
 
@@ -45,7 +45,7 @@ async def pay(
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
-            await _known(db, organisation_id)
+            organisation_id = await organisation_of(db, organisation_id)
             new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
         await _announce(settings, engine)
     _say(common, organisation_id, amount_pusd, reference, new=new, done="paid in")
@@ -83,7 +83,7 @@ async def grant(
     settings = common.settings()
     async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
-            await _known(db, organisation_id)
+            organisation_id = await organisation_of(db, organisation_id)
             if until_ns is None:
                 new = await grant_for_ever(db, organisation_id, amount_pusd, reference, at_ns=now_ns, note=note or None)
             else:
@@ -159,7 +159,7 @@ async def _move(
     reference, settings = reference or f"cli-{secrets.token_hex(8)}", common.settings()
     async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
-            await _known(db, organisation_id)
+            organisation_id = await organisation_of(db, organisation_id)
             new = await move(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note)
         await _announce(settings, engine)
     _say(common, organisation_id, amount_pusd, reference, new=new, done=done)
@@ -182,17 +182,6 @@ async def expire(*, common: Changes = CHANGES) -> int:
         taken = await expire_grants(db, at_ns=time.time_ns())
     emit(common, {"taken_back_usd": usd(taken), "taken_back_pusd": taken}, lambda: f"{usd(taken)} USD taken back")
     return OK
-
-
-async def _known(db: object, organisation_id: str) -> None:
-    """Else a mistyped name would get an account of its own."""
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
-    from billing.accounts import organisations
-
-    assert isinstance(db, AsyncConnection)
-    if organisation_id not in {organisation.id for organisation in await organisations(db)}:
-        raise Problem(f"no organisation {organisation_id!r}", fix="its id, as `farebox usage --by organisation` shows")
 
 
 def _amount(text: str) -> int:

@@ -1,22 +1,20 @@
 """Engines of one's own, as they stand now: ours on this machine, and those that are providers (vLLM, SGLang, more of
-ours). Each is asked for its metrics, by vLLM's names, which ours has too."""
+ours). Each is asked for its metrics (gateway.observe.engines)."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-import httpx
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
-from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.admin.services import Services
 from gateway.admin.wants import Office
+from gateway.observe.engines import Told, ask
 from gateway.routing.catalog import LOCAL
 from gateway.routing.known_blocks import EVENTS
 
@@ -25,7 +23,6 @@ ENGINES_MAX: Final = 64
 """Asked at once: a page that looks every two seconds must not become a load of its own."""
 _OFF: Final = "The local engine is not configured; `farebox up` starts one."
 _RUN_BY_US: Final = ("openai_like", LOCAL)
-_BLOCKS: Final = "vllm:cache_config_info"
 
 
 class EngineView(Struct, frozen=True):
@@ -51,19 +48,13 @@ class ReplicaView(Struct, frozen=True):
     figures: dict[str, float]
 
 
-class _Told(Struct, frozen=True):
-    figures: dict[str, float]
-    models: list[str]
-    kv_blocks: int | None
-
-
 @get("/engine", name="engine.read")
 async def read_engine(services: Office) -> EngineView:
     """The local engine's own figures, asked for now."""
     local = services.settings.local
     if not local.enabled or not local.base_url:
         return EngineView("off", local.model, _OFF, {})
-    told = await _ask(services, local.base_url, services.engine_key)
+    told = await ask(services.http, local.base_url, services.engine_key, ENGINE_TIMEOUT_S)
     if isinstance(told, str):
         return EngineView("away", local.model, told, {})
     return EngineView("up", local.model, "", told.figures)
@@ -75,7 +66,8 @@ async def list_engines(services: Office) -> list[ReplicaView]:
     one's own or tell their cache (`kv_events`), and replicas that have joined one, as `provider@replica`."""
     known = engines(services)
     told = await asyncio.gather(*(
-        _ask(services, base_url, services.engine_key if name == LOCAL else None) for name, base_url in known.items()
+        ask(services.http, base_url, services.engine_key if name == LOCAL else None, ENGINE_TIMEOUT_S)
+        for name, base_url in known.items()
     ))  # fmt: skip
     return [_replica(name, base_url, said) for (name, base_url), said in zip(known.items(), told, strict=True)]
 
@@ -109,45 +101,7 @@ def _in_a_network_of_ones_own(base_url: str) -> bool:
         return "." not in host or host.endswith((".local", ".internal", ".svc"))
 
 
-async def _ask(services: Services, base_url: str, key: str | None) -> _Told | str:
-    """What an engine says of itself; a text where it does not."""
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    url = f"{base_url.rstrip('/').removesuffix('/v1')}/metrics"
-    try:
-        answer = await services.http.get(url, headers=headers, timeout=ENGINE_TIMEOUT_S)
-        answer.raise_for_status()
-        return _read(answer.text)
-    except httpx.HTTPStatusError as error:
-        return f"It answers, but shows no metrics (status {error.response.status_code} at {url})."
-    except httpx.HTTPError as error:
-        return f"It does not answer ({type(error).__name__}); see its log."
-    except ValueError:
-        return f"What it answers at {url} is no list of metrics."
-
-
-def _replica(name: str, base_url: str, told: _Told | str) -> ReplicaView:
+def _replica(name: str, base_url: str, told: Told | str) -> ReplicaView:
     if isinstance(told, str):
         return ReplicaView(name, base_url, "away", [], told, None, None, {})
-    used = told.figures.get("vllm:kv_cache_usage_perc", told.figures.get("vllm:gpu_cache_usage_perc"))
-    return ReplicaView(name, base_url, "up", told.models, "", told.kv_blocks, used, told.figures)
-
-
-def _read(text: str) -> _Told:
-    """Counters and gauges summed over labels; of histograms the sum and the count. Raises: ValueError."""
-    figures: dict[str, float] = {}
-    models: set[str] = set()
-    blocks: int | None = None
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == _BLOCKS:
-                blocks = (blocks or 0) + _blocks(sample.labels)
-            elif not sample.name.endswith(("_bucket", "_created")):
-                figures[sample.name] = figures.get(sample.name, 0.0) + sample.value
-            if name := sample.labels.get("model_name"):
-                models.add(name)
-    return _Told(figures, sorted(models), blocks)
-
-
-def _blocks(labels: Mapping[str, str]) -> int:
-    said = labels.get("num_gpu_blocks", "")
-    return int(said) if said.isdigit() else 0
+    return ReplicaView(name, base_url, "up", told.models, "", told.kv_blocks, told.kv_used, told.figures)

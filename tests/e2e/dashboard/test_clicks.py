@@ -99,6 +99,21 @@ async def test_what_one_button_does(sqlite_template: Path, tmp_path: Path) -> No
         await expect(dialog).to_be_hidden()
         assert secret not in await visit.content()
 
+        # What bounds it, in the form that made it; its share beside other keys.
+        await visit.get_by_role("button", name="Actions for web-production").click()
+        await visit.get_by_role("menuitem", name="Change limits").click()
+        await dialog.get_by_label("Weight").fill("3")
+        await dialog.get_by_label("Models").fill("gpt-*")
+        await dialog.get_by_label("Models").press("Enter")
+        await dialog.get_by_label("Expires").fill("2027-01-31")
+        wrong += await watched.violations()
+        await picture(watched, "key-limits")
+        await dialog.get_by_role("button", name="Save").click()
+        await expect(dialog).to_be_hidden()
+        await expect(visit.get_by_role("row", name="web-production")).to_contain_text("weight 3 · gpt-*")
+        terms = (await made.keys.key(made.key_ids["web-production"])).terms
+        assert (terms.weight, terms.models, terms.expires_at_ns) == (3, ("gpt-*",), 1_801_439_999 * 10**9)
+
         # Bodies: which project, and one request's.
         await visit.goto(f"{base}/ui/guardrails")
         await visit.get_by_role("button", name="Log a project").click()
@@ -120,7 +135,7 @@ async def test_what_one_button_does(sqlite_template: Path, tmp_path: Path) -> No
         assert b"gpt-5-mini" in await taken_home(visit, "link", "CSV")
         await visit.goto(f"{base}/ui/audit")
         rows = [json.loads(line) for line in (await taken_home(visit, "link", "Export")).splitlines()]
-        assert [row["action"] for row in rows[-3:]] == ["key.rotate", "bodies.set", "bodies.read"]
+        assert [row["action"] for row in rows[-4:]] == ["key.rotate", "key.update", "bodies.set", "bodies.read"]
         assert rows[-1]["subject"] == ident
         assert not wrong
         watched.check()
@@ -180,6 +195,7 @@ async def test_whoever_belongs_somewhere_is_offered_nothing_that_is_refused(
     async with chromium() as browser, office(sqlite_template, tmp_path, 40) as (made, base):
         for role, scope, ident in (
             (Role.ADMIN, "organisation", "org_1"),
+            (Role.ADMIN, "project", "proj_shop"),
             (Role.DEVELOPER, "project", "proj_shop"),
             (Role.VIEWER, "project", "proj_shop"),
         ):
@@ -205,5 +221,8 @@ async def test_whoever_belongs_somewhere_is_offered_nothing_that_is_refused(
                     for number in range(await tabs.count()):
                         await tabs.nth(number).click()
                         await expect(visit.get_by_role("status", name="Loading")).to_have_count(0)
+                    if path == "/ui/audit":
+                        whole = scope == "organisation"
+                        await expect(visit.get_by_text("Kept by the organisation")).to_have_count(0 if whole else 1)
                 assert not refused
                 watched.check()

@@ -104,7 +104,8 @@ def test_from_a_price_list_to_an_invoice_and_the_providers_bill(folder: Path) ->
         (["topup", "grant", "org_1", "5usd", "--expires", "soon"], 2, "soon"),
         (["topup", "grant", "org_1", "5usd", "--expires", "2999-01-01"], 2, "2262"),
         (["invoice", "org_1", "November"], 2, "month"),
-        (["invoice", "org_2", "2026-11"], 2, "org_2"),
+        (["invoice", "nobody", "2026-11"], 1, "take the id of one: org_1 (One)"),
+        (["invoice", "nobody"], 1, "take the id of one: org_1 (One)"),
         (["reconcile", "openai", "prices.json"], 2, "data"),
     ],
 )
@@ -137,7 +138,7 @@ def test_who_pays_how_and_money_by_hand(folder: Path) -> None:
     assert farebox_json("prices", "rates", cwd=folder)["rates"] == [
         {"currency": "EUR", "per_usd": "0.5", "since": "2026-01-01", "source": "ECB"}
     ]
-    bill = farebox_json("invoice", "org_1", "2026-11", cwd=folder)
+    bill = farebox_json("invoice", "One", "2026-11", cwd=folder)
     assert (bill["currency"], bill["usd_rate"], bill["rate_day"]) == ("EUR", "0.5", "2026-01-01")
     for bad in (
         ["ledger", "limit", "org_1", "lots"], ["ledger", "limit", "--", "org_1", "-1usd"],

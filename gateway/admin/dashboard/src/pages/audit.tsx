@@ -7,16 +7,21 @@ import { ago, count, dateTime, usd, words } from "../format";
 import { Section } from "../parts/bits";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loading } from "../parts/states";
-import { useMay } from "../session";
+import { useMay, useSession } from "../session";
 
 const route = getRouteApi("/shell/audit");
 const FILTERS = [["actor", "Who", "ann"], ["action", "What", "key.create"], ["subject", "Of which", "an id"], ["why", "Why", "words of the reason"]] as const;
+
+const ADMINS: readonly string[] = ["owner", "admin"];
 
 export default function AuditPage() {
   const search = route.useSearch() as Record<string, string | undefined>;
   const navigate = route.useNavigate();
   const may = useMay();
   const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  const session = useSession();
+  // Rows belong to organisations; who administers less than one has none to read.
+  const reads = [session, ...(session?.memberships ?? []).filter(({ scope }) => scope === "organisation")].some((held) => held && ADMINS.includes(held.role));
   const verdict = useQuery({ queryKey: ["audit-verify"], queryFn: () => get<AuditVerdict>("/audit/verify"), enabled: false });
   const list = useInfiniteQuery({
     queryKey: ["audit", search],
@@ -51,7 +56,8 @@ export default function AuditPage() {
       ))}</Group>
       {list.isPending && <Loading />}
       {list.isError && <Failure error={list.error} again={() => void list.refetch()} />}
-      {list.data && rows.length === 0 && <Empty icon={ScrollText} title={Object.values(search).some(Boolean) ? "Nothing matches" : "Nothing recorded"}>Changes to keys, budgets, prices, people and money appear here.</Empty>}
+      {list.data && rows.length === 0 && !reads && <Empty icon={ScrollText} title="Kept by the organisation">The trail is one for a whole organisation, with what others did in it. You administer a part of it: an owner or admin of the organisation can read it, and export what you need.</Empty>}
+      {list.data && rows.length === 0 && reads && <Empty icon={ScrollText} title={Object.values(search).some(Boolean) ? "Nothing matches" : "Nothing recorded"}>Changes to keys, budgets, prices, people and money appear here.</Empty>}
       {rows.length > 0 && (
         <Section title="Changes">
           <Stack gap={0} component="ol" m={0} p={0} style={{ listStyle: "none" }}>

@@ -1,25 +1,21 @@
-import { Button, Collapse, Group, Modal, NumberInput, Select, Stack, TagsInput, TextInput } from "@mantine/core";
+import { Button, Collapse, Group, Modal, NumberInput, Select, Stack, TextInput } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
-import { useState } from "react";
 import { get, post, type NewKey, type Project, type ShownKey } from "../api";
 import { Once } from "./bits";
+import { KeyLimits, limitsIn } from "./key-limits";
 import { Failure } from "./states";
-
-const number = (value: unknown): number | null => (typeof value === "string" && value !== "" ? Number(value.replaceAll(",", "")) : null);
 
 /** Makes a key and shows its secret, once. */
 export function KeyForm({ opened, close, made }: { opened: boolean; close: () => void; made?: (key: ShownKey) => void }) {
   const queries = useQueryClient();
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened });
   const [more, { toggle }] = useDisclosure();
-  const [models, setModels] = useState<string[]>([]);
-  const [addresses, setAddresses] = useState<string[]>([]);
   const create = useMutation({
     mutationFn: (said: NewKey) => post<ShownKey>("/keys", said),
     onSuccess: (key) => { void queries.invalidateQueries({ queryKey: ["keys"] }); made?.(key); },
   });
-  const leave = () => { close(); create.reset(); setModels([]); setAddresses([]); };
+  const leave = () => { close(); create.reset(); };
   return (
     <Modal opened={opened} onClose={leave} title={create.data ? "Your new key" : "Create key"} closeOnClickOutside={!create.data} size="lg">
       {create.data ? (
@@ -29,13 +25,10 @@ export function KeyForm({ opened, close, made }: { opened: boolean; close: () =>
           event.preventDefault();
           const said = new FormData(event.currentTarget);
           const budget = String(said.get("budget") ?? "").replaceAll(",", "").replace("$", "");
-          const days = number(said.get("days"));
           create.mutate({
             project_id: String(said.get("project")), name: String(said.get("name")),
             budgets: budget ? [{ limit_usd: budget, window: String(said.get("window")) as "total" }] : [],
-            rpm: number(said.get("rpm")), tpm: number(said.get("tpm")), parallel: number(said.get("parallel")),
-            models: models.length ? models : null, allow_ips: addresses.length ? addresses : null,
-            expires_at: days ? new Date(Date.now() + days * 86_400_000).toISOString() : null,
+            ...limitsIn(said),
           });
         }}>
           <Stack>
@@ -52,14 +45,7 @@ export function KeyForm({ opened, close, made }: { opened: boolean; close: () =>
             <Button variant="subtle" color="gray" c="var(--mantine-color-text)" size="compact-sm" onClick={toggle} aria-expanded={more} w="fit-content">{more ? "Fewer" : "More"} limits</Button>
             <Collapse expanded={more}>
               <Stack>
-                <Group grow>
-                  <NumberInput name="rpm" label="Requests a minute" placeholder="no limit" min={0} allowDecimal={false} hideControls />
-                  <NumberInput name="tpm" label="Tokens a minute" placeholder="no limit" min={0} allowDecimal={false} hideControls thousandSeparator />
-                  <NumberInput name="parallel" label="At once" placeholder="no limit" min={0} allowDecimal={false} hideControls />
-                </Group>
-                <TagsInput label="Models" description="Names or patterns such as gpt-*; empty permits all" value={models} onChange={setModels} placeholder={models.length ? "" : "all models"} />
-                <TagsInput label="Addresses" description="IP addresses or networks; empty permits all" value={addresses} onChange={setAddresses} placeholder={addresses.length ? "" : "from anywhere"} />
-                <NumberInput name="days" label="Expires after days" placeholder="never" min={1} allowDecimal={false} hideControls />
+                <KeyLimits />
               </Stack>
             </Collapse>
             <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" loading={create.isPending}>Create key</Button></Group>

@@ -8,6 +8,7 @@ import { get, patch, post, put, remove, type Key, type Page as Slice, type Proje
 import { ago, dateTime } from "../../format";
 import { Money, Once, Share, State } from "../../parts/bits";
 import { KeyForm } from "../../parts/key-form";
+import { KeyLimits, limitsIn } from "../../parts/key-limits";
 import { notify } from "../../parts/notify";
 import { Page } from "../../parts/page";
 import { Empty, Failure, Loaded } from "../../parts/states";
@@ -114,11 +115,9 @@ function Rows({ keys, may, act }: { keys: Key[]; may: (name: string) => boolean;
 }
 
 const limits = (key: Key): string => [
-  key.rpm !== null && `${key.rpm} requests/min`, key.tpm !== null && `${key.tpm} tokens/min`, key.parallel !== null && `${key.parallel} at once`,
+  key.rpm !== null && `${key.rpm} requests/min`, key.tpm !== null && `${key.tpm} tokens/min`, key.parallel !== null && `${key.parallel} at once`, key.weight !== 1 && `weight ${key.weight}`,
   key.models && key.models.join(", "), key.allow_ips && key.allow_ips.join(", "), key.expires_at && `until ${dateTime(key.expires_at)}`,
 ].filter(Boolean).join(" · ");
-
-const whole = (value: FormDataEntryValue | null): number | null => (value === null || value === "" ? null : Number(String(value).replaceAll(",", "")));
 
 function Actions({ doing, close }: { doing: Doing; close: () => void }) {
   const queries = useQueryClient();
@@ -135,7 +134,7 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
   const leave = () => { act.reset(); setShown(null); close(); };
   const titles = { rotate: "Rotate the secret", revoke: "Revoke key", budget: "Set budget", edit: "Change limits", project: "New project" };
   return (
-    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""} closeOnClickOutside={!shown} size={shown ? "lg" : "md"}>
+    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""} closeOnClickOutside={!shown} size={shown || doing?.what === "edit" ? "lg" : "md"}>
       {shown && <Once secret={shown.secret} done={leave}>Copy it now: it cannot be shown again. {shown.key.old_until ? `The one before works until ${dateTime(shown.key.old_until)}.` : "The one before is refused from now on."}</Once>}
       {doing && !shown && (
         <form onSubmit={(event) => {
@@ -150,7 +149,9 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
               await put(`/budgets/key/${key.id}/${String(said.get("window"))}`, { limit_usd: String(said.get("limit")).replaceAll(",", "").replace("$", "") });
               return `${key.name} has a new budget.`;
             }
-            await patch(`/keys/${key.id}`, { name: String(said.get("name")), rpm: whole(said.get("rpm")), tpm: whole(said.get("tpm")), parallel: whole(said.get("parallel")) });
+            const { expires_at, ...limits } = limitsIn(said);
+            const sameDay = expires_at?.slice(0, 10) === key.expires_at?.slice(0, 10);
+            await patch(`/keys/${key.id}`, { name: String(said.get("name")), ...limits, ...(sameDay ? {} : { expires_at }) });
             return `${key.name} is changed.`;
           });
         }}>
@@ -173,11 +174,7 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
             {doing.what === "edit" && (
               <>
                 <TextInput name="name" label="Name" defaultValue={doing.key.name} required withAsterisk={false} data-autofocus />
-                <Group grow>
-                  <NumberInput name="rpm" label="Requests a minute" placeholder="no limit" defaultValue={doing.key.rpm ?? ""} min={0} allowDecimal={false} hideControls />
-                  <NumberInput name="tpm" label="Tokens a minute" placeholder="no limit" defaultValue={doing.key.tpm ?? ""} min={0} allowDecimal={false} hideControls />
-                  <NumberInput name="parallel" label="At once" placeholder="no limit" defaultValue={doing.key.parallel ?? ""} min={0} allowDecimal={false} hideControls />
-                </Group>
+                <KeyLimits of={doing.key} />
               </>
             )}
             <Group justify="flex-end">
