@@ -4,6 +4,8 @@
 #   terraform init && terraform apply
 #
 # A key's secret is in the state and nowhere else: keep the state where secrets may lie.
+# Never applied yet: Terraform 1.15 reads and formats these files, the admin API takes what they send (tests/deploy,
+# tests/gateway/admin/test_terraform.py); the provider itself was not at hand. Begin with `terraform plan`.
 # Source: Mastercard/restapi 3.0, resource restapi_object, read 2026-11.
 
 terraform {

@@ -90,8 +90,11 @@ async def explore(
     db: AsyncConnection, by: str, bucket: Bucket, period: Period, filters: dict[str, list[str]], *, limit: int, top: int
 ) -> Explored:
     if by not in _FEW:
-        found = await groups(db, by, period, filters, limit=limit)
-        points = await series(db, by, bucket, period, filters, [group.name for group in found[:top]])
+        named, steps = await sums.ranked(
+            db, Dimension(by), bucket.width_ns, _span(period), _filters(filters), limit=limit, top=top
+        )
+        found = [Group(name if name is not None else NOBODY, line) for name, line in named]
+        points = [Point(step * bucket.width_ns, name, line) for step, name, line in steps]
         # By tag, a request may be in two groups.
         tags = Dimension(by) is Dimension.TAG
         total = await totals(db, period, filters) if tags else sum((p.totals for p in points), Totals())

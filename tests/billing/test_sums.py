@@ -41,6 +41,8 @@ FILTERS: list[dict[Dimension, list[str]]] = [
     {Dimension.END_USER: ["ann"], Dimension.PROJECT: ["project_1"]},
 ]
 
+RANKED = (Dimension.END_USER, Dimension.TAG, Dimension.KEY)
+
 
 async def ship(engine: AsyncEngine, folder: Path, records: list[UsageRecord]) -> None:
     journal = Journal.open(folder, "gw")
@@ -119,6 +121,12 @@ async def check(engine: AsyncEngine) -> None:
                 found = await sums.groups(db, by, span, filters)
                 assert dict(found) == {name: total(part) for name, part in expected.items()}, (by, span, filters)
                 assert found == sorted(found, key=lambda g: (-g[1].charge_pusd, -g[1].requests))
+        for span, by in itertools.product(SPANS, RANKED):
+            found = await sums.groups(db, by, span, {})
+            top = [name for name, _ in found[:2] if name is not None]
+            listed, steps = await sums.ranked(db, by, NS_PER_DAY, span, {}, limit=3, top=2)
+            assert listed == found[:3], (by, span)
+            assert steps == await sums.series(db, by, NS_PER_DAY, span, {}, top), (by, span)
         for span, width in itertools.product(SPANS, (NS_PER_DAY, NS_PER_HOUR, 60 * 10**9)):
             steps: defaultdict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
             for row in chosen(rows, span, {}):

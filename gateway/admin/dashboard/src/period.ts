@@ -11,7 +11,13 @@ export interface Zoom { from?: string | undefined; to?: string | undefined }
 export const zoomed = ({ from, to }: Zoom): { from: string; to: string } | null =>
   from && to && Number.isFinite(Date.parse(from)) && Date.parse(from) < Date.parse(to) ? { from, to } : null;
 
+const DAY = 86_400_000;
+
+/** Several days are today and the ones before it, whole: the first bar of a chart is a day like the others, and what is
+ * kept by the day answers for all but today. */
 export function bounds(period: Period): { from: string; to: string } {
   const end = Math.ceil(Date.now() / 60_000) * 60_000;
-  return { from: new Date(end - HOURS[period] * 3_600_000).toISOString(), to: new Date(end).toISOString() };
+  const back = HOURS[period] * 3_600_000;
+  const from = back > DAY ? Math.ceil((end - back) / DAY) * DAY : end - back;
+  return { from: new Date(from).toISOString(), to: new Date(end).toISOString() };
 }
