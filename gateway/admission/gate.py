@@ -263,10 +263,6 @@ class Gate:
         scopes = self._scopes(principal, NOTHING_KNOWN, now_ms)
         return list(zip(scopes.budgets, await self._limiter.available_pusd(scopes), strict=True))
 
-    async def forget_budgets(self, principal: Principal, now_ms: int) -> None:
-        """Have this key's money counters made anew from SQL: after a payout, a correction, a crash of Redis."""
-        await self._limiter.forget_budgets(self._scopes(principal, NOTHING_KNOWN, now_ms))
-
     async def correct_expired(self, organisation_ids: Sequence[str]) -> int:
         """Settle what died with its process: at what SQL says it cost, or at nothing where its process can never have
         sent it, because its journal has been read to the end and does not know it. The rest stays held.

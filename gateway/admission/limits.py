@@ -250,11 +250,6 @@ class Limiter:
         reply = await self._run("load", "-", one, lambda boot: [*args(boot), *known])
         return reply[0] in (b"ok", b"known")
 
-    async def forget_budgets(self, scopes: Scopes) -> None:
-        """Have the counters made anew from SQL, when that was corrected, and from what all gateways hold."""
-        if scopes.budget_keys:
-            await self._command("DEL", scopes.muster, *scopes.budget_keys)
-
     async def available_pusd(self, scopes: Scopes) -> tuple[int | None, ...]:
         """What each budget would cover now; None where no counter has been made yet."""
         replies = await asyncio.gather(*(self._command("HMGET", key, "a", "l") for key in scopes.budget_keys))

@@ -54,6 +54,11 @@ async def limiter(
         await link.aclose()
 
 
+async def evict_budgets(redis: Redis, where: Scopes) -> None:
+    """As a Redis does that runs out of memory: the counters are made anew from SQL and what all gateways hold."""
+    await redis.delete(where.muster, *where.budget_keys)
+
+
 def sheet(input_pusd: int = 2, output_pusd: int = 10, model: str = "small", **more: int) -> PriceSheet:
     sale = {Meter.INPUT_TOKENS: input_pusd, Meter.OUTPUT_TOKENS: output_pusd}
     sale |= {Meter(name): price for name, price in more.items()}

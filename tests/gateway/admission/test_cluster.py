@@ -13,7 +13,7 @@ from gateway.admission.limits import Scopes, scopes_of
 from gateway.admission.principal import Budget, Facts, Limit
 from gateway.errors import QuotaExceeded
 from tests import services
-from tests.gateway.admission.support import NOW_MS, limiter, principal
+from tests.gateway.admission.support import NOW_MS, evict_budgets, limiter, principal
 
 FACTS = Facts("gpt-4o", ("openai",), ("night",), "ann {x}")
 LIMITS = (
@@ -88,7 +88,7 @@ async def test_every_script_runs_in_one_slot(cluster: Redis) -> None:
         assert await limits.available_pusd(where) == (700,) * len(BUDGETS)
         with pytest.raises(QuotaExceeded):
             await limits.reserve("c", where, tokens=10, hold_pusd=900)
-        await limits.forget_budgets(where)
+        await evict_budgets(cluster, where)
         await limits.reserve("d", where, tokens=10, hold_pusd=300)
     for key in await cluster.keys():
         assert await cluster.execute_command("CLUSTER", "KEYSLOT", key) == await cluster.execute_command(

@@ -13,7 +13,7 @@ from gateway.admission.limits import Limiter, Scopes, Spending
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
-from tests.gateway.admission.support import DAY_MS, books, limiter, relay_to, scopes, total, until
+from tests.gateway.admission.support import DAY_MS, books, evict_budgets, limiter, relay_to, scopes, total, until
 
 
 def key_limit(unit: str, amount: int, window_ms: int = DAY_MS) -> Limit:
@@ -243,7 +243,7 @@ async def test_a_gateway_that_could_not_be_waited_for_still_pays(redis: Redis) -
     where = scopes(budgets=(total(1000),))
     async with limiter(redis) as limits, limiter(redis, owner="cut.off") as other:
         await other.reserve("r", where, tokens=0, hold_pusd=300)
-        await limits.forget_budgets(where)
+        await evict_budgets(redis, where)
         await limits.reserve("s", where, tokens=0, hold_pusd=50)
         await other.settle("r", where, tokens=0, charge_pusd=100)
         assert await available(limits, where) == [850]

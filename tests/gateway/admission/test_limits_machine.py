@@ -25,7 +25,7 @@ from gateway.admission.limits import Limiter, Scopes, Spending
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit
 from gateway.errors import GatewayError, QuotaExceeded, RateLimited
-from tests.gateway.admission.support import DAY_MS, scopes
+from tests.gateway.admission.support import DAY_MS, evict_budgets, scopes
 
 REQUESTS, TOKENS, SLOTS = 25, 10_000, 4
 # So slow that no whole unit comes back while the test runs.
@@ -222,8 +222,8 @@ class Machine(RuleBasedStateMachine):
         self.settled.clear()
 
     @rule()
-    def forget_budgets(self) -> None:
-        self.run(self.limits.forget_budgets(WHERE))
+    def evict_budgets(self) -> None:
+        self.run(evict_budgets(self.client, WHERE))
         self.made = False
 
     @invariant()
