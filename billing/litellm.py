@@ -24,6 +24,7 @@ PROVIDERS: Final = {
     "azure_ai": "azure_ai",
     "bedrock": "bedrock",
     "bedrock_converse": "bedrock",
+    "bedrock_mantle": "bedrock_openai",
     "cerebras": "cerebras",
     "cohere": "cohere",
     "cohere_chat": "cohere",

@@ -40,6 +40,7 @@ _LISTS: Final = {
     "google": ("google", "vertex", "anthropic"),
     "vertex": ("vertex", "anthropic"),
     "aws": ("aws", "bedrock"),
+    "bedrock_openai": ("bedrock_openai", "bedrock"),
 }
 
 _NS_PER_SECOND: Final = 10**9

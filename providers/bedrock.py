@@ -17,9 +17,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec.structs import replace
 
-from providers.auth.aws import BearerMint, KeySource, key_source
-from providers.auth.bearer import bearer
-from providers.auth.sigv4 import sign
+from providers.auth.aws import Signer, guardrail_headers, host, region_of
 from providers.base import (
     Call,
     Capabilities,
@@ -104,16 +102,11 @@ class Bedrock(DialectProvider):
     ) -> None:
         super().__init__(endpoint, transport, timeouts)
         self._profiles: Mapping[str, str] = endpoint.options.get("profiles") or {}
-        self._clock = clock
         self.region = region_of(endpoint)
-        self._bearer = bearer(endpoint.credential)
-        self._keys: KeySource = key_source(endpoint, clock)
-        self._mint: BearerMint | None = None
-        if endpoint.options.get("auth") == "minted":
-            self._mint = BearerMint(self._keys, service="bedrock", region=self.region, clock=clock)
+        self._signer = Signer(endpoint, service="bedrock", region=self.region, clock=clock)
 
     def base_url_of(self, endpoint: Endpoint) -> str | None:
-        return endpoint.base_url or _host("bedrock-runtime", region_of(endpoint))
+        return endpoint.base_url or host("bedrock-runtime", region_of(endpoint))
 
     def known_as(self, model: str) -> str:
         return self._profiles.get(model, model)
@@ -181,23 +174,7 @@ class Bedrock(DialectProvider):
         return await super().exchange(method, path, body, call, dialect, content_type)
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
-        # Content type and x-amz-* are signed, so all of ours go in before.
-        headers = request.headers + self._option_headers(request.url)
-        if self._bearer:
-            return replace(request, headers=headers + self._bearer)
-        if self._mint is not None:
-            return replace(request, headers=(*headers, ("authorization", f"Bearer {await self._mint.token()}")))
-        signed = sign(
-            request.method,
-            request.url,
-            headers,
-            request.body,
-            keys=await self._keys.keys(),
-            region=self.region,
-            service="bedrock",
-            now_s=self._clock(),
-        )
-        return replace(request, headers=headers + signed)
+        return await self._signer.signed(replace(request, headers=request.headers + self._option_headers(request.url)))
 
     async def count_tokens(self, call: Call, model: str) -> int:
         """See `providers.base.TokenCounter`."""
@@ -212,9 +189,7 @@ class Bedrock(DialectProvider):
         """ApplyGuardrail: AWS's own guardrail on texts that need not go to a model. Raises: a ProviderError kind."""
         path = f"/guardrail/{quote(ident, safe='')}/version/{quote(version, safe='')}/apply"
         body = {"source": source, "content": [{"text": {"text": text}} for text in texts]}
-        return await read_whole(
-            await self.exchange("POST", path, jsonio.encode(body), None, bedrock_converse.DIALECT)
-        )
+        return await read_whole(await self.exchange("POST", path, jsonio.encode(body), None, bedrock_converse.DIALECT))
 
     async def rerank(self, call: RerankCall, model: str) -> RerankAnswer:
         """See `providers.base.Reranker`. InvokeModel of cohere.rerank-* or amazon.rerank-*, on the host of the chats;
@@ -262,7 +237,7 @@ class Bedrock(DialectProvider):
         return (*(model.modelId for model in found.modelSummaries), *profiles)
 
     async def aclose(self) -> None:
-        await self._keys.aclose()
+        await self._signer.aclose()
 
     def _is_native(self, call: Call, model: str) -> bool:
         return call.operation == "chat" and call.dialect == NATIVE.name and is_claude(self.known_as(model))
@@ -272,19 +247,15 @@ class Bedrock(DialectProvider):
         if "/invoke" not in url:
             return ()
         options = self.endpoint.options
-        guardrail = options.get("guardrail") or {}
         wanted = (
-            ("x-amzn-bedrock-guardrailidentifier", guardrail.get("id")),
-            ("x-amzn-bedrock-guardrailversion", guardrail.get("version")),
-            ("x-amzn-bedrock-trace", str(guardrail["trace"]).upper() if "trace" in guardrail else None),
             ("x-amzn-bedrock-service-tier", options.get("service_tier")),
             ("x-amzn-bedrock-performanceconfig-latency", options.get("latency")),
         )
-        return tuple((name, str(value)) for name, value in wanted if value)
+        return guardrail_headers(options) + tuple((name, str(value)) for name, value in wanted if value)
 
     async def _list(self, path: str, kind: type[T]) -> T:
         """From the control plane, which is a host of its own unless a base URL was configured."""
-        origin = self.endpoint.base_url or _host("bedrock", self.region) or ""
+        origin = self.endpoint.base_url or host("bedrock", self.region)
         request = await self.authorize(HttpRequest("GET", origin.rstrip("/") + path))
         response = await self._transport.send(request, self.timeouts)
         try:
@@ -297,21 +268,6 @@ class Bedrock(DialectProvider):
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
             raise Broken(f"{self.name}: {path} is not a list: {error}") from error
-
-
-def region_of(endpoint: Endpoint) -> str:
-    """Raises: ValueError when none is configured: neither a host nor a signature can be made without one."""
-    region = endpoint.region or endpoint.credential.fields.get("region") or endpoint.options.get("region")
-    if not region and endpoint.base_url and endpoint.credential.fields.get("api_key"):
-        return ""  # the host is given, and a bearer key signs nothing
-    if not region:
-        raise ValueError(f"{endpoint.provider}: region is missing")
-    return str(region)
-
-
-def _host(service: str, region: str) -> str:
-    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://{service}.{region}.{suffix}"
 
 
 def _native_body(body: dict[str, Any], call: Call) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class OpenAILike(DialectProvider):
     """Whether /responses is there too. Engines have it in parts, so their operator says so: `responses: true` in the
     endpoint's options."""
 
+    models_path: ClassVar[str] = "/models"
     rerank_flavour: ClassVar[Flavour] = "jina"
     """How reranking is asked for there. `rerank: "tei"` in the endpoint's options: as Text Embeddings Inference does,
     whose base URL has no version."""
@@ -167,11 +168,11 @@ class OpenAILike(DialectProvider):
         return await self.exchange("POST", path, body, None, openai_chat.DIALECT, call.content_type)
 
     async def models(self) -> tuple[str, ...]:
-        response = await self.exchange("GET", "/models", b"", None, openai_chat.DIALECT)
+        response = await self.exchange("GET", self.models_path, b"", None, openai_chat.DIALECT)
         try:
             found = msgspec.json.decode(await response.read(8 * 1024 * 1024), type=_ModelList)
         except msgspec.MsgspecError as error:
-            raise Broken(f"{self.name}: /models is not a list of models: {error}") from error
+            raise Broken(f"{self.name}: {self.models_path} is not a list of models: {error}") from error
         finally:
             await response.aclose()
         return tuple(model.id for model in found.data)

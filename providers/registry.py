@@ -13,6 +13,7 @@ _PLACES = {
     "anthropic": "providers.anthropic:Anthropic",
     "azure_ai": "providers.azure_ai:AzureAI",
     "bedrock": "providers.bedrock:Bedrock",
+    "bedrock_openai": "providers.bedrock_openai:BedrockOpenAI",
     "cerebras": "providers.cerebras:Cerebras",
     "cohere": "providers.cohere:Cohere",
     "deepseek": "providers.hosts:DeepSeek",

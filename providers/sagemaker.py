@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec.structs import replace
 
-from providers.auth.aws import BearerMint, KeySource, key_source
+from providers.auth.aws import BearerMint, KeySource, host, key_source, region_of
 from providers.auth.sigv4 import sign
 from providers.base import Call, Capabilities, DialectProvider, Endpoint, Operation
 from providers.dialects import base, openai_chat
@@ -90,7 +90,7 @@ class SageMaker(DialectProvider):
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._region = _region(endpoint)
+        self._region = region_of(endpoint)
         super().__init__(endpoint, transport, timeouts)
         self._clock = clock
         self._invocations = endpoint.options.get("api") == "invocations"
@@ -98,8 +98,7 @@ class SageMaker(DialectProvider):
         self._mint = BearerMint(self._keys, service="sagemaker", region=self._region, clock=clock)
 
     def base_url_of(self, endpoint: Endpoint) -> str | None:
-        suffix = "amazonaws.com.cn" if self._region.startswith("cn-") else "amazonaws.com"
-        return endpoint.base_url or f"https://runtime.sagemaker.{self._region}.{suffix}"
+        return endpoint.base_url or host("runtime.sagemaker", self._region)
 
     def dialect_for(self, call: Call, model: str) -> base.Dialect:
         super().dialect_for(call, model)
@@ -183,10 +182,3 @@ def _stream_error(name: str, payload: bytes) -> ProviderError:
     if code == "ModelInvocationTimeExceeded":
         return for_status(504, text, code=code, body=payload)
     return Broken(text, code=code, body=payload)
-
-
-def _region(endpoint: Endpoint) -> str:
-    region = endpoint.region or endpoint.credential.fields.get("region") or endpoint.options.get("region")
-    if not region:
-        raise ValueError(f"{endpoint.provider}: region is missing")
-    return str(region)

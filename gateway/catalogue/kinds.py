@@ -54,6 +54,7 @@ _AWS = (
     ),
     Way("Role of this machine"),
 )
+_BEDROCK = (_AWS[0], Way("Bedrock API key", (KindField("api_key", "Bedrock API key", secret=True),)), *_AWS[1:])
 _PROFILE = KindField("profile", "AWS profile", required=False, hint="of this machine's AWS settings; may assume a role")
 _ROLE = (
     KindField("role_arn", "Role ARN", required=False, hint="arn:aws:iam::…:role/…, assumed with these keys"),
@@ -107,12 +108,17 @@ _SPECIAL: Final = (
             KindField("scope", "Token scope", required=False, hint="empty: the public cloud's"),
         ),
     ),
+    ProviderKind("bedrock", "AWS Bedrock", _BEDROCK, region=True, options=(*_ROLE, _PROFILE)),
     ProviderKind(
-        "bedrock",
-        "AWS Bedrock",
-        (_AWS[0], Way("Bedrock API key", (KindField("api_key", "Bedrock API key", secret=True),)), *_AWS[1:]),
+        "bedrock_openai",
+        "AWS Bedrock, OpenAI-compatible (runtime or mantle)",
+        _BEDROCK,
         region=True,
-        options=(*_ROLE, _PROFILE),
+        options=(
+            KindField("host", "Host", required=False, hint="runtime, or mantle for models that are only there"),
+            *_ROLE,
+            _PROFILE,
+        ),
     ),
     ProviderKind("sagemaker", "AWS SageMaker", _AWS, region=True, options=(*_ROLE, _PROFILE)),
     ProviderKind(

@@ -17,8 +17,9 @@ from gateway.moving.report import Report
 KINDS: Final = {
     "openai": "openai", "text-completion-openai": "openai", "azure": "azure_ai", "azure_ai": "azure_ai",
     "azure_text": "azure_ai", "anthropic": "anthropic", "anthropic_text": "anthropic", "bedrock": "bedrock",
-    "bedrock_converse": "bedrock", "sagemaker": "sagemaker", "sagemaker_chat": "sagemaker", "vertex_ai": "vertex",
-    "vertex_ai_beta": "vertex", "gemini": "gemini", "groq": "groq", "cerebras": "cerebras", "cohere": "cohere",
+    "bedrock_converse": "bedrock", "bedrock_mantle": "bedrock_openai", "sagemaker": "sagemaker",
+    "sagemaker_chat": "sagemaker", "vertex_ai": "vertex", "vertex_ai_beta": "vertex", "gemini": "gemini",
+    "groq": "groq", "cerebras": "cerebras", "cohere": "cohere",
     "cohere_chat": "cohere", "mistral": "mistral", "deepseek": "deepseek", "fireworks_ai": "fireworks",
     "together_ai": "together", "xai": "xai", "openrouter": "openrouter", "perplexity": "perplexity",
     "moonshot": "moonshotai", "nvidia_nim": "nvidia_nim",
@@ -248,7 +249,7 @@ class _Conversion:
                 credential[ours] = self._reference(str(params[theirs]), kind, theirs)
         if credential:
             section["credential"] = credential
-        options = {}
+        options = {"host": "mantle"} if prefix == "bedrock_mantle" else {}
         for theirs, ours in (
             ("vertex_project", "project"),
             ("api_version", "api_version"),

@@ -36,6 +36,7 @@ _PROVIDERS: Final = {
     "openai": "openai",
     "anthropic": "anthropic",
     "bedrock": "aws.bedrock",
+    "bedrock_openai": "aws.bedrock",
     "azure_ai": "azure.ai.openai",
     "gemini": "gcp.gemini",
     "vertex": "gcp.vertex_ai",

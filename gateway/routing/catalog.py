@@ -37,6 +37,7 @@ CACHES: Final[Mapping[str, Cache]] = {
     "azure_ai": Cache(10_000_000, 300.0),
     "anthropic": Cache(10_000_000, 300.0),
     "bedrock": Cache(10_000_000, 300.0),
+    "bedrock_openai": Cache(10_000_000, 300.0),
     "gemini": Cache(10_000_000, 180.0),
     "vertex": Cache(10_000_000, 180.0),
     "groq": Cache(10_000_000, 120.0),

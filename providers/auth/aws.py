@@ -1,18 +1,24 @@
 """Where AWS keys come from: the endpoint's own settings, or botocore's chain (environment, profile, SSO, web identity,
 container, instance), which blocks and so runs in a thread, off the request path once the first keys are there. A role
-that is named is assumed with these keys (STS AssumeRole), and again before the keys that it gives end."""
+that is named is assumed with these keys (STS AssumeRole), and again before the keys that it gives end. And where AWS'
+hosts are, and how a request to one of them is signed."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
-from providers.auth.sigv4 import MAX_TOKEN_LIFE_S, Keys, mint_bearer
+from msgspec.structs import replace
+
+from providers.auth.bearer import bearer
+from providers.auth.sigv4 import MAX_TOKEN_LIFE_S, Keys, mint_bearer, sign
 from providers.base import Endpoint
 from providers.errors import AuthFailed
+from providers.transport.base import HttpRequest
 
 # botocore renews 15 minutes before the end and insists at 10, so keys it just gave are good for ten minutes more.
 _RENEW_AFTER_S = 60.0
@@ -20,6 +26,50 @@ _STALE_AFTER_S = 540.0
 _ROLE: Final = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}")
 _SESSION: Final = "farebox"
 """How AWS' own logs call our sessions of a role."""
+# By how a region begins; the longer beginning first. Source: openai-python 3.54 `providers/bedrock.py` and botocore
+# 1.44 `partitions`, read 2026-11.
+_SUFFIXES: Final = {
+    "cn-": "amazonaws.com.cn",
+    "eusc-": "amazonaws.eu",
+    "us-isob-": "sc2s.sgov.gov",
+    "us-isof-": "csp.hci.ic.gov",
+    "us-iso-": "c2s.ic.gov",
+    "eu-isoe-": "cloud.adc-e.uk",
+}
+_REGION: Final = re.compile(r"[a-z]{2,5}(?:-[a-z]+){1,3}-[0-9]{1,2}")
+
+
+def host(service: str, region: str) -> str:
+    """Where AWS has a service, but for the hosts below `api.aws`."""
+    suffix = next((suffix for beginning, suffix in _SUFFIXES.items() if region.startswith(beginning)), "amazonaws.com")
+    return f"https://{service}.{region}.{suffix}"
+
+
+def region_of(endpoint: Endpoint) -> str:
+    """As configured, else as its host or an ARN in options["profiles"] tells it. Raises: ValueError where nothing does:
+    neither a host nor a signature can be made without one."""
+    options = endpoint.options
+    if said := endpoint.region or endpoint.credential.fields.get("region") or options.get("region"):
+        return str(said)
+    hostname = urlsplit(endpoint.base_url or "").hostname or ""
+    labels = hostname.split(".") if hostname.endswith((".api.aws", ".amazonaws.com", *_SUFFIXES.values())) else []
+    told = [*labels, *(arn.split(":")[3] for arn in options.get("profiles") or () if arn.count(":") > 4)]
+    if region := next((each for each in told if _REGION.fullmatch(each)), None):
+        return region
+    if endpoint.base_url and endpoint.credential.fields.get("api_key"):
+        return ""  # the host is given, and a bearer key signs nothing
+    raise ValueError(f"{endpoint.provider}: region is missing")
+
+
+def guardrail_headers(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """options["guardrail"] as InvokeModel and the OpenAI dialects take it."""
+    guardrail = options.get("guardrail") or {}
+    wanted = (
+        ("x-amzn-bedrock-guardrailidentifier", guardrail.get("id")),
+        ("x-amzn-bedrock-guardrailversion", guardrail.get("version")),
+        ("x-amzn-bedrock-trace", str(guardrail["trace"]).upper() if "trace" in guardrail else None),
+    )
+    return tuple((name, str(value)) for name, value in wanted if value)
 
 
 class KeySource(Protocol):
@@ -96,6 +146,43 @@ class BearerMint:
 
     async def aclose(self) -> None:
         await self._source.aclose()
+
+
+class Signer:
+    """A request to one AWS service with its credential: `api_key` as it is; with options["auth"] "minted" a short-term
+    one in its place; else a signature. Close it with `aclose`.
+
+    service: what signatures are for. API keys are Bedrock's, whichever of its hosts takes them."""
+
+    def __init__(self, endpoint: Endpoint, *, service: str, region: str, clock: Callable[[], float]) -> None:
+        self._service, self._region, self._clock = service, region, clock
+        self._bearer = bearer(endpoint.credential)
+        self._keys = key_source(endpoint, clock)
+        self._mint: BearerMint | None = None
+        if endpoint.options.get("auth") == "minted":
+            self._mint = BearerMint(self._keys, service="bedrock", region=region, clock=clock)
+
+    async def signed(self, request: HttpRequest) -> HttpRequest:
+        """Content type and x-amz-* are signed, so all headers of ours stand in the request before."""
+        if self._bearer:
+            return replace(request, headers=request.headers + self._bearer)
+        if self._mint is not None:
+            token = f"Bearer {await self._mint.token()}"
+            return replace(request, headers=(*request.headers, ("authorization", token)))
+        added = sign(
+            request.method,
+            request.url,
+            request.headers,
+            request.body,
+            keys=await self._keys.keys(),
+            region=self._region,
+            service=self._service,
+            now_s=self._clock(),
+        )
+        return replace(request, headers=request.headers + added)
+
+    async def aclose(self) -> None:
+        await self._keys.aclose()
 
 
 def key_source(endpoint: Endpoint, clock: Callable[[], float]) -> KeySource:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 START_S = 60
 FAMILIES = {
     *("openai", "azure_ai", "groq", "cerebras", "openai_like", "local", "cohere"),
-    *("sagemaker", "anthropic", "bedrock", "vertex", "gemini"),
+    *("sagemaker", "anthropic", "bedrock", "bedrock_mantle", "vertex", "gemini"),
 }
 BY_CHAT: dict[str, features.Check] = {
     "chat": features.text,

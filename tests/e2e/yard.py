@@ -19,6 +19,7 @@ from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.azure import AzureEmulator
 from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, BedrockEmulator
+from tests.emulators.bedrock_openai import BedrockOpenAIEmulator
 from tests.emulators.gemini import GeminiEmulator
 from tests.emulators.media import MediaEmulator
 from tests.emulators.openai import OpenAIEmulator
@@ -143,6 +144,13 @@ BACKENDS: Mapping[str, Backend] = {
             Special("amazon.nova-2-multimodal-embeddings-v1:0", ("embeddings",)),
             Special("cohere.rerank-v3-5:0", ("rerank",), _per("search_units", "0.002")),
         ),
+    ),
+    "bedrock_mantle": Backend(
+        "bedrock_openai",
+        BedrockOpenAIEmulator,
+        credential=AWS_KEYS,
+        settings={**REGION, "options": {"host": "mantle"}},
+        chats=("openai.gpt-oss-120b", "xai.grok-4.3"),
     ),
     "vertex": Backend(
         "vertex",

@@ -56,6 +56,7 @@ COLUMNS: Mapping[str, str] = {
     "anthropic": f"anthropic/{CLAUDE}",
     "bedrock": "bedrock/amazon.nova-pro-v1:0",
     "bedrock Claude": f"bedrock/{BEDROCK_CLAUDE}",
+    "bedrock mantle": "bedrock_mantle/openai.gpt-oss-120b",
     "vertex": "vertex/gemini-2.5-flash",
     "vertex Claude": f"vertex/{CLAUDE}",
     "vertex Llama": "vertex/meta/llama-4-maverick-17b-128e-instruct-maas",
