@@ -53,7 +53,7 @@ def region_of(endpoint: Endpoint) -> str:
         return str(said)
     hostname = urlsplit(endpoint.base_url or "").hostname or ""
     labels = hostname.split(".") if hostname.endswith((".api.aws", ".amazonaws.com", *_SUFFIXES.values())) else []
-    told = [*labels, *(arn.split(":")[3] for arn in options.get("profiles") or () if arn.count(":") > 4)]
+    told: list[str] = [*labels, *(arn.split(":")[3] for arn in options.get("profiles") or () if arn.count(":") > 4)]
     if region := next((each for each in told if _REGION.fullmatch(each)), None):
         return region
     if endpoint.base_url and endpoint.credential.fields.get("api_key"):
