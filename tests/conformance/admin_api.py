@@ -3,8 +3,8 @@
 It asks every operation for what the document allows and for what it rules out. What counts as a fault: a 5xx, an answer
 in a content type that is not documented, or one that its schema rules out. Left out: the tail, which never ends, and
 signing in and out. What can take the caller's own token away comes last, before a gateway of its own: schemathesis
-tries the ids that it has seen, and everything after that would be a 401. A run whose token is gone at its end counts for
-nothing. schemathesis lives in an environment of its own (`--venv`), made on first use.
+tries the ids that it has seen, and everything after that would be a 401. A run whose token is gone at its end counts
+for nothing. schemathesis lives in an environment of its own (`--venv`), made on first use.
 """
 
 from __future__ import annotations
