@@ -114,6 +114,9 @@ def main() -> None:
 
 
 def _version() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version("farebox")
+    try:
+        return version("farebox")
+    except PackageNotFoundError:
+        return "from a checkout"  # Run in place, without an installation.

@@ -24,6 +24,7 @@ from gateway.cli.common import (
 )
 from gateway.cli.keys import id_of, key_admin, project_named, span_ns
 from gateway.cli.site import acting
+from gateway.cli.usage import names_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -59,6 +60,12 @@ async def list_(*, of: str | None = None, common: Common = DEFAULTS) -> int:
         found = await accounts.budgets(db, None if of is None else [of])
         budgets = [await _plain(db, budget, time.time_ns()) for budget in found]
         limits = [dict(row) for row in (await db.execute(select(rate_limits))).mappings()]
+        names: dict[str, str] = {}
+        for kind in ("organisation", "team", "project", "key"):
+            names |= await names_of(db, kind)
+    for row in (*budgets, *limits):
+        owner, slash, rest = row["scope_id"].partition("/")
+        row["name"] = names.get(owner, owner) + slash + rest
     if of is not None:
         limits = [row for row in limits if row["scope_id"].partition("/")[0] == of]
     emit(common, {"budgets": budgets, "limits": limits}, lambda: _tables(budgets, limits))
@@ -277,13 +284,14 @@ async def _plain(db: AsyncConnection, budget: Budget, now_ns: int) -> dict[str, 
 def _tables(budgets: list[dict[str, Any]], limits: list[dict[str, Any]]) -> Any:
     from rich.console import Group
 
-    columns = ["scope", "scope_id", "window", "limit_usd", "spent_usd", "kind"]
-    rates = ["scope", "scope_id", "unit", "amount", "window_ms"]
-    return Group(
-        make_table(columns, [[row[c] for c in columns] for row in budgets], right=columns[3:5]),
-        "",
-        make_table(rates, [[row[c] for c in rates] for row in limits], right=rates[3:]),
-    )
+    columns = ["scope", "name", "scope_id", "window", "limit_usd", "spent_usd", "kind"]
+    rates = ["scope", "name", "scope_id", "unit", "amount", "window_ms"]
+    shown = [
+        make_table(names, [[row[name] for name in names] for row in rows], right=right)
+        for names, right, rows in ((columns, columns[4:6], budgets), (rates, rates[4:], limits))
+        if rows
+    ]
+    return Group(*shown) if shown else "no budgets and no limits: `farebox quotas budget`, `farebox quotas limit`"
 
 
 def _amount(text: str) -> int:

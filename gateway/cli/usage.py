@@ -87,6 +87,8 @@ async def names_of(db: object, by: str) -> dict[str, str]:
     assert isinstance(db, AsyncConnection)
     if by == "project":
         return {project.id: project.name for project in await accounts.projects(db)}
+    if by == "team":
+        return {team.id: team.name for team in await accounts.teams(db)}
     if by == "organisation":
         return {organisation.id: organisation.name for organisation in await accounts.organisations(db)}
     if by == "key":

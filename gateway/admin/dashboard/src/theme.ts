@@ -24,6 +24,8 @@ export const theme = createTheme({
     // Of its own colour on its own tint, a title falls short of 4.5:1.
     Alert: { styles: { title: { color: "var(--mantine-color-text)" } } },
     Notification: { defaultProps: { closeButtonProps: { "aria-label": "Close" } } },
+    // A keyboard has to reach what is scrolled, also where nothing in the table can be focused.
+    TableScrollContainer: { defaultProps: { scrollAreaProps: { viewportProps: { tabIndex: 0 } } } },
     Table: { defaultProps: { verticalSpacing: "sm", highlightOnHover: true } },
     Modal: { defaultProps: { centered: true, radius: "lg", closeButtonProps: { "aria-label": "Close" } }, styles: { title: { fontWeight: 600 } } },
     Drawer: { defaultProps: { position: "right", size: "lg", closeButtonProps: { "aria-label": "Close" } } },

@@ -1,4 +1,5 @@
 import { Group, NumberInput, TagsInput, TextInput } from "@mantine/core";
+import { useState } from "react";
 import type { Key, NewKey } from "../api";
 import { useSession } from "../session";
 
@@ -34,7 +35,8 @@ export function KeyLimits({ of }: { of?: Key }) {
 }
 
 function Names({ name, label, about, none, now }: { name: string; label: string; about: string; none: string; now?: string[] | null | undefined }) {
-  return <TagsInput name={name} label={label} description={about} defaultValue={now ?? []} placeholder={none} hiddenInputValuesDivider={SPLIT} />;
+  const [said, say] = useState(now ?? []);
+  return <TagsInput name={name} label={label} description={about} value={said} onChange={say} placeholder={said.length ? "" : none} hiddenInputValuesDivider={SPLIT} />;
 }
 
 type Limits = Pick<NewKey, "rpm" | "tpm" | "parallel" | "models" | "allow_ips" | "expires_at"> & { weight?: number | null };
