@@ -1,4 +1,4 @@
-"""The fused operations on CPU: cpu.c, compiled once for this machine and called through ctypes.
+"""The fused operations on CPU: cpu.c and products.c, compiled once for this machine and called through ctypes.
 
 A step of a small model is some 700 torch calls of 5 to 30 us each, more than its matrix products at one stream; this
 makes it a few hundred. A compiler is asked for, not required: without one the plain forms run, and the log says so.
@@ -22,7 +22,7 @@ import torch
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.reference import ReferenceOps
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "products.c", "lanes.h")]
 # Sums are vectorised by hand in one fixed order, so nothing here may let the compiler reorder them: no -ffast-math,
 # which with gcc before 13 would also make the whole process flush denormals.
 FLAGS = (
@@ -36,6 +36,7 @@ FLAGS = (
     "-Wno-psabi",
 )
 FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+PANEL = 16  # outputs that are computed side by side: `LANES` of lanes.h
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -69,6 +70,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "join_planes": (POINTER, POINTER, POINTER, POINTER, INT, INT),
     "widen": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT),
     "weight_only": (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT),
+    "pack_halves": (POINTER, POINTER, INT, INT),
+    "half_product": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
 }
 
 
@@ -87,7 +90,7 @@ def _library(compiler: str, cache_dir: Path | None) -> ctypes.CDLL:
             return _load(_compile(compiler, Path(folder) / "cpu.so"))
     # What is compiled for one processor may be an illegal instruction on the next: the name says all that went in.
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    made_of = (SOURCE.read_bytes(), repr(FLAGS).encode(), version, _processor())
+    made_of = (*(source.read_bytes() for source in SOURCES), repr(FLAGS).encode(), version, _processor())
     target = cache_dir / f"cpu-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:24]}.so"
     if not target.exists():
         cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -98,14 +101,16 @@ def _library(compiler: str, cache_dir: Path | None) -> ctypes.CDLL:
 def _compile(compiler: str, target: Path) -> Path:
     """Compile into `target`, which appears whole or not at all."""
     with tempfile.TemporaryDirectory() as folder:
-        compiled, linked = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
+        linked = Path(folder) / "cpu.so"
+        code = [str(source) for source in SOURCES if source.suffix == ".c"]
+        objects = [f"{Path(name).stem}.o" for name in code]
         # Linked without -fopenmp: the calls then resolve to the OpenMP that torch brought along, and its threads are
         # shared. A runtime of our own would put a second pool of threads on the same cores.
         for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
-            [compiler, "-shared", str(compiled), "-o", str(linked), "-lm"],
+            [compiler, *FLAGS, "-c", *code],
+            [compiler, "-shared", *objects, "-o", str(linked), "-lm"],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise NoCompiler(f"{compiler} failed: {done.stderr.strip()[-400:]}")
         beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -273,14 +278,14 @@ class CpuOps(ReferenceOps):
         self,
         x: torch.Tensor,
         codes: torch.Tensor,
-        scale: torch.Tensor | None,
+        scale: torch.Tensor,
         zero: torch.Tensor | None,
         bias: torch.Tensor | None,
         *,
         bits: int,
         group: int,
     ) -> torch.Tensor:
-        """x (tokens, ins) float32 times weights as stored: codes of 4, 8 or 16 bits, float16 scale and zero."""
+        """x (tokens, ins) float32 times weights as stored: codes of 4 or 8 bits, float16 scale and zero."""
         x = x.contiguous()
         rows, ins = x.shape
         out = x.new_empty(rows, len(codes))
@@ -288,7 +293,7 @@ class CpuOps(ReferenceOps):
             out.data_ptr(),
             x.data_ptr(),
             codes.data_ptr(),
-            None if scale is None else scale.data_ptr(),
+            scale.data_ptr(),
             None if zero is None else zero.data_ptr(),
             None if bias is None else bias.data_ptr(),
             bits,
@@ -300,7 +305,7 @@ class CpuOps(ReferenceOps):
         return out
 
     def widen(
-        self, codes: torch.Tensor, scale: torch.Tensor | None, zero: torch.Tensor | None, *, bits: int, group: int
+        self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, *, bits: int, group: int
     ) -> torch.Tensor:
         """Weights as float32 (outs, ins)."""
         outs = len(codes)
@@ -309,7 +314,7 @@ class CpuOps(ReferenceOps):
         self._c.widen(
             out.data_ptr(),
             codes.data_ptr(),
-            None if scale is None else scale.data_ptr(),
+            scale.data_ptr(),
             None if zero is None else zero.data_ptr(),
             bits,
             group,
@@ -317,6 +322,31 @@ class CpuOps(ReferenceOps):
             ins,
         )
         return out
+
+    def pack_halves(self, weight: torch.Tensor) -> torch.Tensor:
+        """float16 weights (outs, ins) in the order in which `half_product` reads them, as one row of numbers."""
+        weight = weight.contiguous()
+        outs, ins = weight.shape
+        packed = torch.empty(-(-outs // PANEL) * PANEL * ins, dtype=torch.float16)
+        self._c.pack_halves(packed.data_ptr(), weight.data_ptr(), outs, ins)
+        return packed
+
+    def half_product(self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, outs: int) -> torch.Tensor:
+        """x (tokens, ins) float32 times packed weights; the bias has a number for each output of a last whole panel."""
+        x = x.contiguous()
+        rows, ins = x.shape
+        wide = -(-outs // PANEL) * PANEL
+        out = x.new_empty(rows, wide)
+        self._c.half_product(
+            out.data_ptr(),
+            x.data_ptr(),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            rows,
+            wide,
+            ins,
+        )
+        return out if wide == outs else out[:, :outs].contiguous()
 
 
 def cache_layer(cache: KVCache, layer: int) -> Any:

@@ -20,6 +20,7 @@ from local_backend.quantization.run import (
     CpuForms,
     HalfWeightLinear,
     Int8Linear,
+    PanelLinear,
     PlanesLinear,
     SevenBitLinear,
     WeightOnlyLinear,
@@ -164,17 +165,33 @@ def test_four_bit_codes_survive_packing() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 40])
 @pytest.mark.parametrize("shape", MATRICES, ids=str)
-@pytest.mark.parametrize("scheme", ["int8wo", "int4wo", "float16"])
+@pytest.mark.parametrize("scheme", ["int8wo", "int4wo"])
 def test_weight_only_products_are_those_of_the_dequantized_matrix(
     fused: CpuOps, scheme: Any, shape: tuple[int, int], rows: int
 ) -> None:
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
-    packed = weight.half() if scheme == "float16" else quantize(weight, SCHEMES[scheme])
-    plain = packed.float() if isinstance(packed, torch.Tensor) else packed.dequantize()
+    packed = quantize(weight, SCHEMES[scheme])
     for invariant in (False, True):
         out = WeightOnlyLinear(packed, bias, fused, invariant=invariant)(x)
-        torch.testing.assert_close(out, reference_product(plain, x) + bias, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(out, reference_product(packed.dequantize(), x) + bias, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [*MATRICES, (16, 1), (50, 300), (259, 513)], ids=str)
+def test_float16_panels_lose_nothing_and_no_row_sees_its_neighbours(fused: CpuOps, shape: tuple[int, int]) -> None:
+    torch.manual_seed(shape[0])
+    weight, bias, x = torch.randn(shape).half(), torch.randn(shape[0]), torch.randn(37, shape[1])
+    linear, bare = PanelLinear(weight, bias, fused), PanelLinear(weight.float(), None, fused)
+    alone = torch.cat([linear(row[None]) for row in x])
+    torch.testing.assert_close(alone, reference_product(weight.float(), x) + bias, atol=2e-4, rtol=1e-5)
+    for rows in range(1, 38):  # whole groups, and every width of the last one
+        assert torch.equal(linear(x[:rows]), alone[:rows])
+        torch.testing.assert_close(bare(x[:rows]), alone[:rows] - bias, atol=2e-4, rtol=1e-5)
+
+
+def test_weights_beyond_float16_become_its_largest_number(fused: CpuOps) -> None:
+    weight = torch.tensor([[1e6, 0.0], [-1e6, 0.0]]).repeat(8, 16)
+    assert PanelLinear(weight, None, fused)(torch.ones(1, 32))[0, :2].tolist() == [16 * 65504.0, -16 * 65504.0]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 33, 130])
@@ -224,9 +241,12 @@ def test_int16_is_refused_where_it_does_not_run(fused: CpuOps) -> None:
 def test_float8_rows_run_as_float16_numbers_times_their_scale(fused: CpuOps) -> None:
     weight, x = torch.randn(96, 64), torch.randn(5, 64)
     packed = quantize(weight, SCHEMES["fp8"])
-    linear = CpuForms(torch.float32, fused, half_weights=True).make(packed, None)
-    assert isinstance(linear, HalfWeightLinear)
-    torch.testing.assert_close(linear(x), reference_product(packed.dequantize(), x), atol=1e-2, rtol=1e-3)
+    bias = torch.randn(96)
+    forms = ((fused, PanelLinear if PanelLinear.available(fused) else HalfWeightLinear), (PLAIN, HalfWeightLinear))
+    for ops, form in forms:
+        linear = CpuForms(torch.float32, ops, half_weights=True).make(packed, bias)
+        assert isinstance(linear, form)
+        torch.testing.assert_close(linear(x), reference_product(packed.dequantize(), x) + bias, atol=1e-2, rtol=1e-3)
 
 
 def test_inputs_that_were_sorted_are_put_in_order_first(fused: CpuOps) -> None:
