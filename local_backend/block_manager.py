@@ -69,7 +69,7 @@ class BlockManager:
 
     def grow(self, seq: Sequence, count: int) -> bool:
         """Make room for `count` more computed tokens. Returns: False, with nothing changed, if blocks run short."""
-        missing = self.blocks_for(seq.computed + count) - len(seq.block_table)
+        missing = -(-(seq.computed + count) // self.block_size) - len(seq.block_table)
         if missing > len(self._free):
             return False
         for _ in range(missing):
@@ -80,9 +80,10 @@ class BlockManager:
 
     def commit(self, seq: Sequence, computed: int) -> None:
         """Tokens up to `computed` now stand in the cache; blocks that became full may be shared from here on."""
-        before, seq.computed = seq.computed // self.block_size, computed
-        if self.prefix_caching:
-            for index in range(before, computed // self.block_size):
+        before, full = seq.computed // self.block_size, computed // self.block_size
+        seq.computed = computed
+        if full > before and self.prefix_caching:
+            for index in range(before, full):
                 self._put(seq, index, seq.block_table[index])
 
     def take_moves(self) -> list[Move]:

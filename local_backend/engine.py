@@ -141,28 +141,30 @@ class Engine:
         tokens: list[TokenOut] = []
         if step.chunks:
             for chunk in step.chunks:
-                if chunk.samples and chunk.seq.constraint is not None:
+                if chunk.seq.constraint is not None and chunk.samples:
                     chunk.seq.constraint.begin()
+            commit = self.scheduler.commit
             for chunk, sampled in zip(step.chunks, self.runner.run(step), strict=True):
-                if sampled is not None and sampled.token is None:
-                    self.scheduler.finish(chunk.seq)
-                    failed.append(Failed(chunk.seq.id, BadLogits.code, "the model produced numbers that are none"))
+                if sampled is None:
+                    commit(chunk, None)
                     continue
-                token = None if sampled is None else sampled.token
-                if token is not None and (constraint := chunk.seq.constraint) is not None:
-                    constraint.accept(token)
-                    if constraint.error is not None:
-                        self.scheduler.finish(chunk.seq)
-                        failed.append(Failed(chunk.seq.id, ConstraintFailed.code, constraint.error[:500]))
-                        continue
-                finish = self.scheduler.commit(chunk, token)
-                if sampled is not None and token is not None:
-                    seq = chunk.seq
-                    tokens.append(TokenOut(seq.id, token, finish, seq.cached_tokens, sampled.logprobs))
-                    if chunk.draft:
-                        tokens += self._commit_guessed(chunk, sampled, finish)
+                seq, token = chunk.seq, sampled.token
+                if token is None or (seq.constraint is not None and breaks(seq, token)):
+                    failed.append(self._spoilt(seq))
+                    continue
+                finish = commit(chunk, token)
+                tokens.append(TokenOut(seq.id, token, finish, seq.cached_tokens, sampled.logprobs))
+                if chunk.draft:
+                    tokens += self._commit_guessed(chunk, sampled, finish)
             self.steps += 1
         return StepOutput(tokens, failed, self.stats(), self._changed_blocks())
+
+    def _spoilt(self, seq: Sequence) -> Failed:
+        """End a sequence that has no next token: its logits were no numbers, or its constraint broke on them."""
+        self.scheduler.finish(seq)
+        if seq.constraint is not None and seq.constraint.error is not None:
+            return Failed(seq.id, ConstraintFailed.code, seq.constraint.error[:500])
+        return Failed(seq.id, BadLogits.code, "the model produced numbers that are none")
 
     def _commit_guessed(self, chunk: Chunk, sampled: Sampled, finish: str | None) -> list[TokenOut]:
         """Book the guesses that held, each as if a step of its own had sampled it, until one ends the sequence."""
@@ -195,10 +197,17 @@ class Engine:
             prefix_query_tokens=b.query_tokens,
             prefix_hit_tokens=b.hit_tokens,
             steps=self.steps,
-            queued_tokens=sum(seq.uncomputed_tokens for seq in s.sequences if seq.uncomputed_tokens > 1),
+            queued_tokens=s.queued_tokens,
             guessed=self.speculation.proposed if self.speculation else 0,
             guessed_right=self.speculation.accepted if self.speculation else 0,
         )
+
+
+def breaks(seq: Sequence, token: int) -> bool:
+    """Move a sequence's constraint on by the token chosen under it. True: that broke it, and its error says why."""
+    assert seq.constraint is not None
+    seq.constraint.accept(token)
+    return seq.constraint.error is not None
 
 
 def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine, Ready]:

@@ -10,7 +10,7 @@ from local_backend.prefix_cache import Move
 from local_backend.scheduler import Step
 
 
-class Span(Struct, frozen=True, array_like=True):
+class Span(Struct, frozen=True, array_like=True, gc=False):
     """Consecutive tokens of one sequence, from position `start`; `table` are the blocks that hold its context."""
 
     tokens: list[int]

@@ -57,7 +57,7 @@ class Terms(Struct, frozen=True, array_like=True):
     adapter: str = ""  # with whose corrections the model works; "": none
 
 
-class TokenLogprobs(Struct, frozen=True, array_like=True):
+class TokenLogprobs(Struct, frozen=True, array_like=True, gc=False):
     """Log-probabilities under the model as it is: before penalties, bias and temperature."""
 
     chosen: float
@@ -88,7 +88,7 @@ class Abort(Struct, frozen=True, array_like=True, tag=True):
     id: int
 
 
-class TokenOut(Struct, frozen=True, array_like=True):
+class TokenOut(Struct, frozen=True, array_like=True, gc=False):
     """One new token of one sequence. `finish` is None while it goes on, then `stop` or `length`."""
 
     id: int

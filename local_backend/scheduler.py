@@ -24,7 +24,7 @@ PRIORITY_STEP = 256
 """A request with priority 0 is served before one with priority 1 that came up to so many requests earlier."""
 
 
-class Chunk(Struct, frozen=True):
+class Chunk(Struct, frozen=True, gc=False):
     """A run of one sequence's tokens to compute: `start` to `start + count`."""
 
     seq: Sequence
@@ -47,21 +47,16 @@ class Chunk(Struct, frozen=True):
 class Step:
     """One forward pass, as the runner gets it."""
 
-    token_budget: int
+    room: int  # tokens that may still be added
     chunks: list[Chunk] = field(default_factory=list)
-    tokens: int = 0
     moves: list[Move] = field(default_factory=list)  # between device and host memory, before all else
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still be added."""
-        return self.token_budget - self.tokens
 
     def add(self, seq: Sequence, count: int, draft: tuple[int, ...] = ()) -> None:
         """Compute the next `count` tokens of the sequence in this step, and what is guessed to follow them."""
-        assert 0 < count <= count + len(draft) <= self.room
         self.chunks.append(Chunk(seq, seq.computed, count, draft))
-        self.tokens += count + len(draft)
+        self.room -= count + len(draft) if draft else count
+        assert count > 0
+        assert self.room >= 0
 
 
 class Scheduler:
@@ -96,6 +91,11 @@ class Scheduler:
         return [seq for queue in self._queues.values() for seq in queue]
 
     @property
+    def queued_tokens(self) -> int:
+        """Of prompts, that are still to be computed."""
+        return sum([more for seq in self._by_id.values() if (more := len(seq.tokens) - seq.computed) > 1])
+
+    @property
     def sequences(self) -> Iterator[Sequence]:
         """All that are not finished."""
         return iter(self._by_id.values())
@@ -107,6 +107,7 @@ class Scheduler:
             raise QueueFull(f"{len(self._by_id)} requests are running or waiting; try again later")
         assert seq.id not in self._by_id
         seq.rank = self._arrivals + PRIORITY_STEP * seq.priority
+        seq.length_max = min(seq.prompt_tokens + seq.sampling.max_tokens, self.max_model_len)
         self._arrivals += 1
         self._by_id[seq.id] = seq
         self.fairness.arrive(seq.tenant)
@@ -124,15 +125,13 @@ class Scheduler:
         """Choose the next forward pass of at most `token_budget` tokens."""
         step, preempted = Step(self.token_budget), False
         self._rebalance()
-        order = self._order()
+        order, grow = self._order(), self.blocks.grow
         for at, seq in enumerate(order):
-            while seq.is_running and step.room:
-                count = min(seq.uncomputed_tokens, step.room)
-                draft = tuple(seq.draft[: step.room - count])
-                if draft and self.blocks.grow(seq, count + len(draft)):
-                    step.add(seq, count, draft)
+            while seq.state is State.RUNNING and step.room:
+                count = min(len(seq.tokens) - seq.computed, step.room)
+                if seq.draft and self._add_with_guesses(step, seq, count):
                     break
-                if self.blocks.grow(seq, count):  # nobody gives way to a guess
+                if grow(seq, count):
                     step.add(seq, count)
                     break
                 # The last in the order, perhaps seq itself; never one that this step has planned already.
@@ -146,6 +145,14 @@ class Scheduler:
         if step.chunks:
             step.moves = self.blocks.take_moves()
         return step
+
+    def _add_with_guesses(self, step: Step, seq: Sequence, count: int) -> bool:
+        """False if there is no room for them, or would have to be made: nobody gives way to a guess."""
+        draft = tuple(seq.draft[: step.room - count])
+        if not draft or not self.blocks.grow(seq, count + len(draft)):
+            return False
+        step.add(seq, count, draft)
+        return True
 
     def preempt(self, seq: Sequence) -> None:
         """Take a running sequence's blocks; it keeps its tokens and computes them again when there is room."""
@@ -163,12 +170,12 @@ class Scheduler:
         seq = chunk.seq
         if seq.state is State.FINISHED:
             return None
-        self.blocks.commit(seq, chunk.end)
+        self.blocks.commit(seq, chunk.start + chunk.count)
         if token is None:
             return None
         seq.tokens.append(token)
         self.fairness.charge(seq.tenant, OUTPUT_COST)
-        reason = seq.finish_reason(self.max_model_len)
+        reason = seq.finish_reason()
         if reason is not None:
             self.finish(seq)
         return reason
@@ -188,13 +195,13 @@ class Scheduler:
         """The running sequences as they are to be planned: first those who need one token, then the least served.
 
         Should single tokens alone fill half the budget, they have no such privilege: prompts would never end."""
-        order = list(self.running)
-        first = 2 * sum(seq.uncomputed_tokens == 1 for seq in order) <= self.token_budget
+        order = list(self.running)  # by rank, and it stays so among equals
         if self.fairness.active > 1:
-            order.sort(key=lambda seq: (self.fairness.of(seq.tenant), seq.rank))
-        if first:
-            order.sort(key=lambda seq: seq.uncomputed_tokens > 1)
-        return order
+            order.sort(key=lambda seq: self.fairness.of(seq.tenant))
+        several = [seq for seq in order if len(seq.tokens) - seq.computed > 1]
+        if not several or 2 * (len(order) - len(several)) > self.token_budget:
+            return order
+        return [seq for seq in order if len(seq.tokens) - seq.computed == 1] + several
 
     def _next(self) -> Sequence | None:
         """Who is to be admitted next."""

@@ -56,6 +56,7 @@ class Sequence:
     odds: list[Any] = field(default_factory=list)  # what each guess was drawn from; none: guesses are certain
     adapter: str = ""  # with whose corrections the model works
     rank: int = 0  # the scheduler's: place among those of one tenant
+    length_max: int = 0  # the scheduler's: tokens at which it ends, prompt included
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -81,12 +82,10 @@ class Sequence:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_tokens
 
-    def finish_reason(self, max_model_len: int) -> str | None:
+    def finish_reason(self) -> str | None:
         """`stop` after a stop token or a whole constrained answer, `length` at a bound, None while it should go on."""
         if self.tokens[-1] in self.sampling.stop_token_ids:
             return "stop"
         if self.constraint is not None and self.constraint.ended:
             return "stop"
-        if self.output_tokens >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
-            return "length"
-        return None
+        return "length" if len(self.tokens) >= self.length_max else None

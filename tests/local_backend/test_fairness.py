@@ -31,7 +31,7 @@ class TenantMachine(RuleBasedStateMachine):
         self.engine = make(-(-MAX_LEN // block_size) + spare, block_size, budget, running, caching=caching)
         self.scheduler = self.engine.scheduler
         self.engine.runner = self
-        self.runner = FakeRunner(self.scheduler.blocks.total_blocks, block_size)
+        self.runner = FakeRunner(self.scheduler.blocks.total_blocks, block_size, self.scheduler.token_budget)
         self.preemptions = 0
         self.next_id = 0
         self.open: dict[int, tuple[list[int], Sampling]] = {}

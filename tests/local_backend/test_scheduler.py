@@ -35,14 +35,14 @@ class FakeRunner:
 
     So a block given to two owners, or reused while it is read, changes the output."""
 
-    def __init__(self, blocks: int, block_size: int) -> None:
+    def __init__(self, blocks: int, block_size: int, token_budget: int) -> None:
         self.slots: list[int | None] = [None] * (blocks * block_size)
-        self.block_size = block_size
+        self.block_size, self.token_budget = block_size, token_budget
         self.host: dict[int, list[int | None]] = {}
         self.steps: list[list[tuple[int, int, int]]] = []
 
     def run(self, step: Step) -> list[Sampled | None]:
-        assert 0 < sum(c.count for c in step.chunks) <= step.token_budget
+        assert 0 < sum(c.count for c in step.chunks) <= self.token_budget
         assert len({c.seq.id for c in step.chunks}) == len(step.chunks)
         for move in step.moves:
             own = slice(move.block * self.block_size, (move.block + 1) * self.block_size)
@@ -89,7 +89,7 @@ def make(
 ) -> Engine:
     manager = BlockManager(blocks, block_size, prefix_caching=caching, host_slots=host)
     scheduler = Scheduler(manager, token_budget=budget, max_running=running, max_waiting=waiting, max_model_len=MAX_LEN)
-    return Engine(scheduler, FakeRunner(blocks, block_size))
+    return Engine(scheduler, FakeRunner(blocks, block_size, budget))
 
 
 def drain(engine: Engine, outputs: dict[int, list[int]]) -> None:
