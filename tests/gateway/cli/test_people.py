@@ -101,6 +101,6 @@ def test_a_limit_on_what_is_not_there_is_refused_and_a_name_is_enough(folder: Pa
     farebox("quotas", "budget", "model", "org_1/gpt-*", "2usd", "--window", "day", cwd=folder)
     listed = farebox_json("quotas", "list", cwd=folder)
     assert [each["scope_id"] for each in listed["budgets"]] == ["org_1/gpt-*", "proj_1"]
-    assert [each["name"] for each in listed["budgets"]] == ["One/gpt-*", "Shop"]
+    assert [each["name"] for each in listed["budgets"]] == ["Harbour/gpt-*", "Shop"]
     assert listed["limits"] == []
     assert "total: none -> 5.00 USD" in farebox("audit", "list", cwd=folder).stdout
