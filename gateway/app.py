@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import create_engine, reading
 from billing.journal import Journal
+from billing.money import PUSD_PER_USD
 from billing.usage import OrphanPolicy
 from billing.worker import Worker
 from gateway.admission import Gate, KeyStore
@@ -251,6 +252,7 @@ class Gateway:
                 settings.routing.retry_share,
                 total_s=settings.timeouts.total_s,
                 hedge_share=settings.routing.hedge_share,
+                hedge_pusd=None if (most := settings.routing.hedge_max_usd) is None else int(most * PUSD_PER_USD),
                 slow_s=settings.routing.slow_first_token_s,
                 queue_s=settings.routing.queue_s,
                 queue_max=settings.routing.queue_max,

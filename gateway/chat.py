@@ -207,7 +207,7 @@ class Chat:
             booking.plan, attempt, streams=True, discard=lambda opened: opened.answer.aclose()
         )
         settlement, opened = booking.settlement, arrival.got
-        settlement.answered(arrival.leg, arrival.attempts, arrival.tries)
+        settlement.answered(arrival.leg, arrival.attempts, arrival.tries, arrival.lost_pusd)
         settlement.first_token()
         if visit is not None and visit.watches_output:
             visit.streams()

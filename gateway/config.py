@@ -109,6 +109,9 @@ class RoutingSettings(Section, frozen=True):
     """Tries after the first, of one request. 0: never."""
     hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """Of all requests: how many may be asked of two deployments at once, where an alias says `hedge_percentile`."""
+    hedge_max_usd: Decimal | None = Decimal("0.05")
+    """A request is not asked twice where the prompt alone, at what its provider bills, would cost more. None: however
+    dear it is."""
     slow_first_token_s: Seconds | None = None
     """A stream whose first token takes longer counts against its deployment as a failure does. None: late is well."""
     queue_s: Seconds = 30.0

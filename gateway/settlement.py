@@ -78,6 +78,7 @@ class Settlement:
         self.leg = leg
         self.attempts = 1
         self.tries: tuple[Try, ...] = ()
+        self.lost_pusd = 0
         self.first_token_ns: int | None = None
 
     @property
@@ -100,9 +101,10 @@ class Settlement:
         """A context: what fails inside before anything was settled ends the request, and is raised on."""
         return _Owed(self, say)
 
-    def answered(self, leg: Leg, attempts: int, tries: tuple[Try, ...] = ()) -> None:
-        """Which leg of the plan it was in the end: its price is charged."""
+    def answered(self, leg: Leg, attempts: int, tries: tuple[Try, ...] = (), lost_pusd: int = 0) -> None:
+        """Which leg of the plan it was in the end: its price is charged. lost_pusd: what another one costs us."""
         self.leg = leg
+        self.lost_pusd += lost_pusd
         self.tries = tries
         self.attempts = attempts
 
@@ -223,7 +225,7 @@ class Settlement:
             dialect=intent.dialect,
             tags=intent.tags,
             attempts=self.attempts,
-            way=None if self._route is None else way_of(self._route, self.tries),
+            way=None if self._route is None else way_of(self._route, self.tries, self.lost_pusd),
         )
 
 

@@ -65,6 +65,11 @@ class Metrics:
         self._hedged = Tally(
             "farebox_hedged_requests", "Streams asked of two deployments at once, by which answered.", ("won",)
         )
+        self._hedge_lost = Tally(
+            "farebox_hedge_lost_usd",
+            "About what prompts cost at deployments whose answer came second and was cancelled, in US dollars.",
+            ("provider",),
+        )
         self._continued = Tally("farebox_continued_streams", "Streams that broke and were carried on elsewhere.")
         self._shadowed = Tally(
             "farebox_shadow_requests", "Requests asked again for comparison, by error code or ok.", ("model", "result")
@@ -144,6 +149,7 @@ class Metrics:
             self._charged,
             self._attempts,
             self._hedged,
+            self._hedge_lost,
             self._continued,
             self._shadowed,
             self._probes,
@@ -233,6 +239,10 @@ class Metrics:
     def hedged(self, won: str) -> None:
         """won: "first" or "second": which of two deployments asked at once answered."""
         self._hedged.add((won,))
+
+    def hedge_lost(self, provider: str, pusd: int) -> None:
+        """provider: an operator's name."""
+        self._hedge_lost.add((provider,), pusd / 10**12)
 
     def continued(self) -> None:
         self._continued.add()

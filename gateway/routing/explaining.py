@@ -20,20 +20,23 @@ _LEGS_KEPT: Final = 12
 
 class Way(Struct, frozen=True):
     """Where a request could go, why, and what came of each try: kept beside its usage row. legs, left_out: deployment
-    and why; tries: deployment, how it ended, milliseconds."""
+    and why; tries: deployment, how it ended, milliseconds. lost_pusd: about what the prompt cost at a deployment that
+    answered second."""
 
     strategy: str
     legs: tuple[tuple[str, str], ...]
     left_out: tuple[tuple[str, str], ...] = ()
     tries: tuple[Try, ...] = ()
+    lost_pusd: int = 0
 
 
-def way_of(plan: RoutePlan, tries: tuple[Try, ...]) -> str | None:
+def way_of(plan: RoutePlan, tries: tuple[Try, ...], lost_pusd: int = 0) -> str | None:
     """None where there was nothing to choose and nothing failed: the row itself says who answered."""
     if len(plan.legs) == 1 and not plan.left_out and not tries:
         return None
     legs = tuple((leg.deployment.id, leg.why) for leg in plan.legs[:_LEGS_KEPT])
-    return msgspec.json.encode(Way(plan.strategy, legs, plan.left_out[:_LEGS_KEPT], tries[:_LEGS_KEPT])).decode()
+    way = Way(plan.strategy, legs, plan.left_out[:_LEGS_KEPT], tries[:_LEGS_KEPT], lost_pusd)
+    return msgspec.json.encode(way).decode()
 
 
 def explained(alias: str, plan: RoutePlan, load: Load, outlook: Outlook = CALM) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gateway.observe.trail import TRAIL, Attempt
 from gateway.routing.catalog import Deployment
 from gateway.routing.health import Health, HealthTable, Outlook, Trip
 from gateway.routing.hedging import HedgeBudget, raced
-from gateway.routing.policy import OK, Leg, RoutePlan, Try
+from gateway.routing.policy import LOST, OK, Leg, RoutePlan, Try
 from gateway.routing.quotas import quota_of
 from gateway.routing.retries import RetryTerms, delay_s
 from gateway.routing.turnstile import Saturated, Turnstile
@@ -32,13 +32,15 @@ T = TypeVar("T")
 
 class Arrival(Struct, Generic[T], frozen=True):
     """What came of it: the first leg that answered, how many calls were made. journey: for a stream, to be ended.
-    tries: each of them where there was more than one."""
+    tries: each of them where there was more than one. lost_pusd: about what the prompt cost us at a second deployment
+    that answered later."""
 
     got: T
     leg: Leg
     attempts: int
     journey: Journey
     tries: tuple[Try, ...] = ()
+    lost_pusd: int = 0
 
 
 class Journey:
@@ -201,20 +203,38 @@ class Dispatcher:
         wait_s: float,
         discard: Callable[[T], Awaitable[None]],
     ) -> Arrival[T]:
+        began = {leg.deployment.id: self._clock()}
+
         def second() -> Awaitable[Arrival[T]] | None:
-            other = self.health.of(run.legs[0].deployment.id)
-            if not self._is_well(other) or not self._hedges.take(self._clock()):
+            other, now = run.legs[0], self._clock()
+            health = self.health.of(other.deployment.id)
+            if not self._is_well(health) or not self._affordable(leg, other) or not self._hedges.take(now):
                 return None
-            return self._try(run, run.legs.popleft(), other, attempt, streams=True)
+            began[other.deployment.id] = now
+            return self._try(run, run.legs.popleft(), health, attempt, streams=True)
 
         async def lost(arrival: Arrival[T]) -> None:
             arrival.journey.end()
             await discard(arrival.got)
 
         won = await raced(self._try(run, leg, health, attempt, streams=True), wait_s, second, lost)
-        if run.attempts > 1:
-            METRICS.hedged("second" if won.leg is not leg else "first")
-        return won
+        if run.attempts < 2:
+            return won
+        METRICS.hedged("second" if won.leg is not leg else "first")
+        late = next(each for each in run.plan.legs if each is not won.leg and each.deployment.id in began)
+        name = late.deployment.id
+        if any(tried == name and ended != OK for tried, ended, _ in won.tries):
+            return won  # It failed by itself.
+        # Its provider had the whole prompt when it was cancelled, and may have read it.
+        METRICS.hedge_lost(late.deployment.provider, late.prompt_cost_pusd)
+        story = (name, LOST, round((self._clock() - began[name]) * 1000))
+        tries = (story, *(each for each in won.tries if each[0] != name))
+        return replace(won, tries=tries, lost_pusd=late.prompt_cost_pusd)
+
+    def _affordable(self, *legs: Leg) -> bool:
+        """Whoever of them loses."""
+        most = self._terms.hedge_pusd
+        return most is None or max(leg.prompt_cost_pusd for leg in legs) <= most
 
     def _has_room(self, leg: Leg) -> bool:
         turnstile = self._turnstiles.get(leg.deployment.id)

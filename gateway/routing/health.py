@@ -52,7 +52,8 @@ class Standing(Struct, frozen=True):
     nothing else is left. absent: probes missed it. found: what the last probe made of it, empty where none asks.
     first_token_s: peak EWMA, of whole answers where none has streamed; None: not known yet. queued_tokens: of prompts
     that wait for their first token, less what was cached. decoding: answers in the making. input_tokens_per_s: how
-    quickly it reads. quota_left: share, by its own rate headers. unasked_s: since it was last chosen."""
+    quickly it reads. quota_left: share, by its own rate headers. unasked_s: since it was last chosen. calls: that
+    ended in the last half minute; failed_share: of them."""
 
     condition: Condition = "closed"
     wait_s: float = 0.0
@@ -65,6 +66,8 @@ class Standing(Struct, frozen=True):
     quota_left: float = 1.0
     found: str = ""
     unasked_s: float = inf
+    calls: int = 0
+    failed_share: float = 0.0
 
     @property
     def well(self) -> bool:
@@ -176,6 +179,10 @@ class Breaker:
             self._absent_until = 0.0
             if self._open_until is not None:
                 self._open_until = min(self._open_until, now)
+
+    def seen(self, now: float) -> tuple[int, int]:
+        """Of the last half minute: how many calls ended, and how many failed."""
+        return self._calls.total(now), self._failures.total(now)
 
     def begin(self, now: float) -> int | None:
         """A call starts. Returns: its number if it is the probe, whose end must be told with it by `succeeded`,
@@ -289,9 +296,11 @@ class Health:
     def standing(self, now: float) -> Standing:
         first = self.first_token.read(now)
         token_s = self.token.latest
+        condition = self.breaker.condition(now)
+        calls, failed = self.breaker.seen(now)
         return Standing(
-            self.breaker.condition(now),
-            self.breaker.wait_s(now),
+            condition,
+            0.0 if condition == "closed" else self.breaker.wait_s(now),
             self.whole.read(now) if first is None else first,
             1 / token_s if token_s and first is not None else None,
             self.in_flight,
@@ -301,6 +310,8 @@ class Health:
             1.0 if self.quota is None else self.quota.read(now),
             self.found,
             now - self.asked_at,
+            calls,
+            failed / calls if failed else 0.0,
         )
 
 

@@ -11,10 +11,13 @@ from msgspec.structs import replace
 from billing.errors import UnknownPrice
 from billing.money import format_usd
 from billing.prices import PriceSheet
+from billing.rating import charge
+from billing.usage import Meter
 from gateway.errors import InvalidRequest, Unavailable, UnpricedModel, Unsupported
 from gateway.offered import Feature, Strategy
 from gateway.routing.catalog import AS_EVER, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
+from gateway.routing.outliers import outliers
 from gateway.routing.preferences import NONE, Preferences
 from gateway.routing.strategies import LIKELY, Candidate, Chance, Choice, Load, order, price_pusd
 from gateway.routing.warmth import Chain
@@ -30,17 +33,29 @@ CapabilitiesOf = Callable[[Deployment], Capabilities]
 # Deployment, how it ended, after how many milliseconds.
 Try = tuple[str, str, int]
 OK: Final = "ok"
+# Asked beside another one that answered sooner.
+LOST: Final = "lost"
 COME_BACK_S: Final = 5.0
 
 
 class Leg(Struct, frozen=True):
     """One deployment of a plan, with the price that its answer will be charged at. why: what put it in its place.
-    fresh_tokens: of the prompt, about how many it has to read."""
+    fresh_tokens: of the prompt, about how many it has to read; cached_tokens: and how many not."""
 
     deployment: Deployment
     sheet: PriceSheet
     why: str = ""
     fresh_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def prompt_cost_pusd(self) -> int:
+        """About what its provider bills for reading the prompt, whatever comes of the answer."""
+        read = {Meter.INPUT_TOKENS: self.fresh_tokens, Meter.CACHE_READ_TOKENS: self.cached_tokens}
+        try:
+            return charge(read, self.sheet).cost_pusd
+        except UnknownPrice:  # by the second or by the piece: nothing is billed for text that was read
+            return 0
 
 
 class Turn(Struct, frozen=True):
@@ -96,8 +111,8 @@ def plan(
 
     needs: the operation and the features that the request uses. preferences: the request's own, which narrow what the
     operator allows and never widen it. warm: deployment id -> tokens of the prompt that it holds. A weight of 0 is a
-    spare: behind its priority's others. Who is not well goes last, whoever is back soonest first, and is never left
-    out: it may be all there is.
+    spare: behind its priority's others, as is who fails clearly more than they do. Who is not well goes last, whoever
+    is back soonest first, and is never left out: it may be all there is.
     Raises: Unavailable while none of an alias' replicas is here; Unsupported when no deployment can do what is asked;
     UnpricedModel when those that could have no price; InvalidRequest when those that have one are dearer than the alias
     allows, or are not what the request prefers.
@@ -108,15 +123,16 @@ def plan(
     candidates: list[Candidate] = []
     unwanted: list[tuple[str, str]] = []
     for place, deployment in able:
+        name = deployment.id
         try:
             sheet = price_of(deployment)
         except UnknownPrice:
-            left_out.append((deployment.id, "no price"))
+            left_out.append((name, "no price"))
             continue
-        if (reason := preferences.forbids(deployment, sheet)) is not None:
-            unwanted.append((deployment.id, reason))
+        if preferences is not NONE and (reason := preferences.forbids(deployment, sheet)) is not None:
+            unwanted.append((name, reason))
             continue
-        candidates.append(Candidate(deployment, sheet, outlook.of(deployment.id), place, warm.get(deployment.id, 0)))
+        candidates.append(Candidate(deployment, sheet, outlook.of(name), place, warm.get(name, 0)))
     left_out += unwanted
     if unwanted and not candidates:
         told = "; ".join(f"{name}: {reason}" for name, reason in unwanted[:8])
@@ -190,7 +206,8 @@ def _legs(
     for candidate in candidates:
         if candidate.standing.well:
             deployment = candidate.deployment
-            wanted, long = preferences.place(deployment), int(_too_long(candidate, load))
+            wanted = preferences.place(deployment) if preferences.order else 0
+            long = int(_too_long(candidate, load))
             well.setdefault((wanted, long, deployment.priority, deployment.weight == 0), []).append(candidate)
         else:
             unwell.append(candidate)
@@ -205,14 +222,18 @@ def _legs(
         elif spare:
             yield from (_leg(c, ", ".join([*notes, "spare"]), load) for c in group)
         else:
-            yield from (_leg(c.candidate, ", ".join([*notes, c.why]), load) for c in choose(group))
+            worse = outliers((c.deployment.id, c.standing) for c in group)
+            equals = [c for c in group if c.deployment.id not in worse] if worse else group
+            yield from (_leg(c.candidate, ", ".join([*notes, c.why]), load) for c in choose(equals))
+            told = {c.deployment.id: c for c in group}
+            yield from (_leg(told[name], ", ".join([*notes, why]), load) for name, why in worse.items())
     unwell.sort(key=lambda c: (preferences.place(c.deployment), c.standing.wait_s, c.deployment.priority, c.place))
     yield from (_leg(c, _unwell(c), load) for c in unwell)
 
 
 def _leg(candidate: Candidate, why: str, load: Load) -> Leg:
     fresh = max(0, load.input_tokens - candidate.cached_tokens)
-    return Leg(candidate.deployment, candidate.sheet, why, fresh)
+    return Leg(candidate.deployment, candidate.sheet, why, fresh, load.input_tokens - fresh)
 
 
 def _too_long(candidate: Candidate, load: Load) -> bool:

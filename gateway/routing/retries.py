@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -17,31 +18,36 @@ _SLOT_S: Final = WINDOW_S / _SLOTS
 class Window:
     """Counts what happened in the last 30 s, in slots of 5 s. Time may not run backwards by more than a slot."""
 
-    __slots__ = ("_counts", "_slots")
+    __slots__ = ("_slots", "_total")
 
     def __init__(self) -> None:
-        self._counts = [0] * _SLOTS
-        self._slots = [-1] * _SLOTS
+        self._slots: deque[list[int]] = deque()
+        self._total = 0
 
     def add(self, now: float, count: int = 1) -> None:
         slot = int(now // _SLOT_S)
-        at = slot % _SLOTS
-        if self._slots[at] != slot:
-            self._slots[at], self._counts[at] = slot, 0
-        self._counts[at] += count
+        if self._slots and self._slots[-1][0] >= slot:
+            self._slots[-1][1] += count
+        else:
+            self._slots.append([slot, count])
+        self._total += count
 
     def total(self, now: float) -> int:
         oldest = int(now // _SLOT_S) - _SLOTS
-        return sum(count for slot, count in zip(self._slots, self._counts, strict=True) if slot > oldest)
+        while self._slots and self._slots[0][0] <= oldest:
+            self._total -= self._slots.popleft()[1]
+        return self._total
 
     def clear(self) -> None:
-        self._counts = [0] * _SLOTS
+        self._slots.clear()
+        self._total = 0
 
 
 class RetryTerms(Struct, frozen=True):
     """most: tries after the first of a request. share: of a deployment's requests of the last 30 s; `spare` more are
     free in that time, for those with little traffic. total_s: from a request's start, all tries together.
-    hedge_share: of all requests that may be asked twice at once. slow_s: a first token later than this is a failure.
+    hedge_share: of all requests that may be asked twice at once; hedge_pusd: what that may cost for one of them; None:
+    no end. slow_s: a first token later than this is a failure.
     queue_s, queue_max: how long, and how many, wait for a turn at one deployment."""
 
     most: int = 2
@@ -53,6 +59,7 @@ class RetryTerms(Struct, frozen=True):
     queue_max: int = 1000
     total_s: float = 900.0
     hedge_share: float = 0.05
+    hedge_pusd: int | None = None
     slow_s: float | None = None
 
 

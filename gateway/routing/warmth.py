@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from math import inf, nextafter
 from typing import Final
 
 from msgspec import Struct
@@ -110,18 +111,19 @@ class Held:
 
     def match(self, chain: Sequence[int], now: float, since: float = 0.0) -> int:
         """Blocks of the longest prefix still held. since: and read then or later."""
+        if self.cache.seconds is not None:
+            since = max(since, nextafter(now - self.cache.seconds, inf))
+        seen = self._blocks.get
         low, high = 0, len(chain)
+        # Most hold nothing of a prompt, so its beginning is asked for first.
+        middle = min(1, high)
         while low < high:
-            middle = (low + high + 1) // 2
-            if self._alive(chain[middle - 1], now, since):
+            if seen(chain[middle - 1], -inf) >= since:
                 low = middle
             else:
                 high = middle - 1
+            middle = (low + high + 1) // 2
         return low
-
-    def _alive(self, block: int, now: float, since: float = 0.0) -> bool:
-        seen = self._blocks.get(block)
-        return seen is not None and seen >= since and (self.cache.seconds is None or now - seen < self.cache.seconds)
 
     def keep(self, chain: Sequence[int], now: float) -> None:
         blocks = self._blocks

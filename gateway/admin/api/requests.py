@@ -96,7 +96,7 @@ class ChoiceView(Struct, frozen=True):
 
 
 class TryView(Struct, frozen=True):
-    """result: ok, or the kind of failure with the provider's status."""
+    """result: ok, the kind of failure with the provider's status, or lost: asked beside another that was sooner."""
 
     deployment: str
     result: str
@@ -104,12 +104,15 @@ class TryView(Struct, frozen=True):
 
 
 class WayView(Struct, frozen=True):
-    """legs: in the order they would be tried; tries: what came of each, where there was more than one."""
+    """legs: in the order they would be tried; tries: what came of each, where there was more than one. lost_usd: about
+    what the provider of a try that was lost bills for its prompt; null where none was, and for roles that may not see
+    money."""
 
     strategy: str
     legs: list[ChoiceView]
     left_out: list[ChoiceView]
     tries: list[TryView]
+    lost_usd: str | None
 
 
 class RequestDetail(Struct, frozen=True):
@@ -196,7 +199,7 @@ async def read_request(request_id: FromPath[str], actor: Caller, sight: Within, 
             row["upstream_id"],
             list(row["tags"]),
             row["variant"],
-            _way(row["way"]),
+            _way(row["way"], money),
             sheet,
             lines,
             [posting(entry) for entry in posted.mappings()],
@@ -240,12 +243,13 @@ async def _priced(db: AsyncConnection, row: RowMapping, money: bool) -> tuple[Pr
     return view, lines
 
 
-def _way(kept: str | None) -> WayView | None:
+def _way(kept: str | None, money: bool) -> WayView | None:
     if kept is None:
         return None
     way = msgspec.json.decode(kept, type=Way)
     legs, left_out = ([ChoiceView(*each) for each in side] for side in (way.legs, way.left_out))
-    return WayView(way.strategy, legs, left_out, [TryView(*each) for each in way.tries])
+    lost = usd(way.lost_pusd) if money and way.lost_pusd else None
+    return WayView(way.strategy, legs, left_out, [TryView(*each) for each in way.tries], lost)
 
 
 def request_view(row: RowMapping, keys: dict[str, str]) -> RequestView:

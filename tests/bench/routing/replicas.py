@@ -7,6 +7,7 @@ a step reads 15 GB of weights at 3.0 TB/s and 128 KiB of KV for each token of co
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
@@ -34,22 +35,28 @@ class Job:
     then: Callable[[float], None] | None = None
     session: int = 0
     fresh: int = 0
-    made: int = 0
     first_token: float | None = None
     replica: int = -1
     guessed: int = field(default=0, compare=False)
 
 
 class Replica:
-    """What one engine does in a step, and how long that takes."""
+    """What one engine does in a step, and how long that takes. Answers in the making are sums, and lists by the step
+    they end with, so that a step costs what changes in it."""
 
     def __init__(self, kv_tokens: int = KV_TOKENS) -> None:
         self._cache: OrderedDict[int, None] = OrderedDict()
         self._kv_blocks = kv_tokens // BLOCK_TOKENS
         self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
+        self.running: dict[Job, None] = {}
         self.prefilled = 0
         self.cached = 0
+        self._reading: list[Job] = []
+        self._decoding = 0
+        self._context = 0
+        self._steps = 0
+        self._ending: dict[int, list[Job]] = {}
+        self._ends: list[int] = []
 
     @property
     def load(self) -> int:
@@ -67,6 +74,21 @@ class Replica:
             count += 1
         return count
 
+    def alike(self) -> int:
+        """How many of the next steps only write and change nobody's place: each is one token of each answer longer."""
+        if self._reading or self.waiting or not self._ends:
+            return 0
+        return self._ends[0] - self._steps - 1
+
+    def alike_s(self, steps: int) -> float:
+        """Seconds of so many of them."""
+        context = steps * self._context + self._decoding * (steps * (steps - 1) // 2)
+        return steps * step_s(0, 0) + context * KV_S_PER_TOKEN
+
+    def skip(self, steps: int) -> None:
+        self._steps += steps
+        self._context += steps * self._decoding
+
     def step(self) -> tuple[float, list[Job], list[Job]]:
         """Returns: seconds; who has a first token at its end; who has ended."""
         while self.waiting and len(self.running) < RUNNING_MAX:
@@ -75,33 +97,46 @@ class Replica:
             job.fresh = job.tokens - hit
             self.cached += hit
             self.prefilled += job.fresh
-            self.running.append(job)
-        budget, read, context = STEP_TOKENS, 0, 0
-        first: list[Job] = []
+            self.running[job] = None
+            self._reading.append(job)
+        self._steps += 1
+        budget, read, context = STEP_TOKENS - self._decoding, 0, self._context
+        self._context += self._decoding
         ended: list[Job] = []
-        for job in self.running:
+        if self._ends and self._ends[0] == self._steps:
+            ended = self._ending.pop(heapq.heappop(self._ends))
+            self._decoding -= len(ended)
+            self._context -= sum(job.tokens + job.output_tokens for job in ended)
+        first: list[Job] = []
+        for job in self._reading:
+            if budget <= 0:
+                break
+            chunk = min(job.fresh, budget)
+            job.fresh -= chunk
+            budget -= chunk
+            read += chunk
+            context += job.tokens - job.fresh
             if job.fresh == 0:
-                budget -= 1
-                context += job.tokens + job.made
-                job.made += 1
-                if job.made >= job.output_tokens:
+                first.append(job)
+                self._keep(job.blocks)
+                if job.output_tokens <= 1:
                     ended.append(job)
-        for job in self.running:
-            if job.fresh and budget > 0:
-                chunk = min(job.fresh, budget)
-                job.fresh -= chunk
-                budget -= chunk
-                read += chunk
-                context += job.tokens - job.fresh
-                if job.fresh == 0:
-                    job.made = 1
-                    first.append(job)
-                    self._keep(job.blocks)
-                    if job.made >= job.output_tokens:
-                        ended.append(job)
+                else:
+                    self._write(job)
+        del self._reading[: len(first)]
         for job in ended:
-            self.running.remove(job)
+            del self.running[job]
         return step_s(read, context), first, ended
+
+    def _write(self, job: Job) -> None:
+        """From the next step on: its first token is made by this one."""
+        self._decoding += 1
+        self._context += job.tokens + 1
+        last = self._steps + job.output_tokens - 1
+        if last not in self._ending:
+            self._ending[last] = []
+            heapq.heappush(self._ends, last)
+        self._ending[last].append(job)
 
     def _keep(self, blocks: Sequence[int]) -> None:
         """Least recently used by depth: the deepest block of the oldest prompt goes first."""
@@ -138,6 +173,7 @@ class Fleet:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._stepping = [False] * count
+        self._gliding: dict[int, _Glide] = {}
         self.refused = 0
         self.served: list[Job] = []
         self.on_first: Callable[[Job], None] = lambda _: None
@@ -157,6 +193,8 @@ class Fleet:
         chosen.waiting.append(job)
         if not self._stepping[replica]:
             self._step(replica)
+        elif (glide := self._gliding.pop(replica, None)) is not None:
+            self._land(replica, glide)
         return True
 
     def run(self, until: float) -> None:
@@ -171,6 +209,10 @@ class Fleet:
             self._stepping[replica] = False
             return
         self._stepping[replica] = True
+        if (steps := engine.alike()) > 1:
+            glide = self._gliding[replica] = _Glide(self.now, steps)
+            self.at(self.now + engine.alike_s(steps), lambda: self._glided(replica, glide))
+            return
         seconds, first, ended = engine.step()
 
         def done() -> None:
@@ -185,3 +227,23 @@ class Fleet:
             self._step(replica)
 
         self.at(self.now + seconds, done)
+
+    def _glided(self, replica: int, glide: _Glide) -> None:
+        if self._gliding.get(replica) is glide:
+            del self._gliding[replica]
+            self.replicas[replica].skip(glide.steps)
+            self._step(replica)
+
+    def _land(self, replica: int, glide: _Glide) -> None:
+        """Somebody came in the middle of steps taken at once: whoever is under way is the last before its turn."""
+        engine = self.replicas[replica]
+        steps = 1 + bisect_left(range(1, glide.steps), self.now - glide.began, key=engine.alike_s)
+        ends = glide.began + engine.alike_s(steps)
+        engine.skip(steps)
+        self.at(max(ends, self.now), lambda: self._step(replica))
+
+
+@dataclass(frozen=True, eq=False)
+class _Glide:
+    began: float
+    steps: int

@@ -160,7 +160,7 @@ class Ours:
         self._trips[job].answered(self._fleet.now, streams=True)
 
     def ended(self, job: Job) -> None:
-        self._trips.pop(job).end(self._fleet.now, job.made)
+        self._trips.pop(job).end(self._fleet.now, job.output_tokens)
 
 
 RULES: dict[str, Callable[[Fleet, random.Random], RoundRobin | LeastLoad | BoundedHash | SglangRule | Ours]] = {

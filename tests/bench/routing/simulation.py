@@ -15,9 +15,9 @@ from tests.bench.routing.workloads import MIXES
 # Requests (chat: conversations) a second and replica: about half of what round robin can bear, about all of it, and so
 # much that it refuses a part.
 RATES = {
-    "spare": {"chat": 0.8, "system": 4.0, "rag": 4.0, "cold": 3.0},
-    "saturated": {"chat": 2.6, "system": 22.0, "rag": 10.0, "cold": 7.5},
-    "overload": {"chat": 9.0, "system": 36.0, "rag": 20.0, "cold": 16.0},
+    "spare": {"chat": 0.8, "system": 4.0, "rag": 4.0, "cold": 3.0, "agents": 0.5},
+    "saturated": {"chat": 2.6, "system": 22.0, "rag": 10.0, "cold": 7.5, "agents": 2.5},
+    "overload": {"chat": 9.0, "system": 36.0, "rag": 20.0, "cold": 16.0, "agents": 12.0},
 }
 SOON_S = 1.0
 

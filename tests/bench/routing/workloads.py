@@ -1,8 +1,10 @@
-"""Four mixes of prompts. Each says when its requests come and which blocks they share; lengths are tokens.
+"""Five mixes of prompts. Each says when its requests come and which blocks they share; lengths are tokens.
 
 chat: conversations of several rounds, each resending all before it. system: few long system prompts, popular by Zipf's
 law, under short questions. rag: a system prompt and five passages, popular by Zipf, in any order: little is shared.
-cold: nothing is shared, and affinity can only do harm."""
+cold: nothing is shared, and affinity can only do harm. agents: programs that call tools: a long prompt of one of three
+kinds that all of a kind share, then many rounds in quick succession, each with what its tool said. Nothing of the
+policy was chosen on `agents`: it is held out."""
 
 from __future__ import annotations
 
@@ -39,20 +41,20 @@ def chat(fleet: Fleet, send: Send, rate: float, until: float, rng: random.Random
     serial = count()
 
     def begin() -> None:
-        talk = next(serial)
+        talk, own = next(serial), _own(rng)
         text = Text().more(600, "system")
-        if rng.random() < 0.5:
-            text = text.more(rng.randint(1000, 6000), ("document", talk))
-        ask(talk, text, rng.randint(3, 8))
+        if own.random() < 0.5:
+            text = text.more(own.randint(1000, 6000), ("document", talk))
+        ask(talk, text, own.randint(3, 8), own)
 
-    def ask(talk: int, text: Text, rounds: int) -> None:
-        text = text.more(rng.randint(40, 250), ("question", talk, rounds))
-        answer = rng.randint(80, 400)
+    def ask(talk: int, text: Text, rounds: int, own: random.Random) -> None:
+        text = text.more(own.randint(40, 250), ("question", talk, rounds))
+        answer = own.randint(80, 400)
 
         def answered(now: float) -> None:
             if rounds > 1 and now < until:
                 after = text.more(answer, ("answer", talk, rounds))
-                fleet.at(now + rng.expovariate(1 / 8.0), lambda: ask(talk, after, rounds - 1))
+                fleet.at(now + own.expovariate(1 / 8.0), lambda: ask(talk, after, rounds - 1, own))
 
         send(Job(text.tokens, text.blocks, answer, fleet.now, answered, session=talk))
 
@@ -98,6 +100,35 @@ def cold(fleet: Fleet, send: Send, rate: float, until: float, rng: random.Random
     _arrivals(fleet, rate, until, rng, begin)
 
 
+def agents(fleet: Fleet, send: Send, rate: float, until: float, rng: random.Random) -> None:
+    """rate: new tasks a second, of 5 to 30 rounds."""
+    kinds = [Text().more(tokens, ("tools", tokens)) for tokens in (4_000, 9_000, 14_000)]
+    serial = count()
+
+    def begin() -> None:
+        task, own = next(serial), _own(rng)
+        text = own.choices(kinds, (3, 2, 1))[0].more(own.randint(100, 800), ("task", task))
+        ask(task, text, own.randint(5, 30), own)
+
+    def ask(task: int, text: Text, rounds: int, own: random.Random) -> None:
+        called = own.randint(30, 200)
+        said = min(8_000, round(own.lognormvariate(6.0, 1.2)))
+
+        def answered(now: float) -> None:
+            if rounds > 1 and now < until:
+                after = text.more(called + said, ("tool", task, rounds))
+                fleet.at(now + own.expovariate(1 / 1.5), lambda: ask(task, after, rounds - 1, own))
+
+        send(Job(text.tokens, text.blocks, called, fleet.now, answered, session=task))
+
+    _arrivals(fleet, rate, until, rng, begin)
+
+
+def _own(rng: random.Random) -> random.Random:
+    """Of one conversation: what it asks does not hang on when others were answered, so every rule meets the same."""
+    return random.Random(rng.getrandbits(64))
+
+
 def _arrivals(fleet: Fleet, rate: float, until: float, rng: random.Random, begin: Callable[[], None]) -> None:
     def times() -> Iterator[float]:
         now = 0.0
@@ -114,4 +145,5 @@ MIXES: dict[str, Callable[[Fleet, Send, float, float, random.Random], None]] = {
     "system": system,
     "rag": rag,
     "cold": cold,
+    "agents": agents,
 }

@@ -94,7 +94,7 @@ def test_half_of_enough_calls_opens_and_half_of_a_few_does_not() -> None:
 def test_a_refused_credential_opens_at_once_and_for_longer() -> None:
     told = Health()
     fail(told, 1, error=AuthFailed("401"))
-    assert told.standing(NOW) == Standing("open", health.OPEN_AUTH_S, unasked_s=0.0)
+    assert told.standing(NOW) == Standing("open", health.OPEN_AUTH_S, unasked_s=0.0, calls=1, failed_share=1.0)
 
 
 @pytest.mark.parametrize(("hint", "wait"), [(7.0, 7.0), (None, health.COOL_S), (86_400.0, health.COOL_LONGEST_S)])

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from billing.prices import Rates, make_sheet
 from billing.usage import Meter
 from gateway.errors import NoRouteLeft
+from gateway.observe.metrics import METRICS
 from gateway.routing.catalog import Deployment, Terms
-from gateway.routing.fallback import Dispatcher
+from gateway.routing.explaining import Way, way_of
+from gateway.routing.fallback import Arrival, Dispatcher
 from gateway.routing.hedging import SAMPLES_LEAST, FirstTokens, HedgeBudget
-from gateway.routing.policy import Leg, RoutePlan
+from gateway.routing.policy import LOST, OK, Leg, RoutePlan
 from gateway.routing.retries import RetryTerms
 from providers.errors import BadRequest, Broken, ContentFiltered, ProviderError
 
@@ -21,6 +25,13 @@ _PRICES = {Meter.INPUT_TOKENS: 5, Meter.OUTPUT_TOKENS: 20}
 SHEET = make_sheet("price", "x", "m", 0, Rates(_PRICES, _PRICES), "operator")
 ONE, TWO = (Leg(Deployment(name, "x", "m"), SHEET) for name in ("one", "two"))
 PLAN = RoutePlan((ONE, TWO), terms=Terms(hedge_percentile=95))
+
+
+def spent(provider: str) -> float:
+    """By the metric."""
+    name = f'farebox_hedge_lost_usd_total{{provider="{provider}"}} '
+    lines = METRICS.exposition().decode().splitlines()
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
 
 
 class Upstreams:
@@ -75,6 +86,80 @@ async def test_who_answers_first_is_kept_and_the_other_cancelled() -> None:
     arrival.journey.end(10)
     outlook = house.outlook(["one/m", "two/m"])
     assert [outlook.of(name).in_flight for name in ("one/m", "two/m")] == [0, 0]
+
+
+async def raced(plan: RoutePlan, house: Dispatcher, wins: str) -> tuple[Arrival[str], Upstreams]:
+    upstreams = Upstreams()
+    arriving = asyncio.create_task(
+        house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    upstreams.goes[wins].set()
+    arrival = await arriving
+    arrival.journey.end(10)
+    return arrival, upstreams
+
+
+@pytest.mark.parametrize(("wins", "loses"), [("one", "two"), ("two", "one")])
+async def test_what_the_loser_cost_is_told_with_the_request(wins: str, loses: str) -> None:
+    read = {"fresh_tokens": 1000, "cached_tokens": 500}
+    legs = tuple(replace(leg, **read) for leg in (ONE, TWO))
+    plan = replace(PLAN, legs=legs)
+    before = spent(loses)
+    arrival, _ = await raced(plan, dispatcher(), wins)
+    assert arrival.lost_pusd == 1000 * 5 + 500 * 5
+    assert [tried[:2] for tried in arrival.tries] == [(f"{loses}/m", LOST), (f"{wins}/m", OK)]
+    assert spent(loses) - before == pytest.approx(7500 / 10**12)
+    way = way_of(plan, arrival.tries, arrival.lost_pusd)
+    assert way is not None
+    assert msgspec.json.decode(way, type=Way).lost_pusd == 7500
+
+
+async def test_who_failed_by_itself_has_not_lost() -> None:
+    upstreams, house = Upstreams(), dispatcher()
+    upstreams.fails = {"one": Broken("gone")}
+    legs = tuple(replace(leg, fresh_tokens=1000) for leg in (ONE, TWO))
+    arriving = asyncio.create_task(
+        house.first_arrival(replace(PLAN, legs=legs), upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    await asked_both(upstreams)
+    upstreams.goes["one"].set()
+    while not house.health.of("one/m").breaker._calls.total(asyncio.get_running_loop().time()):
+        await asyncio.sleep(0)
+    upstreams.goes["two"].set()
+    arrival = await arriving
+    assert (arrival.got, arrival.lost_pusd) == ("two", 0)
+    assert [tried[:2] for tried in arrival.tries] == [("one/m", "Broken"), ("two/m", OK)]
+
+
+@pytest.mark.parametrize(("tokens", "asks"), [(1000, ["one", "two"]), (1001, ["one"])])
+async def test_a_prompt_that_is_too_dear_is_asked_once(
+    tokens: int, asks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever of them loses: here it would be the first that is dear."""
+    upstreams = Upstreams()
+    house = Dispatcher(RetryTerms(hedge_pusd=5000), asyncio.get_running_loop().time, random.random)
+    for _ in range(SAMPLES_LEAST):
+        house.health.of("one/m").tail.add(0.001)
+    weighed = asyncio.Event()
+    affordable = house._affordable
+
+    def watched(*legs: Leg) -> bool:
+        weighed.set()
+        return affordable(*legs)
+
+    monkeypatch.setattr(house, "_affordable", watched)
+    plan = replace(PLAN, legs=(replace(ONE, fresh_tokens=tokens), TWO))
+    arriving = asyncio.create_task(
+        house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    async with asyncio.timeout(30):
+        await weighed.wait()
+        while len(upstreams.asked) < len(asks):
+            await asyncio.sleep(0.005)
+    upstreams.goes["one"].set()
+    (await arriving).journey.end()
+    assert upstreams.asked == asks
 
 
 async def test_one_that_answers_in_the_same_instant_is_let_go_of() -> None:

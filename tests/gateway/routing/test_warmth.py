@@ -75,7 +75,8 @@ def test_halving_finds_what_a_walk_finds_and_nothing_outgrows_its_cache(
     held = warmth._held.get("a")
     walked = 0
     for block in chain(asked):
-        if held is None or not held._alive(block, now):
+        seen = None if held is None else held._blocks.get(block)
+        if seen is None or (seconds is not None and seen <= now - seconds):
             break
         walked += 1
     found = warmth.tokens({"a": cache}, chain(asked), now)
