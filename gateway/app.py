@@ -290,7 +290,7 @@ class Gateway:
                 random.random,
             )
             stack.push_async_callback(cancel, asyncio.create_task(prober.run(), name="probe providers"))
-            known = KnownBlocks(providers, lambda: offer.live.settings.providers)
+            known = KnownBlocks(providers, lambda: offer.live.settings.providers, fleet=lambda: offer.live.fleet)
             stack.push_async_callback(cancel, asyncio.create_task(known.follow(), name="follow engines' caches"))
             shadows = Shadows(keys.principal_of, RequestIds(), time.time_ns, random.random, as_body)
             stack.push_async_callback(shadows.aclose)

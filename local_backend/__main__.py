@@ -93,7 +93,8 @@ async def serve(settings: Settings, served_name: str, model_dir: Path, listening
     if settings.register is not None:
         at = settings.advertise or f"{address(settings, listening)}/v1"
         names = [served_name, *(f"{served_name}:{adapter}" for adapter in adapter_folders(settings.adapters))]
-        lease = lease_of(settings.register, settings.register_token, settings.register_as, settings.replica, at, names)
+        who = (settings.register_token, settings.register_as, settings.replica)
+        lease = lease_of(settings.register, *who, at, names, [] if publisher is None else publisher.endpoints)
     core = CoreClient(settings, str(model_dir), publisher)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(core.run())  # first: importing torch takes longer than all of the rest

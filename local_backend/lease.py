@@ -32,15 +32,24 @@ RENEW_S = 2.0
 
 class Lease:
     """gateways: any of them will do, tried in turn. name: of this replica, the same after a restart. base_url: where
-    gateways reach the engine, with its version."""
+    gateways reach the engine, with its version. events: where it tells of its prefix cache, and where what was missed
+    is asked for."""
 
     def __init__(
-        self, gateways: Sequence[str], token: str, provider: str, name: str, base_url: str, models: Sequence[str]
+        self,
+        gateways: Sequence[str],
+        token: str,
+        provider: str,
+        name: str,
+        base_url: str,
+        models: Sequence[str],
+        events: Sequence[str] = (),
     ) -> None:
         path = f"/replicas/{quote(provider, safe='')}/{quote(name, safe='')}"
         self._urls = [gateway.rstrip("/") + path for gateway in gateways]
         self._token = token
-        self._said = json.dumps({"base_url": base_url, "models": list(models)}).encode()
+        told = dict(zip(("kv_events", "kv_events_replay"), events, strict=False))
+        self._said = json.dumps({"base_url": base_url, "models": list(models)} | told).encode()
         self._renew_s = RENEW_S
         self._held = False
 
@@ -83,9 +92,16 @@ class Lease:
 
 
 def lease_of(
-    gateways: str, token: str | None, provider: str | None, name: str | None, base_url: str, models: Sequence[str]
+    gateways: str,
+    token: str | None,
+    provider: str | None,
+    name: str | None,
+    base_url: str,
+    models: Sequence[str],
+    events: Sequence[str] = (),
 ) -> Lease:
-    """gateways: with commas between several. Raises: BadSetting that names what is missing."""
+    """gateways: with commas between several. events: of the prefix cache, as they are bound here; gateways reach them
+    on the host of base_url. Raises: BadSetting that names what is missing."""
     if not provider:
         raise BadSetting("register_as: name the gateway's provider that has `replicas = true`")
     if not token:
@@ -95,7 +111,8 @@ def lease_of(
         raise BadSetting("advertise: say where gateways reach this engine, as http://host:port/v1")
     named = name or base_url.partition("://")[2].partition("/")[0].replace("[", "").replace("]", "")
     told = [each.strip() for each in gateways.split(",") if each.strip()]
-    return Lease(told, token, provider, named, base_url, models)
+    shown = [f"tcp://{host}:{each.rpartition(':')[2]}" for each in events]
+    return Lease(told, token, provider, named, base_url, models, shown)
 
 
 async def beside(lease: Lease, drain_s: float) -> None:
@@ -118,12 +135,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--register-as", required=True, help="the provider that takes replicas")
     parser.add_argument("--name", help="of this replica (default: its host and port)")
     parser.add_argument("--models", default="", help="what it serves, with commas (default: whatever it is asked for)")
+    parser.add_argument("--kv-events", help="where it tells of its prefix cache, as tcp://*:5557")
+    parser.add_argument("--kv-events-replay", help="where it tells again what was missed, as tcp://*:5558")
     parser.add_argument("--drain-s", type=float, default=0.0, help="seconds to wait after leaving")
     said = parser.parse_args(argv)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     models = [each for each in said.models.split(",") if each]
+    events = [each for each in (said.kv_events, said.kv_events and said.kv_events_replay) if each]
     try:
-        lease = lease_of(said.register, register_token(), said.register_as, said.name, said.base_url, models)
+        lease = lease_of(said.register, register_token(), said.register_as, said.name, said.base_url, models, events)
     except BadSetting as error:
         sys.stderr.write(f"local_backend.lease: {error}\n")
         return 2

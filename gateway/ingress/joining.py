@@ -10,6 +10,7 @@ import hmac
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -100,7 +101,25 @@ async def _said(body: bytes) -> Said:
     fault = await asyncio.to_thread(address_fault, "base_url", said.base_url, allow_private=True)
     if fault is not None:
         raise Refused(422, "bad_address", f"{fault.problem}; {fault.todo}")
+    for name in ("kv_events", "kv_events_replay"):
+        _check_events(name, getattr(said, name), said.base_url)
     return said
+
+
+def _check_events(name: str, address: str | None, base_url: str) -> None:
+    """Every gateway will connect there: to the engine itself and to nobody else, whoever holds the token.
+
+    Raises: Refused."""
+    if address is None:
+        return
+    try:
+        told, engine = urlsplit(address), urlsplit(base_url)
+        if told.scheme != "tcp" or not told.port or told.path or told.query or told.fragment:
+            raise ValueError("another form")
+    except ValueError as error:
+        raise Refused(422, "bad_address", f"{name} is {address!r}; send it as tcp://host:port") from error
+    if told.hostname != engine.hostname or "@" in told.netloc:
+        raise Refused(422, "bad_address", f"{name} is not on the host of base_url; name it as {engine.hostname}")
 
 
 async def _body(receive: Any) -> bytes:

@@ -1,8 +1,9 @@
 """Which engine of one's own holds how much of a prompt, to the token: for `prefix`, `auto` and `lowest_cost`.
 
-A provider whose options name `kv_events` (and `kv_events_replay`) is listened to. A long prompt is then tokenised by
-one of an alias' engines, whose template and vocabulary are the right ones by nature: one short call beside thousands
-of tokens that need not be read. Whatever is not known in time falls back to the guess by bytes (`warmth.py`)."""
+A provider whose options name `kv_events` (and `kv_events_replay`) is listened to, and so is a replica that said
+where it tells when it joined. A long prompt is then tokenised by one of an alias' engines, whose template and
+vocabulary are the right ones by nature: one short call beside thousands of tokens that need not be read. Whatever is
+not known in time falls back to the guess by bytes (`warmth.py`)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from gateway.exchange import Providers
 from gateway.offered import ProviderSettings
 from gateway.routing.block_news import Subscription
 from gateway.routing.blocks import Blocks, Event, Prompt
-from gateway.routing.catalog import Deployment
+from gateway.routing.catalog import Deployment, account_of
+from gateway.routing.replicas import NOBODY, Fleet
 from providers.base import Call
 from providers.errors import ProviderError
 from providers.openai_like import OpenAILike
@@ -39,8 +41,15 @@ ProvidersNow = Callable[[], Mapping[str, ProviderSettings]]
 class KnownBlocks:
     """One a gateway process. `follow` keeps its listeners in step with the catalogue."""
 
-    def __init__(self, providers: Providers, now: ProvidersNow, chance: Callable[[], float] = random.random) -> None:
-        """now: the providers in force. chance: draws from [0, 1)."""
+    def __init__(
+        self,
+        providers: Providers,
+        now: ProvidersNow,
+        chance: Callable[[], float] = random.random,
+        fleet: Callable[[], Fleet] = lambda: NOBODY,
+    ) -> None:
+        """now: the providers in force. chance: draws from [0, 1). fleet: the replicas that have joined them."""
+        self._fleet = fleet
         self._chance = chance
         self._providers = providers
         self._now = now
@@ -64,20 +73,21 @@ class KnownBlocks:
         has, if that is known."""
         if not self._blocks or text_bytes < LONG_BYTES or len(deployments) < 2:
             return {}, None
-        telling = [d for d in deployments if self._tells(d)]
+        telling = [(d, blocks) for d in deployments if (blocks := self._told_by(d)) is not None]
         held: dict[str, int] = {}
         count = None
-        for model in dict.fromkeys(d.model for d in telling):
-            prompt = await self._tokenised(call, [d for d in telling if d.model == model], tenant)
+        for model in dict.fromkeys(d.model for d, _ in telling):
+            prompt = await self._tokenised(call, [d for d, _ in telling if d.model == model], tenant)
             if prompt is not None:
                 count = len(prompt.tokens)
-                held |= {d.id: self._blocks[d.provider].held_tokens(prompt) for d in telling if d.model == model}
+                held |= {d.id: blocks.held_tokens(prompt) for d, blocks in telling if d.model == model}
         return held, count
 
-    def _tells(self, deployment: Deployment) -> bool:
-        """Whether it has told of a block, though it may hold none now."""
-        blocks = self._blocks.get(deployment.provider)
-        return blocks is not None and blocks.size is not None
+    def _told_by(self, deployment: Deployment) -> Blocks | None:
+        """Of one that has told of a block, though it may hold none now."""
+        own = account_of(deployment.provider, deployment.account)
+        blocks = self._blocks.get(own, self._blocks.get(deployment.provider))
+        return None if blocks is None or blocks.size is None else blocks
 
     async def _tokenised(self, call: Call, among: Sequence[Deployment], tenant: str) -> Prompt | None:
         asked = among[int(self._chance() * len(among))]
@@ -94,10 +104,15 @@ class KnownBlocks:
 
     async def _adopt(self) -> None:
         wanted = {}
+        fleet = self._fleet()
         for name, said in self._now().items():
-            events, replay = said.options.get(EVENTS), said.options.get(REPLAY)
+            events, replay, kind = said.options.get(EVENTS), said.options.get(REPLAY), said.kind or name
             if said.enabled and isinstance(events, str):
-                wanted[name] = (events, replay if isinstance(replay, str) else None, said.kind or name)
+                wanted[name] = (events, replay if isinstance(replay, str) else None, kind)
+            if said.enabled and said.replicas:
+                for each in fleet.get(name, ()):
+                    if each.kv_events is not None:
+                        wanted[account_of(name, each.name)] = (each.kv_events, each.kv_events_replay, kind)
         for name, (terms, _) in list(self._listening.items()):
             if wanted.get(name) != terms:
                 await self._leave(name)

@@ -39,16 +39,21 @@ ReplicaName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_
 
 class Said(Struct, frozen=True, forbid_unknown_fields=True):
     """What a replica says of itself. base_url: where the gateways reach it, with its version (`.../v1`). models: what
-    it serves; none: whatever it is asked for."""
+    it serves; none: whatever it is asked for. kv_events, kv_events_replay: where it tells of its prefix cache
+    (`tcp://host:port`), on the host of base_url; None: it does not."""
 
     base_url: Annotated[str, Meta(max_length=2000)]
     models: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=100)] = ()
+    kv_events: Annotated[str, Meta(max_length=300)] | None = None
+    kv_events_replay: Annotated[str, Meta(max_length=300)] | None = None
 
 
 class Replica(Struct, frozen=True):
     name: ReplicaName
     base_url: str
     models: tuple[str, ...] = ()
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
 
     def serves(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -66,6 +71,11 @@ class _Lease(Struct, frozen=True, array_like=True):
     base_url: str
     models: tuple[str, ...]
     left: bool = False
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
+
+    def of(self, name: str) -> Replica:
+        return Replica(name, self.base_url, self.models, self.kv_events, self.kv_events_replay)
 
 
 class Replicas:
@@ -108,7 +118,8 @@ class Replicas:
 
     async def join(self, provider: str, name: str, said: Said) -> None:
         """Begin or renew a lease. Raises: Unavailable."""
-        await self._write(provider, name, _Lease(await _redis_ms(self._link), said.base_url, said.models))
+        at_ms, events = await _redis_ms(self._link), (said.kv_events, said.kv_events_replay)
+        await self._write(provider, name, _Lease(at_ms, said.base_url, said.models, False, *events))
 
     async def leave(self, provider: str, name: str) -> None:
         """Nothing more is sent there from here; others know within LOOK_S. Raises: Unavailable."""
@@ -134,7 +145,7 @@ class Replicas:
                 if not lease.left and age_s < self.lease_s:
                     if key not in self._heard:
                         log.info("replica has joined", provider=key[0], replica=key[1], base_url=lease.base_url)
-                    self._heard[key] = Replica(key[1], lease.base_url, lease.models), now - max(0.0, age_s)
+                    self._heard[key] = lease.of(key[1]), now - max(0.0, age_s)
                 elif lease.left:
                     self._strike(key, "replica has left")
             for key, (_, heard) in list(self._heard.items()):
@@ -156,9 +167,7 @@ async def fleet_now(link: AnyLink, lease_s: float) -> Fleet:
     """Whose leases stand, for somebody who asks once. Raises: Unavailable, hiredis.ReplyError."""
     leases, now_ms = await _leases(link)
     standing = {key: each for key, each in leases.items() if not each.left and now_ms - each.at_ms < lease_s * 1000}
-    return _fleet(
-        (provider, Replica(name, each.base_url, each.models)) for (provider, name), each in sorted(standing.items())
-    )
+    return _fleet((provider, each.of(name)) for (provider, name), each in sorted(standing.items()))
 
 
 def placed(said: DeploymentSettings, fleet: Fleet) -> Iterator[DeploymentSettings]:

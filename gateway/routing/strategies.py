@@ -215,8 +215,11 @@ def _dearest_last(equals: Sequence[Candidate], load: Load, chance: Chance, secon
         price = price_pusd(candidate.sheet, load, load.likely(), candidate.cached_tokens)
         priced.append((price + second_pusd * wait, price, wait, candidate))
     nearly = min(total for total, *_ in priced) * (1 + NEAR_SHARE)
+    soon = min(wait for total, _, wait, _ in priced if total <= nearly) * (1 + NEAR_SHARE) + NEAR_S
+    # Among those that cost nearly the same, as `_soonest` does: where a second is worth nothing, the one that holds a
+    # prompt which all share would otherwise be asked for ever, however long its queue.
     placed = sorted(
-        (max(total, nearly), _crowding(c), -c.cached_tokens, chance(), c.place, price, s, c)
+        (max(total, nearly), max(s, soon), -c.cached_tokens, _turn(c), chance(), c.place, price, s, c)
         for total, price, s, c in priced
     )
     return [Choice(c, f"about {format_usd(pusd)} USD and {s:.3g} s{_warm(c)}") for *_, pusd, s, c in placed]

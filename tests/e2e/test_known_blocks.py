@@ -15,12 +15,22 @@ from msgspec.structs import replace
 
 from billing import accounts
 from billing.db import writing
+from gateway.config import (
+    DeploymentSettings,
+    ModelSettings,
+    ProviderSettings,
+    ReplicaSettings,
+    Secret,
+    TimeoutSettings,
+)
 from gateway.routing.known_blocks import LONG_BYTES
-from tests.e2e.harness import House, house, model, provider, settings_for
+from tests.e2e.harness import PRICE, House, house, model, provider, settings_for
 from tests.local_backend.support import EngineProcess, make_tiny_model
 
 WITHIN_S = 100
 BLOCK = 16
+# An engine's first step on a busy machine.
+PATIENT = TimeoutSettings(first_byte_s=WITHIN_S, between_bytes_s=WITHIN_S)
 ANY = "tcp://127.0.0.1:*"
 LIMITS = ("--block-size", str(BLOCK), "--dtype", "float32", "--kv-cache-bytes", "24MiB", "--served-name", "tiny")
 
@@ -87,6 +97,38 @@ async def until_thought(gateway: House, messages: list[dict[str, Any]], wanted: 
 
 
 @pytest.mark.timeout(300)
+async def test_engines_that_joined_are_followed_to_where_they_said(
+    engines: tuple[Path, list[Engine]], tmp_path: Path, sqlite_template: Path, redis_url: str
+) -> None:
+    """Nobody wrote their addresses down."""
+    (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
+    place = DeploymentSettings(provider="own", model="tiny", price=PRICE)
+    settings = settings_for(
+        tmp_path,
+        f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}",
+        redis_url,
+        {"own": ProviderSettings(kind="local", replicas=True)},
+        (ModelSettings(alias="fleet", deployments=(place,), strategy="prefix"),),
+        replicas=ReplicaSettings(token=Secret("let-me-in-1", {}), lease_s=300.0),
+        timeouts=PATIENT,
+    )
+    async with house(settings) as gateway, httpx.AsyncClient(timeout=WITHIN_S) as http:
+        for name, engine in zip(("one", "two"), engines[1], strict=True):
+            said = {"base_url": f"{engine.process.url}/v1", "models": ["tiny"]}
+            said |= {"kv_events": engine.events, "kv_events_replay": engine.replay}
+            headers = {"authorization": "Bearer let-me-in-1"}
+            answer = await http.put(f"{gateway.url}/replicas/own/{name}", json=said, headers=headers)
+            assert answer.status_code == 200, answer.text
+        for seed, home in (("join-a", "one"), ("join-b", "two")):
+            only = {"x-farebox-preferences": f'{{"only": ["own/tiny@{home}"]}}'}
+            assert found_by(await ask(gateway, talk(seed, 1), **only)) == 0
+            tokens = found_by(await ask(gateway, talk(seed, 1), **only))
+            assert tokens % BLOCK == 0
+            away = "two" if home == "one" else "one"
+            await until_thought(gateway, talk(seed, 1), {f"own/tiny@{home}": tokens, f"own/tiny@{away}": 0})
+
+
+@pytest.mark.timeout(300)
 async def test_each_prompt_goes_where_its_blocks_are(
     engines: tuple[Path, list[Engine]], tmp_path: Path, sqlite_template: Path, redis_url: str
 ) -> None:
@@ -101,7 +143,7 @@ async def test_each_prompt_goes_where_its_blocks_are(
     fleet = replace(model("fleet", "one/tiny", "two/tiny"), strategy="prefix")
     fleet = replace(fleet, deployments=tuple(replace(d, priority=0) for d in fleet.deployments))
     url = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"
-    async with house(settings_for(tmp_path, url, redis_url, providers, (fleet,))) as gateway:
+    async with house(settings_for(tmp_path, url, redis_url, providers, (fleet,), timeouts=PATIENT)) as gateway:
         for seed, home in (("a", "one"), ("b", "two"), ("c", "one")):
             only = {"x-farebox-preferences": f'{{"only": ["{home}"]}}'}
             assert found_by(await ask(gateway, talk(seed, 1), **only)) == 0

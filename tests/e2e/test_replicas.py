@@ -182,6 +182,20 @@ async def test_who_may_not_join_is_told_why(yard: Yard) -> None:
         (await yard.door("PUT", "/replicas/gpus/x", base_url="ftp://x"), 422, "bad_body"),
         (await yard.door("PUT", "/replicas/gpus/x", base_url="http://169.254.169.254/v1"), 422, "bad_address"),
         (await yard.door("PUT", "/replicas/gpus/x", models=["m"]), 422, "bad_body"),
+        *[
+            (await yard.door("PUT", "/replicas/gpus/x", **said, **{name: address}), 422, "bad_address")
+            for name in ("kv_events", "kv_events_replay")
+            for address in (
+                "tcp://169.254.169.254:5557",
+                "tcp://10.0.0.1:6379",
+                "ipc:///run/engine",
+                "http://127.0.0.1:5557",
+                "tcp://127.0.0.1",
+                "tcp://127.0.0.1:99999",
+                "tcp://127.0.0.1:5557/x",
+                "tcp://a@127.0.0.1:5557",
+            )
+        ],
     ):
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     joined = await yard.door("PUT", "/replicas/gpus/x", base_url="http://127.0.0.1:9/v1", models=["else"])

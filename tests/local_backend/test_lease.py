@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from local_backend.lease import lease_of
 from tests.local_backend.support import ROOT, running_engine
 
 WITHIN_S = 60
@@ -63,10 +64,14 @@ def gateway() -> Iterator[str]:
 
 def test_it_joins_when_it_can_answer_renews_and_leaves_before_it_stops(tiny: Path, gateway: str) -> None:
     told = ("--register", f"http://127.0.0.1:9,{gateway}", "--register-as", "own", "--replica", "first")
+    told += ("--kv-events", "tcp://127.0.0.1:*")
     with running_engine(tiny, *told, env={"FAREBOX_ENGINE_REGISTER_TOKEN": "let-me-in"}) as engine:
         Door.wait_for("PUT", 2)
         method, path, shown, said = Door.asked[0]
         assert (method, path, shown) == ("PUT", "/replicas/own/first", "Bearer let-me-in")
+        host, _, port = said.pop("kv_events").rpartition(":")
+        assert host == "tcp://127.0.0.1"
+        assert int(port) > 0, "the one that the system picked"
         assert said == {"base_url": f"{engine.url}/v1", "models": ["tiny"]}
         engine.process.send_signal(signal.SIGTERM)
         Door.wait_for("DELETE")
@@ -77,6 +82,14 @@ def test_it_joins_when_it_can_answer_renews_and_leaves_before_it_stops(tiny: Pat
         assert engine.process.wait(timeout=WITHIN_S) == 0
     assert [asked[0] for asked in Door.asked].count("DELETE") == 1
     assert Door.asked[-1][0] == "DELETE", "who has left renews nothing"
+
+
+def test_where_it_tells_of_its_cache_is_said_as_gateways_reach_it() -> None:
+    for bound in ("tcp://*:5557", "tcp://0.0.0.0:5557", "tcp://127.0.0.1:5557", "tcp://[::]:5557"):
+        for at in ("10.0.0.3", "[fd00::3]", "engine-0.engines"):
+            lease = lease_of("http://g:4000", "x", "own", None, f"http://{at}:8000/v1", ["m"], [bound, "tcp://*:5558"])
+            said = json.loads(lease._said)
+            assert (said["kv_events"], said["kv_events_replay"]) == (f"tcp://{at}:5557", f"tcp://{at}:5558")
 
 
 @pytest.mark.parametrize(("flags", "env", "problem"), [

@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="simulated; the first third warms up")
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--loads", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11], help="each cell is their mean")
     parser.add_argument("--json", action="store_true", help="one line: ratios and every outcome")
     parser.add_argument("--svg", type=Path, help="also draw the outcomes")
     parser.add_argument("--real", action="store_true", help="engines in place of simulated ones")
@@ -92,7 +93,7 @@ def main() -> int:
         from tests.bench.routing.real import main as real  # on use: it brings the engine, and torch
 
         return real(said.json)
-    outcomes = table(said.replicas, said.seconds, said.mixes, said.loads)
+    outcomes = table(said.replicas, said.seconds, said.mixes, said.loads, said.seeds)
     if said.svg is not None:
         said.svg.write_text(drawn(outcomes))
     if said.json:

@@ -188,6 +188,43 @@ async def test_a_prompt_goes_back_to_who_has_read_its_beginning() -> None:
         assert await house.ask(chain_of_bytes(talk, "org"), strategy="lowest_cost") == first
 
 
+@pytest.mark.parametrize("strategy", ["prefix", "auto", "lowest_cost"])
+async def test_an_empty_index_is_seeded_by_the_first_prompt_and_by_one_on_its_way(strategy: str) -> None:
+    """A trap of others: a tree that is filled only where it matched already stays empty, and all is chance for ever."""
+    house = House()
+    assert len(house.dispatcher.warmth) == 0
+    chains = [chain_of_bytes(random.Random(n).randbytes(20 * BLOCK_BYTES), "org") for n in range(8)]
+    for chain in chains:
+        first = house.plan(chain, strategy).legs[0].deployment.id
+        # Nobody has answered yet: the choice itself is known.
+        assert house.dispatcher.warm(PLACES, chain) == {first: 20 * TOKENS_PER_BLOCK}
+    house.now += 60.0
+    for chain in chains:
+        (there,) = house.dispatcher.warm(PLACES, chain)
+        assert await house.ask(chain, 20 * TOKENS_PER_BLOCK, strategy) == there
+
+
+async def test_auto_does_not_queue_at_one_for_nothing() -> None:
+    """A second that is worth nothing, a cache read that costs as much as reading: the same price everywhere, and one
+    holds what all share. Still nobody waits there in line while others are idle."""
+    house = House()
+    shared = random.Random(1).randbytes(8 * BLOCK_BYTES)
+    await house.ask(chain_of_bytes(shared, "org"))
+    prices = {Meter.INPUT_TOKENS: 5, Meter.CACHE_READ_TOKENS: 5, Meter.OUTPUT_TOKENS: 20}
+    flat = make_sheet("flat", "x", "m", 0, Rates(prices, prices), "operator")
+    firsts: Counter[str] = Counter()
+    for n in range(1000):
+        chain = chain_of_bytes(shared + random.Random(n).randbytes(4 * BLOCK_BYTES), "org")
+        route = plan(
+            "m", frozenset({"chat"}), PLACES, lambda _: Capabilities(), lambda _: flat, house.chance,
+            terms=Terms("auto", second_pusd=0), outlook=house.dispatcher.outlook([d.id for d in PLACES]),
+            load=Load(len(chain) * TOKENS_PER_BLOCK, 50), warm=house.dispatcher.warm(PLACES, chain),
+        )  # fmt: skip
+        firsts[house.dispatcher.promised(RoutePlan(route.legs, chain=chain)).legs[0].deployment.id] += 1
+    assert len(firsts) == len(PLACES)
+    assert max(firsts.values()) <= 300
+
+
 async def test_cold_prompts_spread() -> None:
     house = House()
     prompts = [chain_of_bytes(random.Random(n).randbytes(20 * BLOCK_BYTES), "org") for n in range(200)]
