@@ -15,6 +15,7 @@ export type Key = Schemas["KeyView"];
 export type NewKey = Schemas["NewKeyRequest"];
 export type ShownKey = Schemas["ShownKey"];
 export type Project = Schemas["ProjectView"];
+export type ProjectRouting = Schemas["ProjectRoutingView"];
 export type Models = Schemas["Models"];
 export type Model = Schemas["ModelView"];
 export type Deployment = Schemas["DeploymentView"];

@@ -1,4 +1,4 @@
-import { Badge, Button, Code, Group, Modal, Select, Stack, Table, Tabs, Text, TextInput } from "@mantine/core";
+import { Anchor, Badge, Button, Code, Group, Modal, Select, Stack, Table, Tabs, Text, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
@@ -9,6 +9,7 @@ import { Bot, Boxes, KeyRound, UserPlus, Users } from "../parts/icons";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Passkeys } from "../parts/passkeys";
+import { ProjectRoutingForm } from "../parts/project-routing";
 import { Empty, Failure, Loaded } from "../parts/states";
 import { useMay, useSession } from "../session";
 
@@ -118,6 +119,7 @@ function Teams() {
   const queries = useQueryClient();
   const { organisations, teams, projects } = usePlaces();
   const [making, setMaking] = useState<Making>(null);
+  const [routed, setRouted] = useState<Project>();
   const make = useMutation({
     mutationFn: (said: { name: string; organisation_id?: string }) => post(making === "organisation" ? "/organisations" : making === "team" ? "/teams" : "/projects", said),
     onSuccess: () => { notify(`The ${making} is there.`); setMaking(null); void queries.invalidateQueries(); },
@@ -137,7 +139,7 @@ function Teams() {
       <Loaded query={projects}>{(rows) => rows.length === 0
         ? <Empty icon={Boxes} title="No projects">Make one, and give it keys.</Empty>
         : <Table.ScrollContainer minWidth={640}><Table>
-          <Table.Thead><Table.Tr><Table.Th>Project</Table.Th><Table.Th>Organisation</Table.Th><Table.Th>Team</Table.Th><Table.Th ta="right">Keys</Table.Th><Table.Th>Since</Table.Th></Table.Tr></Table.Thead>
+          <Table.Thead><Table.Tr><Table.Th>Project</Table.Th><Table.Th>Organisation</Table.Th><Table.Th>Team</Table.Th><Table.Th ta="right">Keys</Table.Th><Table.Th>Since</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
           <Table.Tbody>{rows.map((project) => {
             const inside = (teams.data ?? []).filter(({ organisation_id }) => organisation_id === project.organisation_id);
             const team = inside.find(({ project_ids }) => project_ids.includes(project.id));
@@ -149,10 +151,12 @@ function Teams() {
                   ? <Select size="xs" w={170} aria-label={`Team of ${project.name}`} placeholder="none" clearable clearButtonProps={{ "aria-label": `No team for ${project.name}` }} value={team?.id ?? null} data={inside.map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => join.mutate({ id: project.id, team: next })} />
                   : team?.name ?? <Text span size="sm" c="dimmed">none</Text>}</Table.Td>
                 <Table.Td ta="right" className="fb-num">{project.keys}</Table.Td><Table.Td>{ago(project.created_at)}</Table.Td>
+                <Table.Td ta="right"><Anchor component="button" type="button" size="sm" aria-label={`Routing of ${project.name}`} onClick={() => setRouted(project)}>Routing</Anchor></Table.Td>
               </Table.Tr>
             );
           })}</Table.Tbody>
         </Table></Table.ScrollContainer>}</Loaded>
+      <ProjectRoutingForm project={routed} close={() => setRouted(undefined)} fixed={!may("project_routing.set")} />
       <Modal opened={making !== null} onClose={() => { make.reset(); setMaking(null); }} title={`New ${making ?? ""}`}>
         <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); const home = said.get("organisation"); make.mutate({ name: String(said.get("name")), ...(home ? { organisation_id: String(home) } : {}) }); }}>
           <Stack>

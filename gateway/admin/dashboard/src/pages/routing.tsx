@@ -6,6 +6,7 @@ import { get, post, put, remove, type AliasEntry, type AliasRow, type Catalogue,
 import { dateTime, ms } from "../format";
 import { Section } from "../parts/bits";
 import { CircleAlert, Plus, Route, Trash } from "../parts/icons";
+import { KeptAnswers } from "../parts/kept-answers";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
@@ -132,6 +133,8 @@ function Editor({ row, close }: { row?: AliasRow | undefined; close: () => void 
         <Text size="xs" c="dimmed">Lower priorities are tried first; equals share by the strategy. A weight of 0 is a spare.</Text>
         {!fixed && <Button variant="default" size="xs" w="fit-content" leftSection={<Plus size={14} aria-hidden />} onClick={() => change({ targets: [...entry.targets, { deployment: "" }] })}>Another deployment</Button>}
         <TagsInput label="Fallbacks" description="Other aliases or provider/model, asked in this order when all above have failed" disabled={fixed} data={known.slice(0, 200)} value={[...(entry.fallbacks ?? [])]} onChange={(value) => change({ fallbacks: value })} />
+        {entry.strategy === "auto" && <TextInput label="A second is worth, $" description="What Auto pays to save it; a project or a request may say its own" placeholder="0.001" disabled={fixed} value={entry.second_usd ?? "0.001"} onChange={(event) => change({ second_usd: event.currentTarget.value })} />}
+        <KeptAnswers entry={entry} change={change} known={known} fixed={fixed} />
         <Section title="Preview" about="Where a request would go now. Nothing is sent; where chance decides, each preview draws anew."
           actions={<Group gap="xs"><MultiSelect aria-label="The request uses" placeholder={needs.length ? "" : "uses …"} size="xs" w={220} data={["tools", "image_input", "response_format", "logprobs", "candidates"]} value={needs} onChange={setNeeds} /><Button size="xs" variant="default" loading={plan.isPending} onClick={() => plan.mutate()}>Preview</Button></Group>}>
           {plan.isError && <Failure error={plan.error} />}

@@ -29,13 +29,14 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
   const [inside, setInside] = useState(existing?.allow_private ?? false);
   const [enabled, setEnabled] = useState(existing?.enabled ?? true);
   const [probe, setProbe] = useState<number | string>(existing?.probe_s ?? "");
+  const [replicas, setReplicas] = useState(existing?.replicas ?? false);
   const [model, setModel] = useState("");
   const ways = kind?.ways ?? [];
   const chosen = ways.find((each) => each.label === way) ?? ways[0];
   const keeps = Boolean(existing?.credential) && !Object.values(fields).some(Boolean) && Boolean(chosen?.fields?.length);
   const said = (): ProviderChange => ({
-    kind: kindName ?? "", enabled, base_url: url || null, region: region || null, allow_private: inside,
-    probe_s: probe === "" ? null : Number(probe), probe_path: existing?.probe_path ?? null, replicas: existing?.replicas ?? false,
+    kind: kindName ?? "", enabled, base_url: replicas ? null : url || null, region: region || null, allow_private: inside,
+    probe_s: probe === "" ? null : Number(probe), probe_path: existing?.probe_path ?? null, replicas,
     credential: keeps ? (existing?.credential ?? null) : null,
     credential_fields: chosen?.fields?.length && !keeps ? Object.fromEntries(Object.entries(fields).filter(([, value]) => value)) : null,
     options: { ...existing?.options, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value)) },
@@ -60,8 +61,9 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
         {kind && (
           <>
             {kind.region != null && <TextInput label="Region" placeholder={kind.kind === "vertex" ? "global" : "us-east-1"} value={region} onChange={(event) => setRegion(event.currentTarget.value)} required={kind.region} withAsterisk={false} />}
-            <TextInput label="Endpoint" description={kind.base_url ? "Its address" : "Leave empty for the provider's own"} placeholder={kind.default_base_url ?? (kind.base_url ? "https://…" : "the provider's own")} value={url} onChange={(event) => setUrl(event.currentTarget.value)} required={kind.base_url ?? false} withAsterisk={false} />
-            {url && <Checkbox label="Allow private addresses" description="The endpoint is in our own network: an engine of yours, an emulator" checked={inside} onChange={(event) => setInside(event.currentTarget.checked)} />}
+            {(kind.base_url || replicas) && <Checkbox label="Engines join by themselves" description="Each says its own address, by a lease; none of them: requests are told to come back" checked={replicas} onChange={(event) => setReplicas(event.currentTarget.checked)} />}
+            {!replicas && <TextInput label="Endpoint" description={kind.base_url ? "Its address" : "Leave empty for the provider's own"} placeholder={kind.default_base_url ?? (kind.base_url ? "https://…" : "the provider's own")} value={url} onChange={(event) => setUrl(event.currentTarget.value)} required={kind.base_url ?? false} withAsterisk={false} />}
+            {url && !replicas && <Checkbox label="Allow private addresses" description="The endpoint is in our own network: an engine of yours, an emulator" checked={inside} onChange={(event) => setInside(event.currentTarget.checked)} />}
             {(kind.options ?? []).map((option) => (
               <TextInput key={option.name} label={option.label} placeholder={option.hint} value={options[option.name] ?? ""} onChange={(event) => setOptions({ ...options, [option.name]: event.currentTarget.value })} required={option.required ?? false} withAsterisk={false} />
             ))}
