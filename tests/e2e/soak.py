@@ -6,7 +6,7 @@ between clients and gateways, gateways and provider, gateways and Redis, gateway
 never killed: leaks are measured on it. Afterwards the books are compared as `tests.e2e.chaos` does; in addition:
 
 faults              played, by link and kind
-stuck               requests on a sound link that got no end within 30 s
+stuck               requests on a sound link that got no end within 30 s from a gateway that was up all that time
 stuck_at            the same by what was waited for, path and gateway
 in_flight_left      requests and open intents that the first gateway still counts when all clients are gone
 rss_mb, rss_mb_hour its resident memory at the end, and the slope over the second half of the run
@@ -192,7 +192,10 @@ class Traffic:
             if status not in FINE:
                 self._stage.seen.odd[f"{status} {path}"] += 1
         except httpx.TimeoutException as error:
-            self._stuck[f"{type(error).__name__} {path} {replica.port}"] += 1
+            if time.monotonic() - replica.began_s < 2 * PATIENCE_S:
+                self._statuses["cut"] += 1  # It waited before a door that a killed process has just opened again.
+            else:
+                self._stuck[f"{type(error).__name__} {path} gateway {self._stage.replicas.index(replica)}"] += 1
         except httpx.TransportError:
             self._statuses["cut"] += 1  # a process was killed
 

@@ -70,9 +70,12 @@ class Process:
         self._arguments = arguments
         self._stopping = False
         self._process: asyncio.subprocess.Process | None = None
+        self.began_s = 0.0
+        """When the present one did, by the monotonic clock."""
 
     async def keep(self) -> None:
         while not self._stopping:
+            self.began_s = time.monotonic()
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "gateway", *self._arguments, "--config", str(self._config),
