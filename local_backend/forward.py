@@ -9,6 +9,8 @@ from msgspec import Struct
 from local_backend.prefix_cache import Move
 from local_backend.scheduler import Step
 
+SEVERAL = 2**40  # sorts spans of several tokens behind all single ones; no context is so long
+
 
 class Span(Struct, frozen=True, array_like=True, gc=False):
     """Consecutive tokens of one sequence, from position `start`; `table` are the blocks that hold its context."""
@@ -46,7 +48,8 @@ def pass_of(step: Step, *, every: bool = False) -> tuple[Pass, list[int]]:
     made: list[tuple[Span, int]] = []
     for chunk in step.chunks:
         seq = chunk.seq
-        tokens = seq.tokens[chunk.start : chunk.end] + list(chunk.draft)
+        tokens = seq.tokens[chunk.start : chunk.start + chunk.count]
+        tokens += chunk.draft
         rows = len(tokens) if every else 1 + len(chunk.draft) if chunk.samples else 0
         made.append((Span(tokens, chunk.start, seq.block_table, seq.adapter), rows))
     return arranged(made, step.moves)
@@ -60,10 +63,15 @@ def arranged(made: list[tuple[Span, int]], moves: Sequence[Move] = ()) -> tuple[
     wanted: list[int] = []
     owners: list[int] = []
     tokens = 0
-    for index in sorted(range(len(made)), key=lambda i: (made[i][0].count > 1, made[i][0].end)):
+    keys = [span.start + (1 if len(span.tokens) == 1 else SEVERAL + len(span.tokens)) for span, _ in made]
+    for index in sorted(range(len(made)), key=keys.__getitem__):
         span, rows = made[index]
         spans.append(span)
-        tokens += span.count
-        wanted += range(tokens - rows, tokens)
-        owners += [index] * rows
+        tokens += len(span.tokens)
+        if rows == 1:
+            wanted.append(tokens - 1)
+            owners.append(index)
+        else:
+            wanted += range(tokens - rows, tokens)
+            owners += [index] * rows
     return Pass(spans, wanted, list(moves)), owners

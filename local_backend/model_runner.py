@@ -143,14 +143,16 @@ class ModelRunner:
         if self.adapters is not None:
             self.adapters.begin([(span.adapter, span.count) for span in whole.spans])
         batch = AttentionBatch(whole.spans, self.cache.block_size, self.device, self.dtype)
-        ids = batch.ints([token for span in whole.spans for token in span.tokens])
-        positions = batch.ints([at for span in whole.spans for at in range(span.start, span.end)])
-        return self.model(ids, positions, self.cache, batch, batch.ints(whole.wanted))
+        return self.model(batch.inputs, batch.positions, self.cache, batch, batch.ints(whole.wanted))
 
 
 def sampled_from(logits: torch.Tensor, owners: list[int], chunks: list[Chunk]) -> list[Sampled | None]:
     """What each chunk gives; `owners` are the chunks of the rows, those of one chunk side by side."""
     results: list[Sampled | None] = [None] * len(chunks)
+    if not any(chunk.draft for chunk in chunks):
+        for index, sampled in zip(owners, sample(logits, [chunks[index].seq for index in owners]), strict=True):
+            results[index] = sampled
+        return results
     rows: list[int] = []
     sequences: list[Sequence] = []
     found: dict[int, list[Sampled]] = {}

@@ -40,7 +40,7 @@ class Chunk(Struct, frozen=True, gc=False):
     @property
     def samples(self) -> bool:
         """True if the chunk reaches the last known token, so that a new one follows from it."""
-        return self.end == len(self.seq.tokens)
+        return self.start + self.count == len(self.seq.tokens)
 
 
 @dataclass(slots=True)

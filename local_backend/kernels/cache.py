@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -135,33 +136,52 @@ class AttentionBatch:
     def __init__(self, spans: list[Span], block_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.spans = spans
         self.block_size, self.device, self.dtype = block_size, device, dtype
-        self.tokens = sum(span.count for span in spans)
-        self.decode_rows = sum(span.count == 1 for span in spans)
+        self.counts = [len(span.tokens) for span in spans]
+        # Blocks that each span's context takes.
+        self.pages = [-(-(span.start + count) // block_size) for span, count in zip(spans, self.counts, strict=True)]
+        self.tokens = sum(self.counts)
+        self.decode_rows = self.counts.count(1)
         self._tiles: dict[int, torch.Tensor | None] = {}
         self._views: dict[tuple[str, int], list[DecodeGroup] | list[PrefillChunk]] = {}
 
     @cached_property
+    def inputs(self) -> torch.Tensor:
+        """(tokens,) ids of the tokens themselves."""
+        return self.ints(list(chain.from_iterable(span.tokens for span in self.spans)))
+
+    @cached_property
     def slots(self) -> torch.Tensor:
         """(tokens,) where each token's keys and values go: block * block_size + offset."""
-        size = self.block_size
-        return self.ints([s.table[p // size] * size + p % size for s in self.spans for p in range(s.start, s.end)])
+        at, size = self.positions, self.block_size
+        return self.tables[self.owners, at // size] * size + at % size
 
     @cached_property
     def tables(self) -> torch.Tensor:
         """(spans, pages) block tables, padded with block 0."""
-        widest = max(map(self.pages, self.spans))
-        rows = [span.table[: self.pages(span)] for span in self.spans]
-        return self.ints([row + [0] * (widest - len(row)) for row in rows])
+        widest = max(self.pages)
+        padding, flat = [0] * widest, list[int]()
+        for span, pages in zip(self.spans, self.pages, strict=True):
+            flat += span.table[:pages]
+            flat += padding[pages:]
+        return self.ints(flat).view(-1, widest)
 
     @cached_property
     def owners(self) -> torch.Tensor:
         """(tokens,) the span each token belongs to."""
-        return self.ints([i for i, span in enumerate(self.spans) for _ in range(span.count)])
+        return self.ints(np.repeat(np.arange(len(self.counts)), self.counts))
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(tokens,) where in its sequence each token stands."""
+        counts = np.array(self.counts)
+        # From a token's place among all to its place in its sequence: the same step for all of a span.
+        shift = np.array([span.start for span in self.spans]) - (counts.cumsum() - counts)
+        return self.ints(np.arange(self.tokens) + np.repeat(shift, counts))
 
     @cached_property
     def contexts(self) -> torch.Tensor:
         """(tokens,) how many tokens of its sequence each token sees, itself included."""
-        return self.ints([p + 1 for span in self.spans for p in range(span.start, span.end)])
+        return self.positions + 1
 
     @cached_property
     def longest(self) -> int:
@@ -197,23 +217,19 @@ class AttentionBatch:
             self._tiles[rows] = self.ints(made) if made else None
         return self._tiles[rows]
 
-    def pages(self, span: Span) -> int:
-        """Blocks that a span's context takes."""
-        return -(-span.end // self.block_size)
-
-    def ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        """Integers on the device of the step."""
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+    def ints(self, values: list[int] | list[list[int]] | np.ndarray[Any, Any]) -> torch.Tensor:
+        """Integers on the device of the step; by way of numpy, which reads a list in a third of torch's time."""
+        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.device)
 
     def _make_decode_groups(self, window: int) -> list[DecodeGroup]:
         groups: list[DecodeGroup] = []
         start = 0
         while start < self.decode_rows:
-            shortest = self.pages(self.spans[start])
+            shortest = self.pages[start]
             end = start
-            while end < self.decode_rows and self.pages(self.spans[end]) <= max(2 * shortest, 8):
+            while end < self.decode_rows and self.pages[end] <= max(2 * shortest, 8):
                 end += 1
-            pages = max(map(self.pages, self.spans[start:end]))
+            pages = max(self.pages[start:end])
             at = self.contexts[start:end].unsqueeze(1) - 1
             mask = self._mask(at, pages, window)
             groups.append(DecodeGroup(start, end, self.tables[start:end, :pages], mask[:, None, None]))
@@ -228,11 +244,11 @@ class AttentionBatch:
                 blocks = mask = None
                 at = torch.arange(span.start, span.end, device=self.device).unsqueeze(1)
                 if span.start:
-                    pages = self.pages(span)
+                    pages = self.pages[index]
                     blocks = self.tables[index : index + 1, :pages]
                     mask = self._mask(at, pages, window)
                 elif 0 < window < span.count:
-                    mask = self._mask(at, self.pages(span), window)[:, : span.count]
+                    mask = self._mask(at, self.pages[index], window)[:, : span.count]
                 out.append(PrefillChunk(row, row + span.count, blocks, mask))
             row += span.count
         return out
