@@ -7,13 +7,16 @@ that comes in one read, as nearly all do, costs it no timer and no copy.
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import structlog
 
 from gateway.errors import BodyTooLarge, GatewayError, HeadTooLarge, InvalidRequest, TooSlow, Unavailable
-from gateway.ingress.endpoints import match
+from gateway.exchange import Headers
+from gateway.ingress.cors import Cors
+from gateway.ingress.endpoints import Route, match
 from gateway.ingress.errors import as_body, headers_for
 from gateway.ingress.hygiene import objection, without_upgrade
 from gateway.observe.metrics import METRICS
@@ -29,6 +32,7 @@ BODY_SLACK: Final = 3
 BODY_BYTES_PER_S: Final = 8 * 1024
 START_BYTES: Final = 2048
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_ORIGIN: Final = re.compile(rb"\r\norigin:[ \t]*([^\s]{1,256})[ \t]*\r\n", re.IGNORECASE)
 _IDLE, _HEAD, _BODY = range(3)
 
 
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     class _Below(asyncio.Protocol):
         """What the mixin expects of the protocol under it."""
 
+        cors: ClassVar[Cors | None]
         headers: list[tuple[bytes, bytes]]
         parser: Any
 
@@ -158,12 +163,14 @@ class Guard(_Below):
             self._refuse(self._large_head())
             return
         arriving = self._phase
+        if arriving != _BODY and not self._start:
+            self._start = data  # for a refusal on the way; only what is not whole is copied below
         super().data_received(without_upgrade(data) if arriving != _BODY and b"h2c" in data else data)
         if self._phase == _IDLE or self._refused:
             return
         if self._phase != arriving:
             self._tell_room(self._body_bytes + len(data))
-        self._start = self._start or data[:START_BYTES]
+        self._start = (self._start or data)[:START_BYTES]
         settings = self.door.settings
         if self._phase == _BODY:
             # Chunk extensions and trailers bring no body: they are headers that came late.
@@ -295,7 +302,7 @@ class Guard(_Below):
             self._transport.abort()
             return
         self.abandon()
-        self._transport.write(_response(error, dialect))
+        self._transport.write(_response(error, dialect, self._cors_headers()))
         if self._transport.can_write_eof():
             self._transport.write_eof()
             if self._timer is not None:
@@ -304,22 +311,32 @@ class Guard(_Below):
         else:
             self._transport.close()
 
+    def _cors_headers(self) -> Headers:
+        """So that a page reads why it was refused, as far as its head has come. The office has no such pages."""
+        if self.cors is None or self._route() is None:
+            return []
+        found = _ORIGIN.search(self._start)
+        return self.cors.headers({} if found is None else {"origin": found[1].decode("latin-1")})
+
     def _dialect(self) -> str:
+        route = self._route()
+        return route.error_dialect if route is not None else "openai_chat"
+
+    def _route(self) -> Route | None:
         """Of the request line, as far as it has come."""
         words = self._start.split(b"\r\n", 1)[0].split(b" ", 2)
         if len(words) < 2:
-            return "openai_chat"
+            return None
         path = words[1].split(b"?", 1)[0].decode("latin-1")
         if path.startswith("http"):
             path = "/" + path.partition("://")[2].partition("/")[2]
-        route = match(words[0].decode("latin-1"), path)
-        return route.error_dialect if route is not None else "openai_chat"
+        return match(words[0].decode("latin-1"), path)
 
 
-def _response(error: GatewayError, dialect: str) -> bytes:
+def _response(error: GatewayError, dialect: str, more: Headers) -> bytes:
     told = as_body(error, "")
     body = load(dialect).encode_error(told)
     lines = [f"HTTP/1.1 {told.status} {HTTPStatus(told.status).phrase}", "content-type: application/json"]
     lines += [f"content-length: {len(body)}", "connection: close"]
-    lines += [f"{name}: {value}" for name, value in headers_for(error)]
+    lines += [f"{name}: {value}" for name, value in (*headers_for(error), *more)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from tests.e2e.harness import House
 from tests.e2e.test_door import CHAT, fortress
-from tests.e2e.wire import chat
+from tests.e2e.wire import ask, chat, request
 
 PAGE, STRANGER = "https://app.example", "https://evil.example"
 
@@ -66,6 +66,25 @@ async def test_whole_streamed_refused_and_astray_are_all_readable(browser: httpx
     for each in answers:
         said = {"access-control-allow-origin": PAGE, "access-control-expose-headers": "*"}
         assert (cors(each.headers), each.headers["vary"]) == (said, "origin")
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status", "origin", "allowed"),
+    [
+        (CHAT, f"x-pad: {'a' * 100_000}\r\n", 431, PAGE, PAGE),
+        (CHAT, "content-length: 2\r\ncontent-length: 3\r\n", 400, PAGE, PAGE),
+        (CHAT, "content-length: 2\r\n x: folded\r\n", 400, PAGE, PAGE),
+        (CHAT, "content-length: 2\r\ncontent-length: 3\r\n", 400, STRANGER, None),
+        ("/admin/v1/keys", "content-length: 2\r\ncontent-length: 3\r\n", 400, PAGE, None),
+    ],
+)
+async def test_what_is_refused_at_the_door_is_readable_too(
+    gateway: House, path: str, more: str, status: int, origin: str, allowed: str | None
+) -> None:
+    answer = await ask(gateway.url, request(path, None, key=gateway.key, more=f"Origin: {origin}\r\n{more}") + b"{}")
+    assert answer is not None
+    assert answer.status == status
+    assert answer.headers.get("access-control-allow-origin") == allowed
 
 
 @pytest.mark.parametrize("origin", [STRANGER, "https://app.example.evil.example", "null", "http://app.example", None])

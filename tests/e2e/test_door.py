@@ -253,6 +253,15 @@ async def test_a_request_that_two_readers_could_measure_differently_is_refused_a
     await serves(gateway)
 
 
+@pytest.mark.parametrize("dialect", list(PATHS))
+async def test_what_is_malformed_is_told_in_the_callers_dialect(gateway: House, dialect: str) -> None:
+    more = "content-length: 2\r\ncontent-length: 3\r\n"
+    answer = await ask(gateway.url, request(PATHS[dialect], None, more=more) + b"{}")
+    assert told(answer, dialect)[0] == 400
+    assert answer is not None
+    assert (answer.json().get("type") == "error") is (dialect == "anthropic_messages")
+
+
 @pytest.mark.parametrize(
     "head",
     [
