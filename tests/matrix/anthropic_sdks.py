@@ -9,6 +9,7 @@ import anthropic
 
 from tests.matrix.asks import (
     ANSWER_SCHEMA,
+    PATIENCE_S,
     PDF,
     PDF_URL,
     PNG,
@@ -87,7 +88,7 @@ class Messages(Client):
         self.sdk = self.connected(gateway)
 
     def connected(self, gateway: Door) -> Any:
-        return anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0)
+        return anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0, timeout=PATIENCE_S)
 
     async def aclose(self) -> None:
         await self.sdk.close()
@@ -118,6 +119,7 @@ class MessagesOnBedrock(Messages):
             aws_secret_key=gateway.key,
             aws_region="us-east-1",
             max_retries=0,
+            timeout=PATIENCE_S,
         )
 
     async def count(self, alias: str, ask: Ask) -> int:
@@ -131,5 +133,10 @@ class MessagesOnVertex(Messages):
 
     def connected(self, gateway: Door) -> Any:
         return anthropic.AsyncAnthropicVertex(
-            base_url=gateway.v1, access_token=gateway.key, project_id="demo", region="us-central1", max_retries=0
+            base_url=gateway.v1,
+            access_token=gateway.key,
+            project_id="demo",
+            region="us-central1",
+            max_retries=0,
+            timeout=PATIENCE_S,
         )

@@ -13,6 +13,7 @@ import openai
 
 from tests.matrix.asks import (
     ANSWER_SCHEMA,
+    PATIENCE_S,
     PDF,
     PDF_URL,
     PNG,
@@ -44,7 +45,7 @@ class Chat(Client):
         self.sdk = self.connected(gateway)
 
     def connected(self, gateway: Door) -> Any:
-        return openai.AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0)
+        return openai.AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0, timeout=PATIENCE_S)
 
     async def aclose(self) -> None:
         await self.sdk.close()
@@ -160,7 +161,11 @@ class AzureChat(Chat):
 
     def connected(self, gateway: Door) -> Any:
         return openai.AsyncAzureOpenAI(
-            azure_endpoint=gateway.url, api_key=gateway.key, api_version="2024-10-21", max_retries=0
+            azure_endpoint=gateway.url,
+            api_key=gateway.key,
+            api_version="2024-10-21",
+            max_retries=0,
+            timeout=PATIENCE_S,
         )
 
 
@@ -170,7 +175,7 @@ class GroqChat(Chat):
     usage_please: ClassVar[dict[str, Any]] = {"extra_body": {"stream_options": {"include_usage": True}}}
 
     def connected(self, gateway: Door) -> Any:
-        return groq.AsyncGroq(base_url=gateway.url, api_key=gateway.key, max_retries=0)
+        return groq.AsyncGroq(base_url=gateway.url, api_key=gateway.key, max_retries=0, timeout=PATIENCE_S)
 
 
 class CerebrasChat(Chat):
@@ -183,7 +188,11 @@ class CerebrasChat(Chat):
 
     def connected(self, gateway: Door) -> Any:
         return cerebras.AsyncCerebras(
-            base_url=gateway.url, api_key=gateway.key, max_retries=0, warm_tcp_connection=False
+            base_url=gateway.url,
+            api_key=gateway.key,
+            max_retries=0,
+            warm_tcp_connection=False,
+            timeout=PATIENCE_S,
         )
 
     async def streamed(self, chunks: Any) -> Seen:

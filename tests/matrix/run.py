@@ -65,7 +65,7 @@ COLUMNS: Mapping[str, str] = {
 FILE = Path(__file__).parents[2] / "gateway" / "MATRIX.md"
 FAULTS_FILE = FILE.with_name("FAULTS.md")
 AT_ONCE = 24
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 Outcome = Literal["green", "refused", "not offered", "red"]
 SIGNS: Mapping[Outcome, str] = {"green": "yes", "not offered": "-", "red": "RED"}
@@ -93,7 +93,7 @@ async def run(yard: Yard, clients: Iterable[type[Client]] = CLIENTS) -> list[Cel
         return [*cells, books, *await _all(made, FAULTS)]
     finally:
         for client in made:
-            await client.aclose()
+            await client.ended()
 
 
 async def _all(clients: list[Client], features: Mapping[str, Check]) -> list[Cell]:
