@@ -247,6 +247,8 @@ class GeminiEmulator(Emulator):
         for field in body:
             if field not in FIELDS[self.flavour]:
                 return f'Invalid JSON payload received. Unknown name "{field}": Cannot find field.'
+        if not isinstance(body.get("systemInstruction") or {}, dict):
+            return "Invalid value at 'system_instruction' (type.googleapis.com/google.ai.generativelanguage.v1.Content)"
         contents = body.get("contents")
         if not contents:
             return "* GenerateContentRequest.contents: contents is not specified"
@@ -256,6 +258,9 @@ class GeminiEmulator(Emulator):
                 for field in part:
                     if field not in _PART_FIELDS:
                         return f"Invalid JSON payload received. Unknown name \"{field}\" at 'contents[{number}].parts'"
+                told = (part.get("functionResponse") or {}).get("response") or {}
+                if not isinstance(told, dict):
+                    return f"Invalid value at 'contents[{number}].parts[0].function_response.response' (Map)"
                 call = part.get("functionCall") or part.get("functionResponse") or {}
                 if self.flavour == "vertex" and "id" in call:
                     return "Invalid JSON payload received. Unknown name \"id\" at 'function_call': Cannot find field."

@@ -61,7 +61,7 @@ def problem_of(body: Mapping[str, Any]) -> tuple[str, str] | None:
     called = set()
     for number, item in enumerate(items):
         where = f"input[{number}]"
-        match item.get("type", "message"):
+        match item.get("type") or ("message" if "role" in item else "item_reference"):
             case "message":
                 kind = "output_text" if item["role"] == "assistant" else "input_text"
                 for part in item["content"] if isinstance(item["content"], list) else ():

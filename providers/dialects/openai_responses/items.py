@@ -66,8 +66,12 @@ def messages_in(items: Sequence[Any]) -> tuple[tuple[Message, ...], dict[str, li
         if not isinstance(given, dict):
             raise BadRequest(f"{where} must be an object", param=where)
         kind = given.get("type") or ("message" if "role" in given else "item_reference")
+        if not isinstance(kind, str):
+            raise BadRequest(f"{where}.type must be a string", param=f"{where}.type")
+        if kind == "item_reference" and not isinstance(given.get("id"), str):
+            raise BadRequest(f"{where} needs a type, a role or, as a reference, an id", param=where)
         if kind not in _KINDS:
-            raw.setdefault(str(kind), []).append(RawItem(count, given))
+            raw.setdefault(kind, []).append(RawItem(count, given))
             continue
         item = _convert(given, where)
         if kind == "reasoning" and (seal := unseal(item.encrypted_content)) is not None:

@@ -213,6 +213,8 @@ def test_hints_are_left_out_by_name_and_what_matters_is_kept() -> None:
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tool_choice": 5}, "tool_choice"),
+        ({"input": [{}]}, "input[0]"),
+        ({"input": [{"type": [None], "role": "user", "content": "x"}]}, "input[0].type"),
     ],
 )
 def test_bad_requests_name_the_field(fields: dict[str, Any], param: str) -> None:
