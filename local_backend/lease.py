@@ -48,6 +48,7 @@ class Lease:
         path = f"/replicas/{quote(provider, safe='')}/{quote(name, safe='')}"
         self._urls = [gateway.rstrip("/") + path for gateway in gateways]
         self._token = token
+        self.base_url = base_url.rstrip("/")
         told = dict(zip(("kv_events", "kv_events_replay"), events, strict=False))
         self._said = json.dumps({"base_url": base_url, "models": list(models)} | told).encode()
         self._renew_s = RENEW_S
@@ -116,15 +117,33 @@ def lease_of(
 
 
 async def beside(lease: Lease, drain_s: float) -> None:
-    """For an engine of another make: keeps its lease until SIGTERM, then leaves, waits until nothing more is sent there
-    and `drain_s` more for what is being answered."""
+    """For an engine of another make: takes its lease once it answers, keeps it until SIGTERM, then leaves, waits until
+    nothing more is sent there and `drain_s` more for what is being answered."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    keeping = asyncio.create_task(lease.keep())
+    keeping = asyncio.create_task(_keep_when_ready(lease))
     await asyncio.wait({keeping, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
     keeping.cancel()
     await asyncio.sleep(await lease.leave() + drain_s)
+
+
+async def _keep_when_ready(lease: Lease) -> None:
+    while True:
+        if await asyncio.to_thread(_answers, lease.base_url):
+            return await lease.keep()
+        await asyncio.sleep(RENEW_S)
+
+
+def _answers(base_url: str) -> bool:
+    """Whether there is an engine, be it one that wants a key to say what it serves: weights load for minutes."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/models", timeout=ASK_S):  # noqa: S310 - the operator's own URL
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
 
 
 def main(argv: list[str]) -> int:

@@ -33,15 +33,34 @@ VALUES = {
         "metrics": {"podMonitor": True},
     },
 }
+LEADER = ["sh", "-c", "multi-node-serving.sh leader --ray_cluster_size=$(LWS_GROUP_SIZE); vllm serve m -tp 8 -pp 2"]
+VALUES["sharded"] = {
+    **SECRET,
+    "engine": {"enabled": True, "tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
+    "shardedEngine": {
+        "enabled": True,
+        "replicas": 2,
+        "leader": LEADER,
+        "worker": ["sh", "-c", "multi-node-serving.sh worker --ray_address=$(LWS_LEADER_ADDRESS)"],
+        "join": "own",
+        "models": ["m"],
+        "resources": {"limits": {"nvidia.com/gpu": 8}},
+        "nodeSelector": {"gpu": "h100"},
+    },
+}
 # What the values' schema has to refuse, by its path.
 REFUSED = {
     "gateway.replica": {"gateway": {"replica": 3}},
     "gateway.replicas": {"gateway": {"replicas": "three"}},
     "engine.models.size": {"engine": {"models": {"size": "20"}}},
+    "shardedEngine.size": {"shardedEngine": {"size": 1}},
+    "shardedEngine: say the commands": {"shardedEngine": {"enabled": True}},
     "gateway.terminationGracePeriodSeconds": {"gateway": {"terminationGracePeriodSeconds": 5}},
 }
 # Kinds of other people's operators have no schema in Kubernetes.
 FOREIGN = {"ScaledObject", "PodMonitor"}
+# Of a LeaderWorkerSet the pods have one: each is looked at as a Deployment's would be.
+GROUPS = "LeaderWorkerSet"
 VERSIONS = ("1.30", "1.36")
 
 
@@ -55,6 +74,8 @@ def wrong_with(found: dict) -> list[str]:
     name = f"{found['kind']}/{found['metadata']['name']}"
     if found["kind"] in FOREIGN:
         return []
+    if found["kind"] == GROUPS:
+        return [problem for pod in pods_of(found) for problem in wrong_pod(name, pod)]
     wrong = []
     for version in VERSIONS:
         try:
@@ -66,6 +87,27 @@ def wrong_with(found: dict) -> list[str]:
         context = container.get("securityContext", {})
         if not (context.get("readOnlyRootFilesystem") and template["securityContext"]["runAsNonRoot"]):
             wrong.append(f"{name}: may write to its root, or be root")
+    return wrong
+
+
+def pods_of(group: dict) -> list[dict]:
+    both = group["spec"]["leaderWorkerTemplate"]
+    return [both["leaderTemplate"], both["workerTemplate"]]
+
+
+def wrong_pod(name: str, template: dict) -> list[str]:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": "x"},
+        "spec": template["spec"],
+    }
+    wrong = []
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(pod, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            wrong.append(f"{name} ({version}): {error.message}")
     return wrong
 
 

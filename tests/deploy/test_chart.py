@@ -29,5 +29,6 @@ def test_every_object_is_one_that_kubernetes_takes(tmp_path: Path) -> None:
     )
     sys.stdout.write(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.count("StatefulSet") == 5
+    assert ran.stdout.count("StatefulSet") == 7
+    assert ran.stdout.count("LeaderWorkerSet") == 1
     assert ran.stdout.count("ScaledObject") == 2

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
+from gateway.admission.principal import ProjectRouting
+from gateway.admission.project_routing import ProjectRoutings
 from gateway.catalogue.document import DeploymentEntry, ProviderEntry
 from gateway.config import PriceSettings
+from gateway.offered import SimilarSettings
 from tests.e2e.dashboard.browser import Scheme, chromium, page
 from tests.e2e.dashboard.office import office, picture, sign_in
 from tests.emulators.bedrock import ACCESS_KEY_ID, MODELS, SECRET_ACCESS_KEY, BedrockEmulator
@@ -115,3 +118,66 @@ async def test_an_alias_is_edited_with_its_plan_in_view(scheme: Scheme, sqlite_t
         await expect(visit.get_by_role("button", name="Open fast")).to_be_visible()
         assert not wrong
         watched.check()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_what_auto_keeps_and_who_joins_is_said_in_forms(
+    scheme: Scheme, sqlite_template: Path, tmp_path: Path
+) -> None:
+    async with (
+        chromium() as browser,
+        office(sqlite_template, tmp_path, 0) as (made, base),
+        page(browser, scheme) as watched,
+    ):
+        visit, wrong = watched.page, []
+        await sign_in(made, base, visit)
+        await visit.goto(f"{base}/ui/models")
+        await visit.get_by_role("button", name="Add provider").click()
+        form = visit.get_by_role("dialog", name="Add provider")
+        await form.get_by_label("Kind").click()
+        await visit.get_by_role("option", name="OpenAI-compatible (vLLM").click()
+        await form.get_by_label("Name").fill("own")
+        await form.get_by_label("Engines join by themselves").check()
+        await expect(form.get_by_label("Endpoint")).to_be_hidden()
+        await form.get_by_label("API key", exact=True).fill("sk-own")
+        await form.get_by_label("Probe every (seconds)").fill("10")
+        wrong += await watched.violations()
+        await picture(watched, f"provider-replicas-{scheme}")
+        await form.get_by_role("button", name="Add provider").click()
+        await expect(form).to_be_hidden()
+
+        await visit.goto(f"{base}/ui/routing?new=1")
+        editor = visit.get_by_role("dialog", name="New alias")
+        await editor.get_by_label("Alias").fill("help")
+        await editor.get_by_label("Strategy").click()
+        await visit.get_by_role("option", name="Auto").click()
+        await editor.get_by_label("Deployment 1").fill("own/m1")
+        await editor.get_by_label("A second is worth, $").fill("0.02")
+        await editor.get_by_label("Keep answers for (seconds)").fill("600")
+        await editor.get_by_label("Also for questions that mean the same").check()
+        await editor.get_by_label("Embedding model").fill("own/minilm")
+        await editor.get_by_label("Likeness from").fill("0.97")
+        wrong += await watched.violations()
+        await picture(watched, f"routing-kept-{scheme}")
+        await editor.get_by_role("button", name="Save alias").click()
+        await expect(editor).to_be_hidden()
+
+        await visit.goto(f"{base}/ui/organisation?tab=teams")
+        await visit.get_by_role("button", name="Routing of shop").click()
+        own = visit.get_by_role("dialog", name="Routing of shop")
+        await own.get_by_label("A second is worth, $").fill("0.05")
+        await own.get_by_text("On", exact=True).click()
+        wrong += await watched.violations()
+        await picture(watched, f"project-routing-{scheme}")
+        await own.get_by_role("button", name="Save").click()
+        await expect(own).to_be_hidden()
+        assert not wrong
+        watched.check()
+    document = (await made.services.yard.changes.view()).version.document
+    assert document.providers["own"].replicas
+    assert document.providers["own"].probe_s == 10
+    alias = document.aliases["help"]
+    assert (alias.second_usd, alias.keep_answers_s) == (Decimal("0.02"), 600)
+    assert alias.similar_answers == SimilarSettings(model="own/minilm", threshold=0.97)
+    said = await ProjectRoutings(made.engine, made.services.keys.changed).read("proj_shop")
+    assert said == ProjectRouting(50_000_000_000, True)

@@ -45,3 +45,16 @@ securityContext:
   seccompProfile:
     type: RuntimeDefault
 {{- end }}
+
+{{- define "farebox.sharded" -}}
+automountServiceAccountToken: false
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
