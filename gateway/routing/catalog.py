@@ -45,6 +45,30 @@ CACHES: Final[Mapping[str, Cache]] = {
 }
 
 
+# Tokens of the shortest prefix that hosts keep, by a part of the model's name, the most telling first. Sources, read
+# 2026-11: Anthropic's "Prompt caching" (the same on Bedrock and Vertex), ai.google.dev "Context caching", OpenAI's
+# "Prompt caching". A model that came later counts as its family's least.
+_HOSTED: Final = CACHES.keys() - {"groq", "cerebras"}
+_LEAST_KEPT: Final = (
+    ("claude-opus-4-5", 4096),
+    ("claude-opus-4-6", 4096),
+    ("claude-haiku-4-5", 4096),
+    ("claude-3-5-haiku", 2048),
+    ("claude-3-haiku", 2048),
+    ("claude", 1024),
+    ("gemini-2.5", 2048),
+    ("gemini", 4096),
+)
+_LEAST_USUAL: Final = 1024
+
+
+def least_kept(kind: str, model: str) -> int:
+    """0: engines of one's own keep whatever fills a block."""
+    if kind not in _HOSTED:
+        return 0
+    return next((tokens for part, tokens in _LEAST_KEPT if part in model), _LEAST_USUAL)
+
+
 class Deployment(Struct, frozen=True):
     """One way to get an answer: a model at a configured provider.
 
@@ -314,6 +338,7 @@ def _deployment(
         cache=Cache(
             usual.tokens if said.cache_tokens is None else said.cache_tokens,
             usual.seconds if said.cache_s is None else said.cache_s,
+            least_kept(kind, said.model),
         ),
         max_parallel=said.max_parallel,
         residency=said.residency,

@@ -40,10 +40,11 @@ Chain = tuple[int, ...]
 
 class Cache(Struct, frozen=True):
     """What a deployment keeps of prompts. tokens: how many fit. seconds: until an unused prefix is gone (hosted caches
-    say 5 minutes to an hour); None: until others need the room."""
+    say 5 minutes to an hour); None: until others need the room. least: shorter prefixes are read anew each time."""
 
     tokens: int = 400_000
     seconds: float | None = None
+    least: int = 0
 
 
 def chain_of(request: ChatRequest, tenant: str) -> Chain:
@@ -159,9 +160,11 @@ class Warmth:
     def tokens(self, caches: Mapping[str, Cache], chain: Sequence[int], now: float) -> dict[str, int]:
         """By deployment: about how many of the prompt's tokens it need not read. Who holds nothing is left out."""
         found = {}
-        for name in caches:
+        for name, cache in caches.items():
             if (held := self._held.get(name)) is not None and (blocks := held.match(chain, now)):
-                found[name] = blocks * TOKENS_PER_BLOCK
+                tokens = blocks * TOKENS_PER_BLOCK
+                if tokens >= cache.least:
+                    found[name] = tokens
         return found
 
     def told(self, held: Mapping[str, int], chain: Sequence[int], now: float) -> dict[str, int]:

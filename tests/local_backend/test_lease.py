@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from local_backend.lease import lease_of
+import local_backend.lease
+from local_backend.lease import _answers, _keep_when_ready, lease_of
 from tests.local_backend.support import ROOT, running_engine
 
 WITHIN_S = 60
@@ -82,6 +84,50 @@ def test_it_joins_when_it_can_answer_renews_and_leaves_before_it_stops(tiny: Pat
         assert engine.process.wait(timeout=WITHIN_S) == 0
     assert [asked[0] for asked in Door.asked].count("DELETE") == 1
     assert Door.asked[-1][0] == "DELETE", "who has left renews nothing"
+
+
+class Loading(BaseHTTPRequestHandler):
+    """An engine of another make, that says this."""
+
+    status: ClassVar[int] = 503
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+async def test_an_engine_of_another_make_joins_once_it_answers(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights load for minutes: who joined before would be sent requests, and fail them."""
+    monkeypatch.setattr(local_backend.lease, "RENEW_S", 0.02)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Loading)
+    base_url = f"http://127.0.0.1:{server.server_port}/v1"
+    lease = lease_of(gateway, "x", "own", "other", base_url, [])
+    asked: list[bool] = []
+
+    def answers(url: str) -> bool:
+        asked.append(_answers(url))
+        return asked[-1]
+
+    monkeypatch.setattr(local_backend.lease, "_answers", answers)
+    keeping = asyncio.create_task(_keep_when_ready(lease))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            while not asked:
+                await asyncio.sleep(0.01)
+            assert not Door.asked
+            monkeypatch.setattr(Loading, "status", 401)
+            while not Door.asked:
+                await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
+        server.shutdown()
+        server.server_close()
+    assert asked[0] is False
+    assert asked[-1] is True
+    assert _answers(base_url) is False  # nobody is there any more
 
 
 def test_where_it_tells_of_its_cache_is_said_as_gateways_reach_it() -> None:

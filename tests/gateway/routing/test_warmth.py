@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from billing.prices import Rates, make_sheet
 from billing.usage import Meter
-from gateway.routing.catalog import Deployment, Terms
+from gateway.routing.catalog import Deployment, Terms, least_kept
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.policy import Leg, RoutePlan, plan
 from gateway.routing.retries import RetryTerms
@@ -107,6 +107,28 @@ def test_a_hosted_cache_forgets_after_its_time() -> None:
     warmth.keep("a", cache, chain, 0.0)
     assert warmth.tokens({"a": cache}, chain, 299.0)
     assert not warmth.tokens({"a": cache}, chain, 301.0)
+
+
+def test_what_is_too_short_to_be_kept_is_warm_nowhere() -> None:
+    hosted = Cache(10_000_000, 300.0, least_kept("bedrock", "eu.anthropic.claude-haiku-4-5-20251001-v1:0"))
+    assert hosted.least == 4096
+    warmth = Warmth()
+    for blocks, tokens in ((63, 0), (64, 4096)):
+        chain = chain_of_bytes(bytes([blocks]) * blocks * BLOCK_BYTES, "org")
+        for name in ("hosted", "own"):
+            warmth.keep(name, hosted if name == "hosted" else Cache(), chain, 0.0)
+        found = warmth.tokens({"hosted": hosted, "own": Cache()}, chain, 1.0)
+        assert found == ({"hosted": tokens} if tokens else {}) | {"own": blocks * TOKENS_PER_BLOCK}
+
+
+@pytest.mark.parametrize(("kind", "model", "least"), [
+    ("anthropic", "claude-sonnet-4-5", 1024), ("anthropic", "claude-opus-4-6", 4096),
+    ("vertex", "claude-3-haiku", 2048),
+    ("gemini", "gemini-2.5-flash", 2048), ("vertex", "gemini-3.8-flash", 4096), ("openai", "gpt-5-mini", 1024),
+    ("azure_ai", "my-own-name", 1024), ("local", "qwen3", 0), ("openai_like", "claude-like", 0), ("groq", "llama", 0),
+])  # fmt: skip
+def test_the_shortest_prefix_that_each_host_keeps(kind: str, model: str, least: int) -> None:
+    assert least_kept(kind, model) == least
 
 
 def marked(*ttls: str | None) -> ChatRequest:
