@@ -83,7 +83,11 @@ async def _asset(file: _File, name: str, accepted: str) -> Response[bytes]:
     path = file.path
     if encoding is not None:
         path, headers["content-encoding"] = file.encodings[encoding], encoding
-    return Response(await asyncio.to_thread(path.read_bytes), media_type=file.media_type, headers=headers)
+    try:
+        body = await asyncio.to_thread(path.read_bytes)
+    except FileNotFoundError as error:  # Another version was installed in its place; whoever asks reloads the page.
+        raise NotFoundException from error
+    return Response(body, media_type=file.media_type, headers=headers)
 
 
 def _page(page: bytes | None) -> Response[bytes]:

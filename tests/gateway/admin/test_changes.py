@@ -322,6 +322,10 @@ async def test_pages_are_served_under_a_strict_policy_and_hashed_files_for_ever(
         for path in ("/ui/assets/gone.js", "/ui/../secret.txt", "/ui/%2e%2e/secret.txt", "/ui/index-abc.js.br"):
             assert "not to be served" not in (await http.get(path)).text
         assert (await http.get("/ui/assets/gone.js")).status_code == 404
+        # Another version was installed while this one runs.
+        (tmp_path / "dist" / "assets" / "index-abc.js").unlink()
+        gone = await http.get("/ui/assets/index-abc.js", headers={"accept-encoding": "identity"})
+        assert gone.status_code == 404
 
 
 async def test_an_installation_without_the_build_says_how_to_get_it(small: World, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import { get, path, type AuditRow, type AuditVerdict, type Page as Slice } from 
 import { ago, count, dateTime, usd, words } from "../format";
 import { Section } from "../parts/bits";
 import { Page } from "../parts/page";
-import { Empty, Failure, Loading } from "../parts/states";
+import { Empty, Failure, Waiting } from "../parts/states";
 import { useMay, useSession } from "../session";
 
 const route = getRouteApi("/shell/audit");
@@ -54,7 +54,7 @@ export default function AuditPage() {
       <Group gap="xs">{Object.entries(search).filter(([, value]) => value).map(([name, value]) => (
         <Pill key={name} size="md" withRemoveButton onRemove={() => change({ [name]: undefined })} removeButtonProps={{ "aria-label": `Remove the filter ${name}`, tabIndex: 0, "aria-hidden": false }}>{words(name)}: {value}</Pill>
       ))}</Group>
-      {list.isPending && <Loading />}
+      {list.isPending && <Waiting query={list} />}
       {list.isError && <Failure error={list.error} again={() => void list.refetch()} />}
       {list.data && rows.length === 0 && !reads && <Empty icon={ScrollText} title="Kept by the organisation">The trail is one for a whole organisation, with what others did in it. You administer a part of it: an owner or admin of the organisation can read it, and export what you need.</Empty>}
       {list.data && rows.length === 0 && reads && <Empty icon={ScrollText} title={Object.values(search).some(Boolean) ? "Nothing matches" : "Nothing recorded"}>Changes to keys, budgets, prices, people and money appear here.</Empty>}

@@ -6,7 +6,7 @@ import { get, Problem, type Page as Slice, type RequestBodies, type RequestDetai
 import { ago, compact, count, dateTime, ms, words } from "../format";
 import { CopyIcon, Facts, Money, State } from "../parts/bits";
 import { Page, PeriodPicker } from "../parts/page";
-import { Empty, Failure, Loaded, Loading } from "../parts/states";
+import { Empty, Failure, Loaded, Waiting } from "../parts/states";
 import { Way } from "../parts/way";
 import { asPeriod, bounds, zoomed } from "../period";
 import { useMay } from "../session";
@@ -54,7 +54,7 @@ export default function RequestsPage() {
         ))}
       </Group>
       {list.isError && !list.data && <Failure error={list.error} again={() => void list.refetch()} />}
-      {list.isPending && <Loading />}
+      {list.isPending && <Waiting query={list} />}
       {list.data && rows.length === 0 && <Empty icon={Activity} title="No requests here">None in this period matches. What was refused before it was sent costs nothing and is not listed.</Empty>}
       {rows.length > 0 && <Rows rows={rows} open={(id) => change({ id })} />}
       {list.hasNextPage && <Group justify="center"><Button variant="default" loading={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>Show older</Button></Group>}

@@ -48,7 +48,7 @@ function You() {
     onSuccess: () => { notify("Your password is set. Other sessions of yours have ended."); void queries.invalidateQueries({ queryKey: ["session"] }); },
   });
   return (
-    <Section title="Your password" about={`Signed in as ${session?.name}, ${session?.role}`}>
+    <Section title="Your password" about={`Signed in as ${session?.name}, ${words(session?.role ?? "").toLowerCase()}`}>
       <form onSubmit={(event) => {
         event.preventDefault();
         const said = new FormData(event.currentTarget);

@@ -8,6 +8,11 @@ export function Loading({ label = "Loading", about }: { label?: string; about?: 
   return <Center mih={220} role="status" aria-label={label}><Stack align="center" gap="xs"><Loader size="sm" type="dots" />{about && <Text size="sm" c="dimmed">{about}</Text>}</Stack></Center>;
 }
 
+/** Of a query that has not been answered. What did not arrive is asked for again, for some seconds: the reader is told. */
+export function Waiting({ query }: { query: { failureReason?: Error | null } }) {
+  return <Loading about={query.failureReason ? `${query.failureReason.message} Asking again …` : undefined} />;
+}
+
 /** What went wrong and what to do about it, from the server's own words. */
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
   const problem = error instanceof Problem ? error : new Problem(0, "bug", "This page broke.", `Reload it; if that does not help, tell us: ${String(error)}`);
@@ -39,6 +44,5 @@ export function Empty({ icon: Icon, title, children, action }: { icon: Icon; tit
 export function Loaded<T>({ query, children }: { query: Pick<UseQueryResult<T>, "data" | "isError" | "error"> & { failureReason?: Error | null; refetch: () => unknown }; children: (data: T) => ReactNode }) {
   if (query.data !== undefined) return <>{children(query.data)}</>;
   if (query.isError) return <Failure error={query.error} again={() => void query.refetch()} />;
-  // What did not arrive is asked for again, for some seconds: the reader is told meanwhile.
-  return <Loading about={query.failureReason ? `${query.failureReason.message} Asking again …` : undefined} />;
+  return <Waiting query={query} />;
 }

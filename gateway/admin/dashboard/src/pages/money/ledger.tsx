@@ -5,7 +5,7 @@ import { get, type Balances, type Page as Slice, type Posting } from "../../api"
 import { dateTime, words } from "../../format";
 import { Money, Section } from "../../parts/bits";
 import { ReceiptText } from "../../parts/icons";
-import { Empty, Failure, Loading } from "../../parts/states";
+import { Empty, Failure, Waiting } from "../../parts/states";
 import { accountName } from "./balances";
 
 const KINDS = ["charge", "overrun", "cost", "topup", "grant", "expiry", "refund", "payout", "adjustment"];
@@ -39,7 +39,7 @@ export function LedgerTab({ search, change, balances }: { search: LedgerSearch; 
         <TextInput size="xs" type="date" label="To" value={to ?? ""} onChange={(event) => change({ to: event.currentTarget.value || undefined } as LedgerSearch)} />
         {filtered && <Button size="xs" variant="subtle" color="gray" c="var(--mantine-color-text)" onClick={() => change({ account: undefined, kind: undefined, from: undefined, to: undefined } as unknown as LedgerSearch)}>Clear</Button>}
       </Group>
-      {list.isPending && <Loading />}
+      {list.isPending && <Waiting query={list} />}
       {list.isError && <Failure error={list.error} again={() => void list.refetch()} />}
       {list.data && rows.length === 0 && (filtered
         ? <Empty icon={ReceiptText} title="Nothing matches">No posting has all of these properties. Take a filter away.</Empty>
