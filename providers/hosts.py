@@ -13,16 +13,35 @@ from typing import Any, ClassVar
 from providers.base import Call, Capabilities, Operation
 from providers.dialects import openai_chat
 from providers.dialects.base import Dialect
+from providers.errors import Unsupported
 from providers.openai_like import OpenAILike
 
 _CHAT: Mapping[Operation, Dialect] = {"chat": openai_chat.DIALECT}
 
 
 class DeepSeek(OpenAILike):
+    """Answers by chat in JSON, and to no schema: 400 "This response_format type is unavailable now".
+
+    Source: api-docs.deepseek.com (guides/json_mode), UKGovernmentBEIS/inspect_ai 4916 and llm-exe 662, read 2026-11."""
+
     name = "deepseek"
     default_base_url = "https://api.deepseek.com/v1"
     capabilities = Capabilities(candidates=False, file_input=False)
     dialects: ClassVar[Mapping[Operation, Dialect]] = _CHAT
+
+    def adjust(self, body: dict[str, Any], call: Call, model: str) -> dict[str, Any]:
+        body = super().adjust(body, call, model)
+        if lost := self.losses(call):
+            if call.strict:
+                raise Unsupported(lost, self.name)
+            # JSON without a schema would be refused where the prompt does not speak of JSON.
+            body.pop("response_format", None)
+        return body
+
+    def losses(self, call: Call) -> tuple[str, ...]:
+        shape = call.request.response_format
+        asks = shape is not None and shape.kind == "json_schema" and not self.speaks_responses(call, "")
+        return ("response_format: json_schema",) if asks else ()
 
 
 class Fireworks(OpenAILike):

@@ -95,3 +95,22 @@ async def test_mistral_is_sent_only_what_it_knows(forward: bool) -> None:
         with pytest.raises(Rejected, match="safe_mode"):
             await provider.send(call_of(safe_mode=True), "mistral-small")
     await transport.aclose()
+
+
+@pytest.mark.parametrize("forward", [True, False])
+async def test_deepseek_is_asked_for_json_and_for_no_schema(forward: bool) -> None:
+    transport = Http1Transport()
+    async with OpenAIEmulator("vllm") as emulator:
+        endpoint = Endpoint("deepseek", f"{emulator.url}/v1", credential=Credential({"api_key": "sk-test"}))
+        provider: Any = registry.create(endpoint, transport)
+        schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+        with pytest.raises(Unsupported, match="response_format: json_schema"):
+            await provider.send(call_of(forward=forward, response_format=schema), "deepseek-chat")
+        answer = await provider.send(call_of(forward=forward, response_format=schema, strict=False), "deepseek-chat")
+        await answer.aclose()
+        assert answer.dropped == ("response_format: json_schema",)
+        assert "response_format" not in emulator.last.json()
+        kept = {"type": "json_object"}
+        await (await provider.send(call_of(forward=forward, response_format=kept), "deepseek-chat")).aclose()
+        assert emulator.last.json()["response_format"] == kept
+    await transport.aclose()

@@ -327,8 +327,7 @@ def _reasoning(config: dict[str, Any]) -> Reasoning | None:
     summaries = config.pop("thinking_summaries", None)
     if level is None and summaries is None:
         return None
-    efforts: Mapping[str, Any] = {name: name for name in ("minimal", "low", "medium", "high")}
-    if level is not None and level not in efforts:
+    if level not in (None, "minimal", "low", "medium", "high"):
         where = f"{_CONFIG}thinking_level"
         raise BadRequest(f"{where} must be minimal, low, medium or high", param=where)
     return Reasoning(effort=level, summary="omitted" if summaries == "none" else "auto")
