@@ -6,7 +6,6 @@ so that it is refused by name, or dropped and told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
