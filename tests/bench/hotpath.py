@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class Gateway:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
 
     @property
+    def loop_cpu_s(self) -> float:
+        """Of the event loop's thread alone."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+    @property
     def rss_mb(self) -> float:
         rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
         return int(next(line for line in rollup.splitlines() if line.startswith("Rss:")).split()[1]) / 1024
@@ -69,8 +75,16 @@ async def _rows(database_url: str) -> int:
 
 
 @contextlib.contextmanager
-def stack(*, postgres: bool, pin: bool, extra: Mapping[str, str] | None = None) -> Iterator[tuple[Gateway, int]]:
-    """Everything started; yields the gateway and the mock's port. pin: the gateway on core 0, all else elsewhere."""
+def stack(
+    *,
+    postgres: bool,
+    pin: bool,
+    extra: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "gateway"),
+    tree: Path | None = None,
+) -> Iterator[tuple[Gateway, int]]:
+    """Everything started; yields the gateway and the mock's port. pin: the gateway on core 0, all else elsewhere.
+    program: what Python runs as the `farebox` command. tree: where the gateway's code is; None: where this one's is."""
     with contextlib.ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="fbx-hotpath-")))
         redis_url = exits.enter_context(valkey())
@@ -81,12 +95,14 @@ def stack(*, postgres: bool, pin: bool, extra: Mapping[str, str] | None = None) 
         exits.callback(_stop, mock)
         wait_for(upstream)
         command = ["taskset", "-c", "0"] if pin else []
-        command += [sys.executable, "-m", "gateway", "bench", "serve", "--json", "--port", str(port)]
+        command += [sys.executable, *program, "bench", "serve", "--json", "--port", str(port)]
         command += ["--upstream", f"http://127.0.0.1:{upstream}/v1"]
         told = {"DATABASE_URL": url, "REDIS_URL": redis_url, "FAREBOX_BOOTSTRAP_KEY": KEY, **(extra or {})}
         log = exits.enter_context((folder / "gateway.log").open("wb"))
         began = time.monotonic()
-        process = subprocess.Popen(command, env={**os.environ, **told}, stdout=log, stderr=log)
+        if tree is not None:
+            told["PYTHONPATH"] = str(tree)
+        process = subprocess.Popen(command, env={**os.environ, **told}, stdout=log, stderr=log, cwd=tree)
         exits.callback(_stop, process)
         gateway = Gateway(process, port, url)
         _until_answered(gateway, folder / "gateway.log")
