@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, schema
-from billing.db import add_up, wide_sum
+from billing.db import add_up, insert_many, wide_sum
 from billing.errors import InsufficientFunds, LedgerConflict
 from billing.money import MAX_AMOUNT_PUSD
 from billing.rating import Charge
@@ -121,7 +121,8 @@ async def post_new(db: AsyncConnection, transfers: Sequence[Transfer]) -> None:
         moved[transfer.credit] -= transfer.amount_pusd
     # Last before the commit is best, since hot accounts serialise all writers; but transfers refer to their accounts.
     await _move(db, dict(sorted(moved.items())))
-    await db.execute(insert(schema.transfers), [msgspec.structs.asdict(transfer) for transfer in transfers])
+    rows = [msgspec.structs.astuple(transfer) for transfer in transfers]
+    await insert_many(db, schema.transfers, Transfer.__struct_fields__, rows)
 
 
 async def _known(db: AsyncConnection, ids: Sequence[str]) -> dict[str, tuple[str, str, int]]:

@@ -5,7 +5,9 @@ One row for each hour and each set of names in `NAMES`. End users and tags are n
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,54 +26,57 @@ TOKENS_MAX: Final = 10**14
 NAMES: Final = (
     "organisation_id", "project_id", "key_id", "alias", "model", "provider", "deployment", "outcome", "dialect",
 )  # fmt: skip
+_names: Final[Callable[[Mapping[str, Any]], tuple[str, ...]]] = itemgetter(*NAMES)
 COUNTS: Final = ("requests", "input_tokens", "output_tokens", "estimated", "unpriced", "charge_usd", "cost_usd")
+
+
+class _Total(msgspec.Struct):
+    """Of one hour and one set of names."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: int = 0
+    unpriced: int = 0
+    charge_pusd: int = 0
+    cost_pusd: int = 0
+
+    def as_row(self, hour: int, names: tuple[str, ...]) -> dict[str, Any]:
+        row = {"id": hour_id(hour, names), "hour": hour, **dict(zip(NAMES, names, strict=True))}
+        row |= {name: getattr(self, name) for name in COUNTS[:-2]}
+        row["charge_usd"], row["charge_rest_pusd"] = divmod(self.charge_pusd, PUSD_PER_USD)
+        row["cost_usd"], row["cost_rest_pusd"] = divmod(self.cost_pusd, PUSD_PER_USD)
+        return row
 
 
 async def add(db: AsyncConnection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Count rows of usage_records that the caller has just inserted."""
-    await _apply(
-        db,
-        (
-            (
-                row,
-                {
-                    "requests": 1,
-                    "input_tokens": min(row["input_tokens"], TOKENS_MAX),
-                    "output_tokens": min(row["output_tokens"], TOKENS_MAX),
-                    "estimated": int(row["estimated"]),
-                    "unpriced": int(row["charge_pusd"] is None),
-                },
-                row["charge_pusd"] or 0,
-                row["cost_pusd"] or 0,
-            )
-            for row in rows
-        ),
-    )
+    totals: defaultdict[tuple[int, tuple[str, ...]], _Total] = defaultdict(_Total)
+    for row in rows:
+        total = totals[row["at_ns"] // NS_PER_HOUR, _names(row)]
+        total.requests += 1
+        total.input_tokens += min(row["input_tokens"], TOKENS_MAX)
+        total.output_tokens += min(row["output_tokens"], TOKENS_MAX)
+        total.estimated += row["estimated"]
+        if row["charge_pusd"] is None:
+            total.unpriced += 1
+        else:
+            total.charge_pusd += row["charge_pusd"]
+            total.cost_pusd += row["cost_pusd"]
+    await _apply(db, totals)
 
 
 async def price(db: AsyncConnection, row: Mapping[str, Any], charge_pusd: int, cost_pusd: int) -> None:
     """A row that had been counted without a charge has one now."""
-    await _apply(db, [(row, {"unpriced": -1}, charge_pusd, cost_pusd)])
+    of = row["at_ns"] // NS_PER_HOUR, _names(row)
+    await _apply(db, {of: _Total(unpriced=-1, charge_pusd=charge_pusd, cost_pusd=cost_pusd)})
 
 
-async def _apply(db: AsyncConnection, changes: Iterable[tuple[Mapping[str, Any], dict[str, int], int, int]]) -> None:
-    table = schema.usage_hours
-    sums: dict[str, dict[str, Any]] = {}
-    for row, counts, charge_pusd, cost_pusd in changes:
-        hour = row["at_ns"] // NS_PER_HOUR
-        names = [row[name] for name in NAMES]
-        row_id = hour_id(hour, names)
-        total = sums.get(row_id)
-        if total is None:
-            total = sums[row_id] = {"id": row_id, "hour": hour, **dict(zip(NAMES, names, strict=True))}
-            total |= dict.fromkeys((*COUNTS, "charge_rest_pusd", "cost_rest_pusd"), 0)
-        for name, count in counts.items():
-            total[name] += count
-        for kind, amount in (("charge", charge_pusd), ("cost", cost_pusd)):
-            carry, total[f"{kind}_rest_pusd"] = divmod(total[f"{kind}_rest_pusd"] + amount, PUSD_PER_USD)
-            total[f"{kind}_usd"] += carry
-    if not sums:
+async def _apply(db: AsyncConnection, totals: Mapping[tuple[int, tuple[str, ...]], _Total]) -> None:
+    if not totals:
         return
+    table = schema.usage_hours
+    rows = [total.as_row(hour, names) for (hour, names), total in totals.items()]
     statement = upsert(db, table)
     new, old = statement.excluded, table.c
     changed = {name: old[name] + new[name] for name in COUNTS}
@@ -81,13 +86,13 @@ async def _apply(db: AsyncConnection, changes: Iterable[tuple[Mapping[str, Any],
         changed[f"{kind}_usd"] = old[f"{kind}_usd"] + new[f"{kind}_usd"] + rest // PUSD_PER_USD
     # In the order of ids: two writers lock the same rows in the same order, so neither waits for the other for ever.
     await db.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_=changed), [sums[row_id] for row_id in sorted(sums)]
+        statement.on_conflict_do_update(index_elements=["id"], set_=changed), sorted(rows, key=lambda row: row["id"])
     )
     # After the hours: who seals a day waits for us there, or is seen here.
-    sealed, days = schema.usage_sealed, {total["hour"] // 24 for total in sums.values()}
+    sealed, days = schema.usage_sealed, {hour // 24 for hour, _ in totals}
     await db.execute(delete(sealed).where(sealed.c.day.in_(days), sealed.c.pruned.is_(False)))
 
 
-def hour_id(hour: int, names: list[str]) -> str:
+def hour_id(hour: int, names: Sequence[str]) -> str:
     """Names may be longer than an index takes, so the key is a digest of them."""
     return f"{hour}:{hashlib.blake2b(msgspec.json.encode(names), digest_size=16).hexdigest()}"

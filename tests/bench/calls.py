@@ -1,4 +1,4 @@
-"""What a request takes by layer: `python -m tests.bench.calls [--connections 64] [--seconds 3] [--functions 40] [--json]`.
+"""What a request takes by layer: `python -m tests.bench.calls [--seconds 3] [--functions 40] [--json]`.
 
 Calls of Python functions are counted inside the gateway (cProfile) and are exact. Time is sampled there by the CPU
 clock (SIGPROF), each sample for as much as the event loop's thread has worked since the last, C functions on the

@@ -1,4 +1,4 @@
-"""Two trees of this code beside each other: `python -m tests.bench.versus OTHER [--rounds 6] [--connections 64] [--postgres]`.
+"""Two trees of this code beside each other: `python -m tests.bench.versus OTHER [--rounds 6] [--postgres]`.
 
 One gateway of each, of which one at a time is asked, in turns: whatever else the machine does meets both alike. CPU is
 by schedstat, of a request with its row shipped; `loop` is the event loop's thread alone. OTHER: a checkout, for example
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.hotpath import Gateway, drained, load, stack
-
 
 
 def measure(other: Path, rounds: int, connections: int, seconds: float, postgres: bool) -> dict[str, Any]:
