@@ -173,7 +173,7 @@ async def insert_many(
     await db.exec_driver_sql(statement, list(rows))
 
 
-_Insert = tuple[str, list[tuple[int, Callable[[Any], Any]]]]
+_Insert = tuple[str, Sequence[tuple[int, Callable[[Any], Any]]]]
 _inserts: dict[tuple[str, Table, tuple[str, ...]], _Insert] = {}
 
 
@@ -182,11 +182,11 @@ def _insert_of(dialect: Dialect, table: Table, names: tuple[str, ...]) -> _Inser
     key = (dialect.driver, table, names)
     if (known := _inserts.get(key)) is None:
         compiled = insert(table).compile(dialect=dialect, column_keys=list(names))
-        if compiled.positiontup != list(names):  # type: ignore[attr-defined]
+        if compiled.positiontup != list(names):
             raise ValueError(f"not in the order of {table.name}: {names}")
         found = [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
-        processors = [(at, process) for at, process in enumerate(found) if process is not None]
-        known = _inserts[key] = (str(compiled), processors)
+        known = str(compiled), [(at, process) for at, process in enumerate(found) if process is not None]
+        _inserts[key] = known
     return known
 
 

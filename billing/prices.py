@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -45,6 +46,7 @@ _LISTS: Final = {
 
 _NS_PER_SECOND: Final = 10**9
 _SECONDS_PER_DAY: Final = 86_400
+_FOR_EVER: Final = 2**63
 
 OPERATOR: Final = "operator"
 
@@ -262,6 +264,8 @@ class PriceBook:
         for listed, model_name, _ in self._rows:
             self._listed.setdefault(listed, set()).add(model_name)
         self._found: dict[tuple[str, str, str, str | None], list[PriceSheet]] = {}
+        self._beginnings = sorted({sheet.effective_from_ns for sheet in self._by_id.values()})
+        self._has_daily = any(sheet.daily is not None for sheet in self._by_id.values())
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -330,6 +334,13 @@ class PriceBook:
         listed, margin_bps = split_price_id(price_id)
         sheet = self._by_id.get(listed)
         return None if sheet is None or margin_bps is None else self._with_margin(sheet, margin_bps)
+
+    def stands_until(self, at_ns: int) -> int:
+        """Unix ns: until then (not included) every price is the one that it is at that time."""
+        after = bisect_right(self._beginnings, at_ns)
+        next_ns = self._beginnings[after] if after < len(self._beginnings) else _FOR_EVER
+        # Prices of certain hours change at whole seconds.
+        return min(next_ns, (at_ns // _NS_PER_SECOND + 1) * _NS_PER_SECOND) if self._has_daily else next_ns
 
     def sheets(self) -> Iterable[PriceSheet]:
         """Every listed one, in force or not."""

@@ -91,7 +91,8 @@ class Chat:
         call, preferences = preferred(call, inbound.headers)
         said = inbound.headers
         ask = ask_of(call, preferences, session_of(call.request, said), tags_of(said), queue_of(said))
-        if among := self._desk.among(ask.alias, preferences):
+        terms = self._desk.terms_of(ask.alias)
+        if among := self._desk.among(ask.alias, preferences, terms):
             held, tokens = await self._known.held(call, among, ask.size.text_bytes, salt_of(call.request, who))
             ask = replace(ask, held_tokens=held, input_tokens=tokens) if held else ask
         if DRY_RUN in inbound.headers:
@@ -102,14 +103,14 @@ class Chat:
             ask = replace(ask, service_tier=inbound.tier)
         if visit is not None and visit.asks_about_input:
             ask = replace(ask, size=with_slack(ask.size))
-        keeps = self._desk.keeps_answers(ask.alias)
+        keeps = terms.keep_s
         place = self._answers.place(call, preferences, who, inbound.headers, keeps) if keeps is not None else None
         if place is not None and (kept := await self._answers.find(place)) is not None:
             booking = await self._desk.check_in(asked_again(ask), who, inbound.now_ns)
             async with booking.settlement.owed(self._say):
                 return await served(booking, kept)
         likeness: Headers = []
-        if place is not None and (similar := self._desk.similar(ask.alias)) is not None:
+        if place is not None and (similar := terms.similar) is not None:
             place, alike, likeness = await self._alike(place, call, preferences, who, inbound, similar)
             if alike is not None:
                 booking = await self._desk.check_in(asked_again(ask), who, inbound.now_ns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from gateway.errors import Forbidden, QuotaExceeded, RateLimited, Unauthenticate
 from gateway.exchange import Headers, Inbound, Providers
 from gateway.guardrails.watch import Watch
 from gateway.metering import Size
-from gateway.routing.catalog import UNKNOWN_CONTEXT_WINDOW, Deployment, Similar, permits
+from gateway.routing.catalog import Deployment, Terms, permits
 from gateway.routing.explaining import explained
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.offer import Offer
@@ -68,6 +68,11 @@ class Ask(Struct, frozen=True):
     queue_s: float | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing that it says of itself but its features has a word in where it goes."""
+        return self.preferences is NONE and not self.counts and not self.grades
+
+    @property
     def load(self) -> Load:
         """For comparing prices: four bytes a token."""
         answers = self.candidates if self.answers else 0
@@ -106,6 +111,22 @@ class Booking(Struct, frozen=True):
         return headers
 
 
+class Lone(Struct, frozen=True):
+    """The plan of an alias whose only deployment is no choice of anybody else's either: that of every plain request of
+    this principal for it, as long as the prices stand and the deployment is well."""
+
+    who: Principal
+    since_ns: int
+    until_ns: int
+    plan: RoutePlan
+
+
+# Clients choose names that only `*` answers to.
+_LONE_MAX: Final = 10_000
+# Whoever has nothing to choose need not know how much there is to read.
+_NO_MATTER: Final = Load(input_tokens=0)
+
+
 class Desk:
     """Everything long-lived that checking in needs, built once."""
 
@@ -128,6 +149,8 @@ class Desk:
         self._providers = providers
         self._offer = offer
         self._clock = clock
+        self._lone: dict[tuple[str, frozenset[str], str], Lone] = {}
+        self._lone_of = offer.catalog, offer.prices
 
     async def principal(self, inbound: Inbound) -> Principal:
         """Who asks. Raises: Unauthenticated, Forbidden."""
@@ -195,18 +218,36 @@ class Desk:
         chosen = self.plan(ask.alias, ask.needs, who, now_ns, ask.load, variant, *said)
         return replace(chosen, asked_s=ask.asked_s) if chosen.chain else chosen
 
-    def among(self, alias: str, preferences: Preferences) -> Sequence[Deployment]:
+    def _remembered(self, ask: Ask, who: Principal, now_ns: int) -> RoutePlan | None:
+        """What `_route` would plan for a plain request, from the last one like it. None: it has to be asked."""
+        catalog, prices = made_of = self._offer.catalog, self._offer.prices
+        if self._lone_of[0] is not catalog or self._lone_of[1] is not prices or len(self._lone) >= _LONE_MAX:
+            self._lone.clear()
+            self._lone_of = made_of
+        kind = (ask.alias, ask.needs, who.key_id)
+        lone = self._lone.get(kind)
+        if lone is not None and lone.who is who and lone.since_ns <= now_ns < lone.until_ns:
+            return lone.plan if self._dispatcher.is_well(lone.plan.legs[0].deployment.id) else None
+        deployments = catalog.deployments(ask.alias)
+        if (
+            len(deployments) != 1
+            or deployments[0].id in catalog.caches
+            or catalog.terms_of(ask.alias).most_pusd is not None
+            or not self._dispatcher.is_well(deployments[0].id)
+        ):
+            return None
+        plan = self.plan(ask.alias, ask.needs, who, now_ns, _NO_MATTER)
+        self._lone[kind] = Lone(who, now_ns, prices.stands_until(now_ns), plan)
+        return plan
+
+    def among(self, alias: str, preferences: Preferences, terms: Terms) -> Sequence[Deployment]:
         """Those that the choice lies between, where it looks at who holds the prompt's beginning; else none."""
-        strategy = preferences.strategy or self._offer.catalog.terms_of(alias).strategy
+        strategy = preferences.strategy or terms.strategy
         return self._offer.catalog.deployments(alias) if strategy in ASK_FOR_PROMPT else ()
 
-    def keeps_answers(self, alias: str) -> float | None:
-        """For how many seconds; None: not at all."""
-        return self._offer.catalog.terms_of(alias).keep_s
-
-    def similar(self, alias: str) -> Similar | None:
-        """How its kept answers serve questions that mean the same; None: they do not."""
-        return self._offer.catalog.terms_of(alias).similar
+    def terms_of(self, alias: str) -> Terms:
+        """What the operator says of it."""
+        return self._offer.catalog.terms_of(alias)
 
     def explain(self, ask: Ask, who: Principal, now_ns: int) -> dict[str, Any]:
         """The plan of a request that is not to be run: nothing is held and nothing promised. Raises: as `plan`."""
@@ -220,9 +261,10 @@ class Desk:
 
         Raises: a GatewayError or BillingError; then nothing is owed and nothing reserved."""
         variant = variant_of(ask.service_tier)
-        route = self._route(ask, who, now_ns, variant)
-        route = self._dispatcher.promised(route)
-        if any(leg.deployment.max_parallel is not None for leg in route.legs):
+        route = self._remembered(ask, who, now_ns) if ask.is_plain and variant == STANDARD else None
+        if route is None:
+            route = self._dispatcher.promised(self._route(ask, who, now_ns, variant))
+        if route.has_turns:
             urgency = _URGENCY.get(ask.service_tier or "", 1)
             wait_s = self._dispatcher.patience_s(route.terms.queue_s, ask.queue_s)
             route = replace(route, turn=Turn(who.key_id, urgency, ask.size.text_bytes // 4 + 1, who.weight, wait_s))
@@ -242,7 +284,7 @@ class Desk:
 
     async def _admit(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> tuple[int, Admission]:
         """Returns: the longest answer that its deployments give, and the reservation."""
-        most = max(leg.deployment.most_output(ask.max_output_tokens) for leg in route.legs) if ask.answers else 0
+        most = route.most_output(ask.max_output_tokens) if ask.answers else 0
         return most, await self._gate.admit(
             who,
             ask.request_id,
@@ -254,11 +296,11 @@ class Desk:
             max_output_tokens=ask.max_output_tokens,
             candidates=ask.candidates,
             deployment_max_output=most,
-            context_window=max(leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in route.legs),
-            sheets=list(self._sheets(route, ask, who, now_ns)),
+            context_window=route.context_window,
+            sheets=self._sheets(route, ask, who, now_ns),
             end_user=ask.end_user,
             now_ms=now_ns // 1_000_000,
-            providers=tuple(dict.fromkeys(leg.deployment.provider for leg in route.legs)),
+            providers=route.providers,
             tags=ask.tags,
             counts=ask.counts,
         )
@@ -292,15 +334,18 @@ class Desk:
             self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts, route, tier
         )
 
-    def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> Iterator[PriceSheet]:
+    def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> list[PriceSheet]:
         """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""
-        for leg in route.legs:
-            yield leg.sheet
-            for variant in variants_asked(ask.service_tier)[1:]:
+        sheets = [leg.sheet for leg in route.legs]
+        for variant in variants_asked(ask.service_tier)[1:]:
+            for leg in route.legs:
                 with suppress(UnknownPrice):
-                    yield self._offer.price_of(
-                        leg.deployment, now_ns, variant=variant, organisation_id=who.organisation_id
+                    sheets.append(
+                        self._offer.price_of(
+                            leg.deployment, now_ns, variant=variant, organisation_id=who.organisation_id
+                        )
                     )
+        return sheets
 
 
 def _without(route: RoutePlan, refused: RateLimited | QuotaExceeded) -> RoutePlan:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -58,7 +59,7 @@ class Taken(Struct, frozen=True):
     past: tuple[Budget, ...] = ()
 
 
-class Scopes(Struct, frozen=True):
+class Scopes(Struct, frozen=True, dict=True):
     """The limits and budgets that one request counts against, with their Redis keys. All in the organisation's slot."""
 
     prefix: str
@@ -80,7 +81,13 @@ class Scopes(Struct, frozen=True):
     def budget_keys(self) -> tuple[str, ...]:
         return self.keys[len(self.buckets) + len(self.slots) :]
 
-    @property
+    @cached_property
+    def forms(self) -> dict[tuple[str, str, str | None], bytes]:
+        """By operation, the server's life and what else it depends on: its command on these keys, but for what differs
+        by request."""
+        return {}
+
+    @cached_property
     def muster(self) -> str:
         return f"{self.prefix}:muster"
 
@@ -167,19 +174,22 @@ class Limiter:
 
         Raises: RateLimited, QuotaExceeded; Unavailable, after which it is
         not known whether anything was taken: `settle` with zeros gives it back."""
-        args: list[Arg] = [lease_ms, RECORD_MS, tokens, hold_pusd]
-        for bucket in scopes.buckets:
-            args += (bucket.limit, bucket.window_ms, 1 if bucket.unit == "requests" else tokens)
-        args += [slot.limit for slot in scopes.slots]
-        for budget in scopes.budgets:
-            args += (budget.limit_pusd, budget.need_pusd(hold_pusd), budget.pace)
-        reply = await self._with_counters(request_id, scopes, args)
+        values = [tokens, hold_pusd, *[tokens for bucket in scopes.buckets if bucket.unit == "tokens"]]
+        values += [budget.need_pusd(hold_pusd) for budget in scopes.budgets]
+        for _ in range(LOAD_TRIES):
+            reply = await self._run_form("reserve", request_id, scopes, str(lease_ms), values)
+            if reply[0] != b"unknown":
+                break
+            await self._load_missing(scopes)
+        else:
+            raise Unavailable("budget counters vanish as fast as they are made")
         if reply[0] == b"ok":
-            numbers = [int(n) for n in reply[1:]]
+            numbers = list(map(int, reply[1:]))
             windows = tuple(
-                Window(limit, max(0, numbers[2 * i]), numbers[2 * i + 1]) for i, limit in enumerate(scopes.buckets)
+                [Window(limit, max(0, numbers[2 * i]), numbers[2 * i + 1]) for i, limit in enumerate(scopes.buckets)]
             )
-            return Taken(windows, tuple(scopes.budgets[at - 1] for at in numbers[2 * len(windows) :]))
+            past = numbers[2 * len(windows) :]
+            return Taken(windows, tuple([scopes.budgets[at - 1] for at in past]) if past else ())
         raise _refusal(reply, scopes, tokens, hold_pusd)
 
     async def settle(
@@ -200,12 +210,8 @@ class Limiter:
         Returns: whether this call did it. Raises: Unavailable, then it may be sent again."""
         if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
             raise ValueError(f"charge of {charge_pusd} pUSD")
-        args: list[Arg] = [tokens, requests, charge_pusd, DONE_MS, int(orphan)]
-        for bucket in scopes.buckets:
-            unit = "r" if bucket.unit == "requests" else "t"
-            args += (bucket.limit, bucket.window_ms, unit if _is_of(bucket, provider) else unit + "0")
-        args += [int(_is_of(budget, provider)) for budget in scopes.budgets]
-        reply = await self._run("settle", request_id, scopes, args)
+        values = [tokens, requests, charge_pusd, int(orphan)]
+        reply = await self._run_form("settle", request_id, scopes, provider, values)
         return bool(reply[0] != b"done")
 
     async def renew(
@@ -292,15 +298,6 @@ class Limiter:
             done += await self.settle(request_id, scopes, tokens=0, charge_pusd=charge_pusd, orphan=True)
         return done
 
-    async def _with_counters(self, request_id: str, scopes: Scopes, args: list[Arg]) -> Reply:
-        """Reserve; when counters are missing, make them and try again."""
-        for _ in range(LOAD_TRIES):
-            reply = await self._run("reserve", request_id, scopes, args)
-            if reply[0] != b"unknown":
-                return reply
-            await self._load_missing(scopes)
-        raise Unavailable("budget counters vanish as fast as they are made")
-
     async def _load_missing(self, scopes: Scopes) -> None:
         """Raises: Unavailable; the client may try again in a moment."""
         for at, key in enumerate(scopes.budget_keys):
@@ -325,26 +322,10 @@ class Limiter:
         self, op: str, request_id: str, scopes: Scopes, args: list[Arg] | Callable[[str], list[Arg]]
     ) -> Reply:
         """args: as the script wants them, or what makes them of the server's boot."""
-        prefix, keys = scopes.prefix, scopes.keys
 
         def command(boot: str, how: str = "EVALSHA", script: str = _SHA) -> tuple[Arg, ...]:
-            return (
-                how,
-                script,
-                len(keys) + 3,
-                f"{prefix}:r:{request_id}",
-                f"{prefix}:leases",
-                f"{prefix}:muster",
-                *keys,
-                op,
-                request_id,
-                len(scopes.buckets),
-                len(scopes.slots),
-                len(scopes.budgets),
-                boot,
-                self._owner,
-                *(args(boot) if callable(args) else args),
-            )
+            said = args(boot) if callable(args) else args
+            return (how, script, *self._words(op, boot, scopes, f"{scopes.prefix}:r:{request_id}", request_id), *said)
 
         try:
             try:
@@ -359,6 +340,34 @@ class Limiter:
                 raise LimitsAway("rate limit store refuses") from error
             raise
 
+    async def _run_form(self, op: str, request_id: str, scopes: Scopes, of: str | None, values: Sequence[int]) -> Reply:
+        """As `_run`, of what every request does: the command is packed once for all requests of the same scopes, but
+        for the request's name and its values. of: what else differs, a lease's length or who answered."""
+
+        def command(boot: str) -> bytes:
+            form = scopes.forms.get((op, boot, of))
+            if form is None:
+                words = self._words(op, boot, scopes, _HOLE, _HOLE)
+                form = scopes.forms[op, boot, of] = _form("EVALSHA", _SHA, *words, *_FORMS[op](scopes, of))
+            said = (f"{scopes.prefix}:r:{request_id}", request_id, *map(str, values))
+            return form % tuple([_BULK % (len(data), data) for data in map(str.encode, said)])
+
+        try:
+            return await self._link.call_booted(command, near=scopes.muster)
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise LimitsAway("rate limit store refuses") if str(error).startswith(_AWAY) else error from error
+        rest = iter(values)
+        said = [next(rest) if arg == _HOLE else arg for arg in _FORMS[op](scopes, of)]
+        return await self._run(op, request_id, scopes, said)
+
+    def _words(self, op: str, boot: str, scopes: Scopes, record: Arg, request_id: Arg) -> tuple[Arg, ...]:
+        """Keys and arguments that every operation has."""
+        prefix, keys = scopes.prefix, scopes.keys
+        counts = len(scopes.buckets), len(scopes.slots), len(scopes.budgets)
+        names = record, f"{prefix}:leases", f"{prefix}:muster"
+        return (len(keys) + 3, *names, *keys, op, request_id, *counts, boot, self._owner)
+
     async def _command(self, *command: Arg, near: str | None = None) -> Reply:
         try:
             return await self._link.call(*command, near=near)
@@ -366,6 +375,45 @@ class Limiter:
             if str(error).startswith(_AWAY):
                 raise LimitsAway("rate limit store refuses") from error
             raise
+
+
+_HOLE: Final = "\0"
+"""What differs by request, in a form."""
+_BULK: Final = b"$%d\r\n%b\r\n"
+
+
+def _form(*words: Arg) -> bytes:
+    """For `%`, with the values as `_BULK` says them, in the order of the holes. Source: Redis serialization protocol
+    specification, read 2026-11."""
+    packed = []
+    for word in words:
+        data = str(word).encode()
+        packed.append(b"%b" if word == _HOLE else (_BULK % (len(data), data)).replace(b"%", b"%%"))
+    return b"*%d\r\n%b" % (len(words), b"".join(packed))
+
+
+def _reserve_form(scopes: Scopes, of: str | None) -> list[Arg]:
+    """of: how many ms a lease lasts."""
+    args: list[Arg] = [of or LEASE_MS, RECORD_MS, _HOLE, _HOLE]
+    for bucket in scopes.buckets:
+        args += (bucket.limit, bucket.window_ms, 1 if bucket.unit == "requests" else _HOLE)
+    args += [slot.limit for slot in scopes.slots]
+    for budget in scopes.budgets:
+        args += (budget.limit_pusd, _HOLE, budget.pace)
+    return args
+
+
+def _settle_form(scopes: Scopes, of: str | None) -> list[Arg]:
+    """of: the provider that answered."""
+    args: list[Arg] = [_HOLE, _HOLE, _HOLE, DONE_MS, _HOLE]
+    for bucket in scopes.buckets:
+        unit = "r" if bucket.unit == "requests" else "t"
+        args += (bucket.limit, bucket.window_ms, unit if _is_of(bucket, of) else unit + "0")
+    args += [int(_is_of(budget, of)) for budget in scopes.budgets]
+    return args
+
+
+_FORMS: Final = {"reserve": _reserve_form, "settle": _settle_form}
 
 
 def _is_of(scope: Limit | Budget, provider: str | None) -> bool:

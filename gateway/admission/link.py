@@ -39,9 +39,9 @@ UNTOLD: Final = "untold00"
 Reply = Any
 Arg = str | bytes | int
 Address = tuple[str, int]
-Command = Callable[[str], tuple[Arg, ...]]
-"""A command that names the server's present life: eight characters, other ones after each start of it and after each
-time that it took over from another. What data of an earlier life is worth, its reader decides."""
+Command = Callable[[str], tuple[Arg, ...] | bytes]
+"""A command, packed or not, that names the server's present life: eight characters, other ones after each start of it
+and after each time that it took over from another. What data of an earlier life is worth, its reader decides."""
 
 
 class Server(Struct, frozen=True):
@@ -286,7 +286,7 @@ class _Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(_Writer, transport)
 
-    def send(self, command: tuple[Arg, ...]) -> asyncio.Future[Reply]:
+    def send(self, command: tuple[Arg, ...] | bytes) -> asyncio.Future[Reply]:
         """The command leaves at the end of this turn of the loop, even when the caller is cancelled meanwhile."""
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.closed:
@@ -294,7 +294,8 @@ class _Wire(asyncio.Protocol):
             return future
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(hiredis.pack_command(cast(Any, command)))  # Its stub knows only tuples of one.
+        # The stub of hiredis knows only tuples of one.
+        self._unsent.append(command if type(command) is bytes else hiredis.pack_command(cast(Any, command)))
         self._waiting.append((future, time.monotonic()))
         if self._watch is None:
             self._watch = self._loop.call_later(self._reply_s, self._look)

@@ -128,6 +128,10 @@ class Dispatcher:
         guessed = self.warmth.tokens({d.id: d.cache for d in deployments if d.id not in told}, chain, now)
         return {**guessed, **self.warmth.told(told, chain, now)} if told else guessed
 
+    def is_well(self, deployment_id: str) -> bool:
+        """Whether there is nothing to tell of it in a plan."""
+        return self._is_well(self.health.of(deployment_id))
+
     def outlook(self, deployment_ids: list[str]) -> Outlook:
         return self.health.outlook(deployment_ids, self._clock())
 

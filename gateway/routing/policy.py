@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Final, get_args
 
 from msgspec import Struct
@@ -15,7 +16,7 @@ from billing.rating import charge
 from billing.usage import Meter
 from gateway.errors import InvalidRequest, Unavailable, UnpricedModel, Unsupported
 from gateway.offered import Feature, Strategy
-from gateway.routing.catalog import AS_EVER, Deployment, Terms
+from gateway.routing.catalog import AS_EVER, UNKNOWN_CONTEXT_WINDOW, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
 from gateway.routing.outliers import outliers
 from gateway.routing.preferences import NONE, Preferences
@@ -72,7 +73,7 @@ class Turn(Struct, frozen=True):
 ANYBODYS: Final = Turn()
 
 
-class RoutePlan(Struct, frozen=True):
+class RoutePlan(Struct, frozen=True, dict=True):
     """In the order to try. Never empty. left_out: deployment id -> why it may not be tried.
 
     chain: names of the prompt's prefixes, where the strategy asks for them; asked_s: for how long the client wants them
@@ -87,8 +88,28 @@ class RoutePlan(Struct, frozen=True):
     terms: Terms = AS_EVER
     asked_s: float | None = None
 
+    @cached_property
+    def providers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([leg.deployment.provider for leg in self.legs]))
+
+    @cached_property
+    def context_window(self) -> int:
+        """Tokens: the widest."""
+        return max([leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in self.legs])
+
+    @cached_property
+    def has_turns(self) -> bool:
+        """Whether somebody is asked by so many at once only."""
+        return any(leg.deployment.max_parallel is not None for leg in self.legs)
+
+    def most_output(self, stated: int | None) -> int:
+        """The longest answer that any of them gives to a request with this limit of its own."""
+        return max([leg.deployment.most_output(stated) for leg in self.legs])
+
     def told(self, leg: Leg) -> str:
         """For the client's `x-farebox-route`: which place in which order, and why."""
+        if len(self.legs) == 1:
+            return f"{self.strategy}; 1/1; {leg.why}"
         place = next(at for at, mine in enumerate(self.legs, 1) if mine.deployment is leg.deployment)
         return f"{self.strategy}; {place}/{len(self.legs)}; {leg.why}"
 
