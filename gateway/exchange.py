@@ -72,7 +72,7 @@ _FORWARDED = (
 
 
 def forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, headers[name]) for name in _FORWARDED if name in headers)
+    return tuple([(name, headers[name]) for name in _FORWARDED if name in headers])
 
 
 def tags_of(headers: Mapping[str, str]) -> tuple[str, ...]:

@@ -153,9 +153,10 @@ async def read_whole(answer: Answer, call: Call, now_s: int) -> tuple[bytes, Usa
         body = await answer.read()
     finally:
         await answer.aclose()
+    if answer.dialect.name == call.dialect:
+        return body, *answer.dialect.ending(body)
     response = answer.dialect.decode_response(body)
-    if answer.dialect.name != call.dialect:
-        dated = response if response.created is not None else replace(response, created=now_s)
-        body = load(call.dialect).encode_response(dated, call.request)
+    dated = response if response.created is not None else replace(response, created=now_s)
+    body = load(call.dialect).encode_response(dated, call.request)
     reason = response.candidates[0].finish_reason if response.candidates else None
     return body, response.usage, reason

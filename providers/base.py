@@ -414,6 +414,8 @@ class DialectProvider(ABC):
 
     def _heeded(self, call: Call) -> tuple[Call, tuple[str, ...]]:
         """The call without the headers that ask another host for something, and their names. Raises: Unsupported."""
+        if not call.forward_headers:
+            return call, ()
         lost = tuple(
             name for name, _ in call.forward_headers if name.startswith(ASKING_HEADERS) and not self._is_heeded(name)
         )

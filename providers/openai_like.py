@@ -112,7 +112,8 @@ class OpenAILike(DialectProvider):
         return body
 
     async def authorize(self, request: HttpRequest) -> HttpRequest:
-        return msgspec.structs.replace(request, headers=request.headers + bearer(self.endpoint.credential))
+        headers = request.headers + bearer(self.endpoint.credential)
+        return HttpRequest(request.method, request.url, headers, request.body)
 
     async def tokenize(self, call: Call, model: str) -> list[int]:
         """The prompt as the engine's own template and vocabulary write it. vLLM, SGLang and our engine have this beside

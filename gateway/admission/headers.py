@@ -14,12 +14,15 @@ _UNITS = ("requests", "tokens")
 
 def limit_headers(windows: Sequence[Window], dialect: str, now_ns: int) -> list[tuple[str, str]]:
     """The tightest limit of requests and of tokens."""
+    tightest: dict[str, Window] = {}
+    for window in windows:
+        known = tightest.get(window.limit.unit)
+        if known is None or window.remaining < known.remaining:
+            tightest[window.limit.unit] = window
     headers = []
     for unit in _UNITS:
-        of_unit = [window for window in windows if window.limit.unit == unit]
-        if of_unit:
-            tightest = min(of_unit, key=lambda window: window.remaining)
-            headers += _written(unit, tightest.limit.limit, tightest.remaining, tightest.reset_ms, dialect, now_ns)
+        if (found := tightest.get(unit)) is not None:
+            headers += _written(unit, found.limit.limit, found.remaining, found.reset_ms, dialect, now_ns)
     return headers
 
 

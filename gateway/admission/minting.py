@@ -16,9 +16,12 @@ import hmac
 import re
 import secrets
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 PREFIX: Final = "fbx-"
 PUBLIC_CHARS: Final = 9
@@ -32,6 +35,7 @@ ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 GIVEN_CHARS_MIN: Final = 24
 LOOPBACK_CHARS_MIN: Final = 8
 GIVEN_CHARS_MAX: Final = 512
+_BLOCK_BYTES: Final = 64
 
 _KEY: Final = re.compile(rf"{PREFIX}[{ALPHABET}]{{{PUBLIC_CHARS}}}_[{ALPHABET}]{{{SECRET_CHARS + CHECK_CHARS}}}")
 # What begins like this is one of ours, whole or mistyped; it is never looked up as somebody else's.
@@ -85,15 +89,20 @@ def public_id_of(presented: str, pepper: bytes) -> str | None:
 
 def hash_of(presented: str, pepper: bytes) -> bytes:
     """What is stored and compared, and under what a verified key is remembered."""
-    keyed = _keyed(pepper).copy()
-    keyed.update(presented.encode("utf-8", "surrogatepass"))
-    return keyed.digest()
+    inner, outer = _keyed(pepper)
+    inside, outside = inner.copy(), outer.copy()
+    inside.update(presented.encode("utf-8", "surrogatepass"))
+    outside.update(inside.digest())
+    return outside.digest()
 
 
 @functools.cache
-def _keyed(pepper: bytes) -> hmac.HMAC:
-    """The hash with the pepper already in it: looking the algorithm up costs OpenSSL more than hashing a key."""
-    return hmac.new(pepper, digestmod="sha256")
+def _keyed(pepper: bytes) -> tuple[Hash, Hash]:
+    """Both halves of HMAC-SHA-256 with the pepper already in them. Every request asks for one, and what the module
+    `hmac` does around the hashes costs as much as they do (4.9 and 2.6 us, 2026-11). Source: RFC 2104, section 2."""
+    key = (pepper if len(pepper) <= _BLOCK_BYTES else hashlib.sha256(pepper).digest()).ljust(_BLOCK_BYTES, b"\0")
+    inner, outer = bytes(byte ^ 0x36 for byte in key), bytes(byte ^ 0x5C for byte in key)
+    return hashlib.sha256(inner), hashlib.sha256(outer)
 
 
 def _random(count: int) -> str:

@@ -183,7 +183,9 @@ def asks_for_stream(route: Route, body: bytes) -> bool:
     """Only a stream is given up when its client goes: a whole answer is paid for by then, so it is finished."""
     if route.operation == "retrieve":
         return "stream=true" in route.query
-    return bool(route.stream) or (route.stream is None and _ASKS_FOR_STREAM.search(body) is not None)
+    return bool(route.stream) or (
+        route.stream is None and b'"stream"' in body and _ASKS_FOR_STREAM.search(body) is not None
+    )
 
 
 def _wrapped(reply: Reply, route: Route, watch: Watch) -> Reply:

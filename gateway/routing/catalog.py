@@ -69,7 +69,7 @@ def least_kept(kind: str, model: str) -> int:
     return next((tokens for part, tokens in _LEAST_KEPT if part in model), _LEAST_USUAL)
 
 
-class Deployment(Struct, frozen=True):
+class Deployment(Struct, frozen=True, dict=True):
     """One way to get an answer: a model at a configured provider.
 
     provider: the name the operator gave it, e.g. "groq" or "azure-east". kind: which adapter speaks to it.
@@ -100,7 +100,7 @@ class Deployment(Struct, frozen=True):
     priced_as: tuple[str, str] | None = None
     endpoint: str = ""
 
-    @property
+    @cached_property
     def id(self) -> str:
         place = f"{self.provider}/{self.model}"
         return place if self.account is None else f"{place}@{self.account}"

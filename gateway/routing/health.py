@@ -346,7 +346,7 @@ class Trip:
         else:
             health.whole.observe(now - self._began, now)
         self._has_read()
-        self._judge()
+        self._judged = True
         if streams and health.slow_s is not None and now - self._began > health.slow_s:
             health.breaker.failed(self._began, now, self._probe)  # It came, but nobody would wait so long again.
         else:
@@ -356,7 +356,7 @@ class Trip:
     def failed(self, error: ProviderError, now: float) -> None:
         """Before the first event or, as Interrupted, after it: an answer that broke is no health either."""
         breaker = self._health.breaker
-        self._judge()
+        self._judged = True
         match error:
             case Throttled():
                 breaker.throttled(error.retry_after_s, now, self._probe)
@@ -382,9 +382,6 @@ class Trip:
         # A few tokens come in one network read and would tell of gigantic speeds.
         if self._first is not None and output_tokens is not None and output_tokens >= 8 and now > self._first:
             self._health.token.observe((now - self._first) / output_tokens, now)
-
-    def _judge(self) -> None:
-        self._judged = True
 
     def _has_read(self) -> None:
         self._health.queued_tokens -= self._reading

@@ -78,7 +78,7 @@ def sign(
 
 def scope_of(authorization: str) -> Scope | None:
     """What an `Authorization` header claims; None when it is no SigV4 signature. Its access key id finds the secret."""
-    found = _AUTHORIZATION.fullmatch(authorization.strip())
+    found = _AUTHORIZATION.fullmatch(authorization.strip()) if ALGORITHM in authorization else None
     if found is None:
         return None
     # An access key id may hold slashes; the scope behind it has exactly four.

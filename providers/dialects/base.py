@@ -112,6 +112,9 @@ class Dialect(Protocol):
     def decode_response(self, body: bytes) -> ChatResponse:
         """Raises: WireError; a ProviderError kind for an error object behind a 200."""
 
+    def ending(self, body: bytes) -> tuple[Usage, str | None]:
+        """Of a whole answer that goes on as it is: what it used and how it ended. Raises: as `decode_response`."""
+
     def encode_response(self, response: ChatResponse, request: ChatRequest) -> bytes: ...
 
     def event_decoder(self) -> EventDecoder: ...
@@ -124,6 +127,18 @@ class Dialect(Protocol):
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """The right kind for a non-2xx answer. Never raises: an unreadable body is kept in the error's `body`."""
+
+
+class Whole:
+    """What dialects share that read all of an answer to know its end."""
+
+    def decode_response(self, body: bytes) -> ChatResponse:
+        raise NotImplementedError
+
+    def ending(self, body: bytes) -> tuple[Usage, str | None]:
+        """See `Dialect.ending`."""
+        response = self.decode_response(body)
+        return response.usage, response.candidates[0].finish_reason if response.candidates else None
 
 
 class EmbeddingDialect(Protocol):

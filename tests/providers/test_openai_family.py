@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -222,6 +223,34 @@ async def test_truncated_whole_answer_may_be_tried_again(transport: Http1Transpo
         answer = await provider.send(call_of(ask("x")), "fault-truncated-json")
         with pytest.raises(ProviderError):
             answer.dialect.decode_response(await answer.read())
+
+
+_SAID = {"role": "assistant", "content": "four"}
+_CALLED = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"choices": [{"message": _SAID, "finish_reason": "stop"}], "usage": {"completion_tokens": -1}},
+        {"choices": [{"message": _CALLED, "finish_reason": "stop"}], "service_tier": "flex"},
+        {"choices": [{"index": 1, "message": _SAID, "finish_reason": "length"}, {"index": 0, "message": _CALLED}]},
+        {"choices": [], "x_groq": {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}},
+        {"choices": [{"message": _SAID}, {"index": 1}]},
+        {"choices": None, "usage": {"prompt_tokens": 1}},
+        {"error": {"message": "no", "type": "server_error"}},
+    ],
+)
+def test_the_end_of_an_answer_is_the_same_read_by_itself(members: dict[str, Any]) -> None:
+    body = json.dumps({"id": "x", "model": "m", **members}).encode()
+    try:
+        response = openai_chat.DIALECT.decode_response(body)
+    except ProviderError as error:
+        with pytest.raises(type(error), match=re.escape(error.message)):
+            openai_chat.DIALECT.ending(body)
+        return
+    reason = response.candidates[0].finish_reason if response.candidates else None
+    assert openai_chat.DIALECT.ending(body) == (response.usage, reason)
 
 
 async def test_wrong_key_and_nobody_home(transport: Http1Transport) -> None:

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-class AnthropicMessages:
+class AnthropicMessages(base.Whole):
     """See `providers.dialects.base.Dialect`."""
 
     name = NAME

@@ -25,7 +25,7 @@ from providers.neutral import ChatRequest, ChatResponse
 __all__ = ["DIALECT", "BedrockConverse", "decode_token_count", "encode_count_request"]
 
 
-class BedrockConverse:
+class BedrockConverse(base.Whole):
     """See `providers.dialects.base.Dialect`. response_id, model: told of an answer that this one decodes."""
 
     name = NAME

@@ -6,7 +6,7 @@ A client that streams without `alt=sse` wants one JSON array: the ingress puts t
 
 from __future__ import annotations
 
-from providers.dialects.base import Dialect
+from providers.dialects.base import Dialect, Whole
 from providers.dialects.gemini import wire
 from providers.dialects.gemini.encode import encode_request
 from providers.dialects.gemini.errors import decode_error, encode_error
@@ -16,7 +16,7 @@ from providers.dialects.gemini.response import decode_response, encode_response
 from providers.neutral import ChatRequest
 
 
-class Gemini:
+class Gemini(Whole):
     name = wire.NAME
     stream_media_type = "text/event-stream"
     decode_request = staticmethod(decode_request)

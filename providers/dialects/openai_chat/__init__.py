@@ -15,7 +15,7 @@ from providers.dialects.openai_chat.request import NAME, decode_request
 from providers.dialects.openai_common import errors
 from providers.dialects.openai_common.tap import StreamTap
 from providers.errors import ProviderError
-from providers.neutral import ChatRequest, ChatResponse
+from providers.neutral import ChatRequest, ChatResponse, Usage
 
 
 class OpenAIChat:
@@ -32,6 +32,9 @@ class OpenAIChat:
 
     def decode_response(self, body: bytes) -> ChatResponse:
         return response.decode_response(body)
+
+    def ending(self, body: bytes) -> tuple[Usage, str | None]:
+        return response.ending(body)
 
     def encode_response(self, response_: ChatResponse, request: ChatRequest) -> bytes:
         return response.encode_response(response_, request)

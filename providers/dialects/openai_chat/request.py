@@ -49,7 +49,7 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
         raise BadRequest("messages must not be empty", param="messages")
     members = jsonio.split_object(body)
     extra = {key: jsonio.plain(value) for key, value in members.items() if key not in _KNOWN}
-    tools, raw_tools_needed = _tools(request)
+    tools, raw_tools_needed = _tools(request) if request.tools or request.functions else ((), False)
     if raw_tools_needed:
         tools = _with_raw(tools, jsonio.plain(members["tools"]))
     response_format = _response_format(request.response_format)
@@ -98,6 +98,8 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
 def _reasoning(effort: str | None, extra: dict[str, Any]) -> Reasoning | None:
     """`reasoning_effort`, and the object `reasoning` of OpenRouter's clients and those of the Responses API, which may
     say the same. Source: OpenRouter guide "Reasoning tokens", read 2026-11."""
+    if effort is None and "reasoning" not in extra:
+        return None
     if effort is not None and effort not in _EFFORTS:
         extra["reasoning_effort"] = effort  # a host's own word (Groq "default")
         effort = None

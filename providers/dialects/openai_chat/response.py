@@ -78,14 +78,32 @@ def error_in(answer: wire.Answer, body: bytes) -> ProviderError:
     return from_object(msgspec.json.decode(body), body=body)
 
 
-def decode_response(body: bytes) -> ChatResponse:
-    answer = read_answer(body)
+def ending(body: bytes) -> tuple[Usage, str | None]:
+    """See `providers.dialects.base.Dialect.ending`."""
+    answer, first = read_answer(body), None
+    for choice in _choices(answer, body):
+        if choice.message is None:
+            raise WireError("a choice without message", body=body[:4096])
+        if first is None or choice.index < first.index:
+            first = choice
+    if first is None or first.message is None:
+        return usage_of(answer), None
+    calls = bool(first.message.tool_calls or first.message.function_call)
+    return usage_of(answer), finish_in(first.finish_reason, calls)
+
+
+def _choices(answer: wire.Answer, body: bytes) -> list[wire.Choice]:
     if answer.choices is None:
         raise WireError("a chat completion without choices", body=body[:4096])
+    return answer.choices
+
+
+def decode_response(body: bytes) -> ChatResponse:
+    answer = read_answer(body)
     return ChatResponse(
         id=answer.id or "",
         model=answer.model or "",
-        candidates=tuple(_candidate(choice, body) for choice in sorted(answer.choices, key=lambda c: c.index)),
+        candidates=tuple(_candidate(choice, body) for choice in sorted(_choices(answer, body), key=lambda c: c.index)),
         usage=usage_of(answer),
         created=int(answer.created) if answer.created is not None else None,
     )

@@ -51,17 +51,27 @@ def usage_in(u: UsageObject, service_tier: str | None = None) -> Usage:
         and u.total_tokens == u.prompt_tokens + output + reasoning
     ):
         output += reasoning  # xAI counts reasoning beside completion_tokens; its total gives it away.
+    told = (
+        u.prompt_tokens,
+        output,
+        prompt.cached_tokens if prompt.cached_tokens is not None else u.prompt_cache_hit_tokens,
+        prompt.cache_write_tokens,
+        reasoning,
+        prompt.audio_tokens,
+        completion.audio_tokens,
+        prompt.image_tokens,
+    )
+    # A negative count is a fault of the peer's; not reported is what can honestly be made of it.
+    counts = [count if count is not None and count >= 0 else None for count in told]
     return Usage(
-        input_tokens=_count(u.prompt_tokens),
-        output_tokens=_count(output),
-        cache_read_tokens=_count(
-            prompt.cached_tokens if prompt.cached_tokens is not None else u.prompt_cache_hit_tokens
-        ),
-        cache_write_tokens=_count(prompt.cache_write_tokens),
-        reasoning_tokens=_count(reasoning),
-        input_audio_tokens=_count(prompt.audio_tokens),
-        output_audio_tokens=_count(completion.audio_tokens),
-        input_image_tokens=_count(prompt.image_tokens),
+        input_tokens=counts[0],
+        output_tokens=counts[1],
+        cache_read_tokens=counts[2],
+        cache_write_tokens=counts[3],
+        reasoning_tokens=counts[4],
+        input_audio_tokens=counts[5],
+        output_audio_tokens=counts[6],
+        input_image_tokens=counts[7],
         service_tier=service_tier,
     )
 
@@ -84,8 +94,3 @@ def usage_out(u: Usage) -> dict[str, Any]:
         if known := {key: value for key, value in details.items() if value is not None}:
             body[name] = known
     return body
-
-
-def _count(value: int | None) -> int | None:
-    """A negative count is a fault of the peer's; not reported is what can honestly be made of it."""
-    return value if value is not None and value >= 0 else None

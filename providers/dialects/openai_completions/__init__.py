@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from providers.dialects.base import Dialect, Encoded, ErrorBody
+from providers.dialects.base import Dialect, Encoded, ErrorBody, Whole
 from providers.dialects.openai_common import errors
 from providers.dialects.openai_common.tap import StreamTap
 from providers.dialects.openai_common.usage import usage_in, usage_out
@@ -72,7 +72,7 @@ _FINISH_OUT: Mapping[FinishReason, str] = {
 }
 
 
-class OpenAICompletions:
+class OpenAICompletions(Whole):
     """See `providers.dialects.base.Dialect`."""
 
     name = NAME

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from providers.dialects.base import Dialect
+from providers.dialects.base import Dialect, Whole
 from providers.dialects.openai_responses import wire
 from providers.dialects.openai_responses.errors import decode_error, encode_error
 from providers.dialects.openai_responses.events import EventDecoder, EventEncoder, Tap
@@ -11,7 +11,7 @@ from providers.dialects.openai_responses.response import decode_response, encode
 from providers.neutral import ChatRequest
 
 
-class OpenAIResponses:
+class OpenAIResponses(Whole):
     name = wire.NAME
     stream_media_type = "text/event-stream; charset=utf-8"
     decode_request = staticmethod(decode_request)

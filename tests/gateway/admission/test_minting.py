@@ -1,5 +1,6 @@
 """The look of a key: a typo is told from a key without asking anybody."""
 
+import hmac
 import re
 
 import pytest
@@ -26,6 +27,11 @@ def test_every_single_typo_is_refused(at: int, to: str) -> None:
     plain = mint(PEPPER).plain
     typo = plain[:at] + to + plain[at + 1 :]
     assert typo == plain or public_id_of(typo, PEPPER) is None
+
+
+@given(st.text(max_size=80), st.binary(max_size=200))
+def test_what_is_stored_is_hmac_sha256_under_any_pepper(text: str, pepper: bytes) -> None:
+    assert hash_of(text, pepper) == hmac.digest(pepper, text.encode("utf-8", "surrogatepass"), "sha256")
 
 
 @given(st.text(max_size=80))
