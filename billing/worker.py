@@ -294,11 +294,12 @@ async def _write(
     if not charged:
         return
     rows = [_row(record, price) for record, price in charged]
-    transfers = [each for record, price in charged if price for each in ledger.usage_transfers(record, price)]
     await partitions.claim(db, rows)
     await insert_many(db, schema.usage_records, _COLUMNS, [_values(row) for row in rows])
     await rollups.add(db, rows)
     await exports.enqueue(db, targets, rows)
+    # Made only now: each wait in between lets a gateway's own event loop look after its streams.
+    transfers = [each for record, price in charged if price for each in ledger.usage_transfers(record, price)]
     await ledger.post_new(db, transfers)
 
 
