@@ -149,10 +149,7 @@ async def open_stream(answer: Answer, stream: Stream, chunks: AsyncIterator[byte
 
 async def read_whole(answer: Answer, call: Call, now_s: int) -> tuple[bytes, Usage, str | None]:
     """The client's bytes of an answer that does not stream, what it used and how it ended."""
-    try:
-        body = await answer.read()
-    finally:
-        await answer.aclose()
+    body = await answer.read()
     if answer.dialect.name == call.dialect:
         return body, *answer.dialect.ending(body)
     response = answer.dialect.decode_response(body)

@@ -128,7 +128,8 @@ class Answer(Protocol):
 
     def chunks(self) -> AsyncIterator[bytes]: ...
 
-    async def read(self) -> bytes: ...
+    async def read(self) -> bytes:
+        """All of it. Closed afterwards in any case."""
 
     async def aclose(self) -> None:
         """Stop the upstream, and stop paying. Idempotent."""

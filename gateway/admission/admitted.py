@@ -49,5 +49,5 @@ def within_windows(tokens: int, fewest: int, scopes: Scopes) -> int:
     """A guess must not make a request larger than its limit, whether at its prompt or at an answer of unstated length:
     what it really used is counted afterwards, and the limit makes later requests wait for it. fewest: what it asks for
     without any guess."""
-    room = min((b.limit for b in scopes.buckets if b.unit == "tokens"), default=tokens)
-    return max(min(tokens, room), fewest)
+    room = scopes.token_room
+    return max(tokens if room is None else min(tokens, room), fewest)

@@ -114,7 +114,7 @@ class Estimate(Struct, frozen=True):
 
     def hold_pusd(self, output_tokens: int) -> int:
         """What the dearest sheet asks for that much output."""
-        return max(fixed + output_tokens * self.candidates * each for fixed, each in self.lines)
+        return max([fixed + output_tokens * self.candidates * each for fixed, each in self.lines])
 
     def affordable_output(self, pusd: int) -> int | None:
         """The longest answer whose worst case costs no more than this. None when the price does not depend on it."""

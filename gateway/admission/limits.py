@@ -88,6 +88,11 @@ class Scopes(Struct, frozen=True, dict=True):
         return {}
 
     @cached_property
+    def token_room(self) -> int | None:
+        """The largest request that every limit of tokens has room for. None: there is no such limit."""
+        return min((bucket.limit for bucket in self.buckets if bucket.unit == "tokens"), default=None)
+
+    @cached_property
     def muster(self) -> str:
         return f"{self.prefix}:muster"
 

@@ -208,7 +208,8 @@ class Guard(_Below):
             raise found  # out of the parser, which hands it on as its own error: `send_400_response` is called
         super().on_headers_complete()
         self._phase = _BODY
-        self._tell_room(0)
+        if self._body_bytes:
+            self._tell_room(0)
         self._head_bytes = self._silent_bytes = 0
         self._tail = b""
         self._began = self._loop.time()
@@ -219,7 +220,8 @@ class Guard(_Below):
 
     def on_message_complete(self) -> None:
         self._phase = _IDLE
-        self._tell_room(0)
+        if self._body_bytes:
+            self._tell_room(0)
         self._start = b""
         super().on_message_complete()
 

@@ -272,6 +272,8 @@ class Http1Response:
                 self._paused = False
                 self._connection.resume()
             self._wake()
+            # It holds our methods: the one cycle that a request would leave to the garbage collector.
+            del self._parser
             self._connection.finished(self._keep and not self._trailing)
         elif self._error is None and self._silent_bytes > MAX_HEAD_BYTES:
             # A head without end, or trailers and chunk extensions that bring no body.
