@@ -274,7 +274,7 @@ class Desk:
                 break
             except (RateLimited, QuotaExceeded) as refused:
                 route = _without(route, refused)
-        settlement = self._owe(ask, who, route, admission, now_ns)
+        settlement = self._owe(ask, who, route, admission, now_ns, variant)
         try:
             settlement.open()
         except JournalUnavailable:
@@ -305,7 +305,9 @@ class Desk:
             counts=ask.counts,
         )
 
-    def _owe(self, ask: Ask, who: Principal, route: RoutePlan, admission: Admission, now_ns: int) -> Settlement:
+    def _owe(
+        self, ask: Ask, who: Principal, route: RoutePlan, admission: Admission, now_ns: int, tier: str
+    ) -> Settlement:
         leg = route.legs[0]
         intent = Intent(
             id=ask.request_id,
@@ -329,7 +331,6 @@ class Desk:
         def price_of(deployment: Deployment, variant: str) -> PriceSheet:
             return self._offer.price_of(deployment, now_ns, variant=variant, organisation_id=who.organisation_id)
 
-        tier = variant_of(ask.service_tier)
         return Settlement(
             self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts, route, tier
         )
@@ -337,6 +338,8 @@ class Desk:
     def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> list[PriceSheet]:
         """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""
         sheets = [leg.sheet for leg in route.legs]
+        if ask.service_tier is None:
+            return sheets
         for variant in variants_asked(ask.service_tier)[1:]:
             for leg in route.legs:
                 with suppress(UnknownPrice):
