@@ -184,6 +184,8 @@ def match(method: str, path: str, query: str = "") -> Route | None:
 
     path: raw, percent-encoded, without the query. A model in the path is decoded exactly once. query: raw; it decides
     only in which framing Gemini's clients want a stream."""
+    if method == "POST" and (route := EXACT.get(path)) is not None:  # nearly every request
+        return route
     if (found := _STORED.fullmatch(path)) and (operation := _OF_STORED.get((method, found["of"]))):
         return Route("openai_responses", operation, item=unquote(found["id"]), query=query)
     if found := _KEPT.fullmatch(path):
@@ -204,8 +206,6 @@ def match(method: str, path: str, query: str = "") -> Route | None:
         return None if of is None else Route("gemini_interactions", of, item=ident, query=query)
     if method != "POST":
         return None
-    if (route := EXACT.get(path)) is not None:
-        return route
     if found := _GEMINI.fullmatch(path):
         # google-genai in its Vertex form writes a name with a slash as publisher and model.
         publisher = unquote(found["publisher"] or "google")

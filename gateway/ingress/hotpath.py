@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -99,18 +99,30 @@ class HotPath:
     def too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self.max_body_bytes} bytes, this server's limit")
 
-    async def serve(
+    def serve(
         self, asked: Asked, route: Route, body: bytes, request_id: str, refused: GatewayError | None = None
-    ) -> Reply:
+    ) -> Awaitable[Reply]:
         """The answer, or the error in the client's dialect: raises nothing but cancellation."""
         now_ns = self._clock()
         if self._traces is not None:
-            TRAIL.set(self._traces.begin(route, asked.headers, request_id, now_ns))
-            reply = await self._serve(asked, route, body, request_id, refused, now_ns)
-            if isinstance(reply.body, bytes) and (trail := TRAIL.get()) is not None:
-                trail.end()
-            return reply
-        return await self._serve(asked, route, body, request_id, refused, now_ns)
+            return self._traced(self._traces, asked, route, body, request_id, refused, now_ns)
+        return self._serve(asked, route, body, request_id, refused, now_ns)
+
+    async def _traced(
+        self,
+        traces: Traces,
+        asked: Asked,
+        route: Route,
+        body: bytes,
+        request_id: str,
+        refused: GatewayError | None,
+        now_ns: int,
+    ) -> Reply:
+        TRAIL.set(traces.begin(route, asked.headers, request_id, now_ns))
+        reply = await self._serve(asked, route, body, request_id, refused, now_ns)
+        if isinstance(reply.body, bytes) and (trail := TRAIL.get()) is not None:
+            trail.end()
+        return reply
 
     async def _serve(
         self, asked: Asked, route: Route, body: bytes, request_id: str, refused: GatewayError | None, now_ns: int

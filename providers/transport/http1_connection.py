@@ -50,11 +50,11 @@ class Connection(asyncio.Protocol):
 
     def begin(self, response: Http1Response, payload: list[bytes]) -> None:
         """Raises: Stale."""
-        if not self.usable:
+        transport = self._transport
+        if transport is None or transport.is_closing():
             raise Stale
-        assert self._transport is not None
         self._response = response
-        self._transport.writelines(payload)
+        transport.writelines(payload)
         self.arm(response.due())
 
     def arm(self, due: float) -> None:
