@@ -150,6 +150,15 @@ def test_an_hour_of_the_day_over_midnight() -> None:
     assert [hour for hour, price in hours.items() if price == 1] == [0, 1, 2, 3, 4, 5, 22, 23]
 
 
+def test_until_then_every_price_stays_what_it_is() -> None:
+    second, noon = 10**9, 12 * 3600 * 10**9
+    book = PriceBook([priced(1), priced(2, noon), priced(3, 2 * noon)], [])
+    assert [book.stands_until(at) for at in (0, noon - 1, noon)] == [noon, noon, 2 * noon]
+    assert book.stands_until(2 * noon) > 10**18
+    by_day = PriceBook([priced(1), priced(2, daily=(0, 6 * 3600), position=1)], [])
+    assert by_day.stands_until(6 * 3600 * second - 1) == 6 * 3600 * second
+
+
 def test_the_operator_outranks_a_newer_list() -> None:
     book = PriceBook([priced(7, 10, OPERATOR), priced(1, 20)], [])
     assert book.sheet("acme", "m", 30).sale[IN] == 7
