@@ -47,6 +47,13 @@ def test_never_more_than_half_and_nobody_who_is_not_worse(fleet: dict[str, Stand
     assert outliers((name, Standing(calls=40, failed_share=0.45)) for name in fleet) == {}
 
 
+def test_of_three_the_worst_alone_goes_behind() -> None:
+    """Two of them stand clearly above what the others' median is."""
+    shares = {"a/m": 0.0, "b/m": 0.47, "c/m": 0.49}
+    found = outliers((name, Standing(calls=20, failed_share=share)) for name, share in shares.items())
+    assert list(found) == ["c/m"]
+
+
 def planned(standings: dict[str, Standing], **terms: object) -> RoutePlan:
     places = tuple(Deployment(name.partition("/")[0], "x", "m") for name in standings)
     return plan(
