@@ -47,3 +47,12 @@ def test_the_table_for_gpus_runs_dry_and_says_where_there_is_none(capsys: pytest
     assert all(line["tokens_s"] > 0 for line in lines[1:])
     assert gpu.run(dry=False) == 0
     assert capsys.readouterr().out.startswith("NO GPU HERE")
+
+
+@pytest.mark.timeout(300)
+def test_a_short_soak_ends_with_nobody_failed_and_no_block_held() -> None:
+    *lines, last = bench("--soak", "0.05")
+    assert not lines
+    told = json.loads(last)
+    assert told["asked"] > 0
+    assert told["failed"] == told["blocks_held"] == 0
