@@ -119,7 +119,7 @@ async def add_bedrock(visit: Page, url: str) -> None:
     await visit.get_by_role("button", name="Add provider").click()
     form = visit.get_by_role("dialog", name="Add provider")
     await form.get_by_label("Kind").click()
-    await visit.get_by_role("option", name="AWS Bedrock").click()
+    await visit.get_by_role("option", name="AWS Bedrock", exact=True).click()
     await form.get_by_label("Name").fill("east")
     await form.get_by_label("Region").fill("us-east-1")
     await form.get_by_label("Endpoint").fill(url)
