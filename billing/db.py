@@ -235,11 +235,12 @@ class _SqliteConnection(aiosqlite.Connection):
     SQLAlchemy stops a connection whose user was cancelled twice while it was being closed for the first time, and then
     the loop, and so the process, would not end. Source: aiosqlite 0.22.1, SQLAlchemy 2.1.9, read 2026-11."""
 
-    _stopped: asyncio.Future[Any] | None = None
+    _stops = False
+    _stopped: asyncio.Future[Any] | None = None  # None too where it was stopped outside of any loop.
 
     def stop(self) -> asyncio.Future[Any] | None:
-        if self._stopped is None:
-            self._stopped = super().stop()
+        if not self._stops:
+            self._stops, self._stopped = True, super().stop()
         return self._stopped
 
 
