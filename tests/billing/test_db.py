@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 from billing.db import create_engine, writing
 
@@ -14,33 +14,35 @@ WITHIN_S = 30.0
 
 
 def test_a_writer_cancelled_twice_does_not_keep_the_loop_from_ending(tmp_path: Path) -> None:
-    path = tmp_path / "farebox.db"
-    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    runs, goes_on = threading.Event(), threading.Event()
+
+    def block() -> int:
+        runs.set()
+        return int(goes_on.wait(WITHIN_S))
 
     async def work() -> None:
-        engine = create_engine(f"sqlite:///{path}")
-        async with writing(engine) as db:
-            await db.exec_driver_sql("CREATE TABLE t (a INTEGER)")
-        holder.execute("BEGIN IMMEDIATE")
+        engine = create_engine(f"sqlite:///{tmp_path / 'farebox.db'}")
 
         async def write() -> None:
             async with writing(engine) as db:
-                await db.exec_driver_sql("INSERT INTO t VALUES (1)")
+                driver: Any = (await db.get_raw_connection()).driver_connection
+                await driver.create_function("block", 0, block)
+                await db.exec_driver_sql("SELECT block()")
 
         writer = asyncio.create_task(write())
-        # It waits for the lock in its connection's thread; cancelled, for that thread's word that it has closed.
+        await asyncio.to_thread(runs.wait, WITHIN_S)
+        # Cancelled in the statement, it waits for its connection's thread to say that it has closed; and again in that.
         for _ in range(2):
-            for _ in range(200):
-                await asyncio.sleep(0)
             writer.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
             await writer
-        threading.Timer(0.2, holder.execute, ("ROLLBACK",)).start()
-        await engine.dispose()
+        # The loop ends while the closing still waits for the thread, as when a process stops.
+        asyncio.get_running_loop().call_soon(threading.Timer(0.2, goes_on.set).start)
 
     ended = threading.Thread(target=asyncio.run, args=(work(),), daemon=True)
     ended.start()
     ended.join(WITHIN_S)
     assert not ended.is_alive()
-    assert holder.execute("SELECT count(*) FROM t").fetchone() == (0,)
-    holder.close()
+    assert runs.is_set()
