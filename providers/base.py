@@ -218,8 +218,12 @@ async def each_at_once(asked: Sequence[T], ask: Callable[[T], Awaitable[Embeddin
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(part)) for part in asked]
-    except* ProviderError as errors:
-        raise errors.exceptions[0] from errors
+    except ExceptionGroup as errors:
+        # Not `except*`: before Python 3.11.4 what that raises comes out in a group again.
+        refused = errors.subgroup(ProviderError)
+        if refused is None:
+            raise
+        raise refused.exceptions[0] from errors
     found = [task.result() for task in tasks]
     counts = [each.usage.input_tokens for each in found]
     tokens = None if None in counts else sum(count or 0 for count in counts)

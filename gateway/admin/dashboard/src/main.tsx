@@ -24,11 +24,10 @@ onSignedOut(() => queries.setQueryData(["session"], null));
 
 // A page that was open while another version was installed asks for parts that are gone: loaded anew, it has the new
 // ones. Once in a while, since what is missing then is missing for another reason.
-addEventListener("vite:preloadError", (event) => {
+addEventListener("vite:preloadError", () => {
   const last = Number(sessionStorage.getItem("fb-reloaded") ?? 0);
   if (Date.now() - last < 30_000) return;
   sessionStorage.setItem("fb-reloaded", String(Date.now()));
-  event.preventDefault();
   location.reload();
 });
 

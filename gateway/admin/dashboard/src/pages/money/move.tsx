@@ -53,12 +53,12 @@ export function MoveForm({ what, close, balances, request }: { what: Move | null
             {what === "refund" && <SegmentedControl size="xs" aria-label="Refund of" value={of} onChange={(next) => setOf(next as typeof of)} data={[{ value: "request", label: "A request" }, { value: "amount", label: "An amount" }]} />}
             {wholeRequest
               ? <TextInput name="request" label="Request id" defaultValue={request ?? ""} placeholder="req_…" required withAsterisk={false} data-autofocus />
-              : <Select name="organisation" label="Organisation" allowDeselect={false} defaultValue={balances?.organisations[0]?.id ?? null} data={(balances?.organisations ?? []).map(({ id, name }) => ({ value: id, label: name }))} />}
+              : <Select key={balances ? "known" : "awaited"} name="organisation" label="Organisation" allowDeselect={false} defaultValue={balances?.organisations[0]?.id ?? null} data={(balances?.organisations ?? []).map(({ id, name }) => ({ value: id, label: name }))} />}
             <NumberInput name="amount" label="Amount" prefix="$" min={0} decimalScale={12} thousandSeparator hideControls withAsterisk={false}
               {...(wholeRequest ? { placeholder: "all that was charged" } : { required: true, "data-autofocus": true })} />
             <TextInput name="note" label="Note" description={what === "refund" ? "For the books: why" : "For the books: payment reference, or why"} required withAsterisk={false} />
             {what === "topup" && <Switch name="granted" label="A gift: nobody paid for it" />}
-            <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit">Review</Button></Group>
+            <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" disabled={!wholeRequest && !balances?.organisations.length}>Review</Button></Group>
           </Stack>
         )}
       </form>
