@@ -17,6 +17,8 @@ export const theme = createTheme({
   fontFamily: '"Inter Variable", system-ui, sans-serif',
   fontFamilyMonospace: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, monospace',
   defaultRadius: "md",
+  // Who wants no motion gets none: a dialog is where it will be from its first frame, also for whoever clicks at once.
+  respectReducedMotion: true,
   headings: { fontWeight: "620", sizes: { h1: { fontSize: "1.5rem", lineHeight: "1.3" }, h2: { fontSize: "1.05rem", lineHeight: "1.4" } } },
   cursorType: "pointer",
   components: {

@@ -152,7 +152,7 @@ function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | unde
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened && scope !== "all" && scope !== "key" });
   const save = useMutation({
     mutationFn: (said: Record<string, unknown>) => rule ? put<Guardrail>(`/guardrails/${rule.id}`, said) : post<Guardrail>("/guardrails", said),
-    onSuccess: () => { notify("The guardrail is in force within a second."); void queries.invalidateQueries({ queryKey: ["guardrails"] }); leave(); },
+    onSuccess: async () => { await queries.invalidateQueries({ queryKey: ["guardrails"] }); notify("The guardrail is in force within a second."); leave(); },
   });
   const leave = () => { save.reset(); close(); };
   const actions = KINDS[kind]?.actions ?? ["block"];

@@ -109,7 +109,7 @@ function Editor({ row, close }: { row?: AliasRow | undefined; close: () => void 
   const plan = useMutation({ mutationFn: () => post<Plan>("/route/preview", { alias, needs, ...(fixed ? {} : { entry }) }) });
   const save = useMutation({
     mutationFn: () => put<AliasRow>(path(alias), entry, row ? { "if-match": row.etag ?? "*" } : { "if-none-match": "*" }),
-    onSuccess: () => { notify(`${alias} goes there now.`); void queries.invalidateQueries(); close(); },
+    onSuccess: async () => { await queries.invalidateQueries(); notify(`${alias} goes there now.`); close(); },
   });
   const drop = useMutation({ mutationFn: () => remove(path(alias)), onSuccess: () => { notify(`${alias} is gone.`); void queries.invalidateQueries(); close(); } });
   return (

@@ -28,7 +28,8 @@ function Form({ row, fresh, close }: { row: DeploymentRow | undefined; fresh: De
   const change = (said: Partial<DeploymentEntry>) => setEntry({ ...entry, ...said });
   const fixed = row?.source === "file";
   const name = row?.name ?? `${fresh.provider}/${fresh.model}`;
-  const done = (said: string) => { notify(said); void queries.invalidateQueries(); close(); };
+  // Closed once the page knows it: opened again at once, the form would show what was there before.
+  const done = async (said: string) => { await queries.invalidateQueries(); notify(said); close(); };
   const save = useMutation({
     mutationFn: () => put<DeploymentRow>(path(name), entry, row ? { "if-match": row.etag ?? "*" } : { "if-none-match": "*" }),
     onSuccess: () => done(`${name} is changed.`),

@@ -23,7 +23,7 @@ function Form({ now, fixed, close }: { now: ProjectRouting; fixed: boolean; clos
   const [marks, setMarks] = useState(now.cache_prompts === null ? "alias" : now.cache_prompts ? "on" : "off");
   const save = useMutation({
     mutationFn: () => put<ProjectRouting>(path(now.project_id), { second_usd: second || null, cache_prompts: marks === "alias" ? null : marks === "on" }),
-    onSuccess: () => { notify("In force within a second."); void queries.invalidateQueries({ queryKey: ["project-routing"] }); close(); },
+    onSuccess: async () => { await queries.invalidateQueries({ queryKey: ["project-routing"] }); notify("In force within a second."); close(); },
   });
   return (
     <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>

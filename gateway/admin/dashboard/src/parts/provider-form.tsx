@@ -44,7 +44,7 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
   const test = useMutation({ mutationFn: () => post<Tried>("/provider-tests", { ...said(), name: name || "new", model: model || null }) });
   const save = useMutation({
     mutationFn: () => put<ProviderDetail>(`/providers/${encodeURIComponent(name)}`, said(), existing ? { "if-match": existing.etag ?? "*" } : { "if-none-match": "*" }),
-    onSuccess: () => { notify(existing ? `${name} is changed.` : `${name} can be asked now.`); void queries.invalidateQueries(); close(); },
+    onSuccess: async () => { await queries.invalidateQueries(); notify(existing ? `${name} is changed.` : `${name} can be asked now.`); close(); },
   });
   const choose = (next: string | null) => {
     if (!name || kinds.some((each) => each.kind === name)) setName(next ?? "");
