@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db import create_engine, reading, writing
 from billing.pricelist import read_seed, seed_prices
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 # Any number that nothing else in this database locks by: "farebox" in ASCII.
 _ADVISORY_LOCK: Final = int.from_bytes(b"farebox", "big")
+TRIES: Final = 20
+"""Each takes the database a second (deadlock_timeout) to find, and nothing is left of it."""
+# Source: PostgreSQL error codes, class 40 (deadlock_detected), read 2026-11.
+_DEADLOCK_DETECTED: Final = "40P01"
 
 
 def migrations() -> Path:
@@ -42,19 +48,30 @@ def configuration(connection: Connection | None = None) -> "Config":
 async def upgrade(url: str, *, at_ns: int | None = None) -> None:
     """Migrate to the newest revision and seed the shipped prices, all or nothing; once where several start at once.
 
-    An edge: asks the clock from when new prices hold, unless told."""
+    An edge: asks the clock from when new prices hold, unless told. Raises: DBAPIError where the database refuses, or
+    chose this transaction to end a deadlock with `TRIES` times."""
     engine = create_engine(url)
     try:
-        # One transaction for everything: both databases take back a table as they take back a row.
-        async with writing(engine) as db:
-            if engine.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE is such a lock already.
-                await db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            if await db.run_sync(_heads) != newest():
-                await db.run_sync(_upgrade)
-            seed = await asyncio.to_thread(read_seed)
-            await seed_prices(db, seed, at_ns=time.time_ns() if at_ns is None else at_ns)
+        for left in reversed(range(TRIES)):
+            try:
+                # One transaction for everything: both databases take back a table as they take back a row.
+                async with writing(engine) as db:
+                    await _bring_up(db, time.time_ns() if at_ns is None else at_ns)
+                return
+            except DBAPIError as error:
+                # A migration takes its tables in its own order, and those of a gateway that serves on in theirs.
+                if getattr(error.orig, "sqlstate", None) != _DEADLOCK_DETECTED or not left:
+                    raise
     finally:
         await engine.dispose()
+
+
+async def _bring_up(db: AsyncConnection, at_ns: int) -> None:
+    if db.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE is such a lock already.
+        await db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+    if await db.run_sync(_heads) != newest():
+        await db.run_sync(_upgrade)
+    await seed_prices(db, await asyncio.to_thread(read_seed), at_ns=at_ns)
 
 
 async def is_current(url: str) -> bool:

@@ -1,6 +1,7 @@
 """The schema: what the migrations make is what the code declares, on both databases."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,15 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from billing import schema
 from billing.db import async_url, create_engine, metadata, reading, writing
-from billing.migrate import configuration, is_current, newest, upgrade
+from billing.migrate import TRIES, configuration, is_current, migrations, newest, upgrade
 from billing.pricelist import load_prices
+from tests.services import Databases
 
 OWN = {table.name for table in vars(schema).values() if getattr(table, "metadata", None) is metadata}
 
@@ -85,6 +88,47 @@ async def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, mo
     with pytest.raises(ZeroDivisionError):
         await upgrade(empty_database_url)
     assert await tables(empty_database_url) == set()
+
+
+# A deadlock that the server ends with this transaction, as often as is said. A sequence counts on where all else is
+# taken back.
+DEADLOCKS = """
+from alembic import op
+
+revision = "deadlocks"
+down_revision = "{before}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE half_done (id int)")
+    op.execute(
+        "DO $$ BEGIN IF nextval('met') <= {times} THEN "
+        "RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END IF; END $$"
+    )
+"""
+
+
+@pytest.mark.parametrize("times", [TRIES - 1, TRIES])
+async def test_a_migration_that_met_a_deadlock_is_tried_again(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    (before,) = newest()
+    newer = shutil.copytree(migrations(), tmp_path / "migrations")
+    (newer / "versions" / "2099-01-01_deadlocks.py").write_text(DEADLOCKS.format(before=before, times=times))
+    monkeypatch.setattr("billing.migrate.migrations", lambda: newer)
+    with databases.clone() as url:
+        engine = create_engine(url)
+        async with writing(engine) as db:
+            await db.execute(text("CREATE SEQUENCE met"))
+        await engine.dispose()
+        if times < TRIES:
+            await upgrade(url)
+        else:
+            with pytest.raises(DBAPIError, match="deadlock detected"):
+                await upgrade(url)
+        assert await is_current(url) == ("half_done" in await tables(url)) == (times < TRIES)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,30 @@ async def test_an_id_counts_once_whatever_its_day(fresh_engine: AsyncEngine, tmp
 
 
 @ON_POSTGRESQL
+async def test_a_shipper_takes_the_table_before_its_partitions_as_a_migration_does(fresh_engine: AsyncEngine) -> None:
+    """Otherwise each gets what the other one waits for."""
+    async with (
+        fresh_engine.connect() as shipper,
+        fresh_engine.connect() as migration,
+        reading(fresh_engine) as onlooker,
+    ):
+        for _ in range(8):  # Until the server has a plan for all times, which takes the locks anew.
+            async with shipper.begin():
+                await partitions.known(shipper, ["any"])
+        async with migration.begin():
+            await migration.execute(text("LOCK TABLE ONLY usage_records IN ACCESS EXCLUSIVE MODE"))
+            async with shipper.begin():
+                asking = asyncio.create_task(partitions.known(shipper, ["any"]))
+                waits = text("SELECT count(*) FROM pg_locks WHERE relation = 'usage_records'::regclass AND NOT granted")
+                async with asyncio.timeout(60):
+                    while not (await onlooker.execute(waits)).scalar_one():
+                        await asyncio.sleep(0.01)
+                await migration.execute(text("LOCK TABLE usage_records_before IN ACCESS EXCLUSIVE MODE NOWAIT"))
+                await migration.rollback()
+                assert await asking == set()
+
+
+@ON_POSTGRESQL
 async def test_retention_drops_the_day_with_its_table(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
     await partitions.make_days(fresh_engine, now_ns=at(TODAY), ahead=2)
     records = [record(f"r{n}", at_ns=at(TODAY + n % 3, n)) for n in range(12)]
