@@ -44,7 +44,7 @@ KEYS: Final = (
 # provider, model, share, tokens a second, first token in ms
 MODELS: Final = (
     ("openai", "gpt-4o-mini", 0.3, 90, 350),
-    ("anthropic", "claude-sonnet-4-5", 0.22, 70, 700),
+    ("anthropic", "claude-sonnet-5", 0.22, 70, 700),
     ("groq", "llama-3.3-70b-versatile", 0.2, 280, 120),
     ("vertex", "gemini-2.5-flash", 0.16, 160, 400),
     ("cerebras", "llama3.1-8b", 0.12, 900, 90),

@@ -37,7 +37,7 @@ NAMES = list(pages())
 MODELS = {
     "gpt-4o-mini": ("openai", "gpt-4o-mini"),
     "text-embedding-3-small": ("openai", "text-embedding-3-small"),
-    "claude-sonnet-4-5": ("anthropic", "claude-sonnet-4-5"),
+    "claude-sonnet-5": ("anthropic", "claude-sonnet-5"),
     "gemini-2.5-flash": ("gemini", "gemini-2.5-flash"),
     "llama-3.3-70b-versatile": ("groq", "echo-1"),
     "office-chat": ("azure_ai", "echo-1"),
@@ -48,7 +48,7 @@ MODELS = {
     "groq/llama-3.3-70b-versatile": ("groq", "echo-1"),
     "cerebras/llama3.1-8b": ("cerebras", "echo-1"),
     "vertex/gemini-2.5-flash": ("vertex", "gemini-2.5-flash"),
-    "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0": ("bedrock", BACKENDS["bedrock"].chats[-1]),
+    "bedrock/us.anthropic.claude-sonnet-5": ("bedrock", BACKENDS["bedrock"].chats[-1]),
 }
 
 
