@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -243,11 +244,12 @@ async def book(db: AsyncConnection, charged: Sequence[tuple[UsageRecord, Charge]
     return new
 
 
-async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -> int:
-    """Charge rows that came without a price, at what is in force at `at_ns`. Returns: how many now have one."""
+async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -> Counter[str]:
+    """Charge rows that came without a price, at what is in force at `at_ns`. Returns: how many now have one, by
+    organisation."""
     table = schema.usage_records
     rows = (await db.execute(select(table).where(table.c.charge_pusd.is_(None)).with_for_update())).mappings().all()
-    priced = 0
+    priced: Counter[str] = Counter()
     for row in rows:
         record = _record(row)
         # The price that it was admitted at, which is that of another tier, says where it was answered.
@@ -273,7 +275,7 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
         )
         await rollups.price(db, dict(row), price.sale_pusd, price.cost_pusd)
         await ledger.post_new(db, ledger.usage_transfers(record, price))
-        priced += 1
+        priced[record.organisation_id] += 1
     return priced
 
 

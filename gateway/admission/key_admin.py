@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_network
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from billing.schema import projects
 from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import GIVEN_CHARS_MIN, PREFIX, MintedKey, accept, mint
+from gateway.admission.muster import recount
 from gateway.admission.principal import MINUTE_MS, Unit
 from gateway.admission.store import LimitStore
 from gateway.errors import InvalidRequest, NotFound
@@ -411,6 +412,12 @@ class KeyAdmin:
     async def changed(self) -> None:
         """Have every process read everything again: after a top-up, a credit limit, or a change made elsewhere."""
         await self._announce(EVERYTHING)
+
+    async def recount(self, organisation_ids: Iterable[str]) -> None:
+        """Have their budgets added up again from SQL, after a price that came late. Call it after the commit."""
+        if self._redis is not None:
+            for each in organisation_ids:
+                await recount(self._redis, each)
 
     async def _known(self, db: AsyncConnection, minted: MintedKey) -> RowMapping | None:
         """The row of a given key that was given before. Raises: InvalidRequest for another key of its public id."""

@@ -124,7 +124,7 @@ Assemble = Callable[[Scopes], Awaitable[Sequence[str]]]
 
 def scopes_of(principal: Principal, facts: Facts, now_ms: int) -> Scopes:
     """What a request of this key counts against at this time: a budget of a month has another key in the next one."""
-    prefix = f"fb:{{{_quoted(principal.organisation_id)}}}"
+    prefix = prefix_of(principal.organisation_id)
     buckets, slots, bucket_keys, slot_keys = [], [], [], []
     budgets, starts, money_keys = [], [], []
     for limit in principal.limits:
@@ -154,6 +154,11 @@ def _named(scope: str, scope_id: str, end_user: str | None) -> str:
         # Clients choose these names, of any length and content.
         name += ":" + hashlib.blake2s(end_user.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     return name
+
+
+def prefix_of(organisation_id: str) -> str:
+    """What the keys of an organisation begin with; nothing in it means anything to MATCH."""
+    return f"fb:{{{_quoted(organisation_id)}}}"
 
 
 def _quoted(name: str) -> str:
@@ -269,7 +274,7 @@ class Limiter:
     async def expired(self, organisation_id: str, limit: int = 5_000) -> list[tuple[str, str, int]]:
         """(request id, its gateway, how many ms ago its lease ran out) of reservations without settlement: their
         process is gone, or could not reach Redis. Their money stays held until `correct` says what they cost."""
-        prefix = f"fb:{{{_quoted(organisation_id)}}}"
+        prefix = prefix_of(organisation_id)
         leases = f"{prefix}:leases"
         seconds, micros = await self._command("TIME", near=leases)
         now_ms = int(seconds) * 1000 + int(micros) // 1000
@@ -289,7 +294,7 @@ class Limiter:
 
     async def correct(self, organisation_id: str, charges: Mapping[str, int]) -> int:
         """Settle expired reservations at what they cost. Returns: how many there were."""
-        prefix = f"fb:{{{_quoted(organisation_id)}}}"
+        prefix = prefix_of(organisation_id)
         done = 0
         for request_id, charge_pusd in charges.items():
             record = await self._command("GET", f"{prefix}:r:{request_id}")

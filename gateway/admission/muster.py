@@ -25,9 +25,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading, writing
-from gateway.admission.limits import Limiter, Scopes
+from gateway.admission.limits import Limiter, Scopes, prefix_of
 from gateway.admission.owners import Owner
-from gateway.admission.store import AnyLink
+from gateway.admission.store import AnyLink, LimitStore, link_to
 from gateway.errors import Unavailable
 from gateway.schema import gateways
 from gateway.tasks import cancel
@@ -45,7 +45,36 @@ DEAD_S: Final = 20.0
 LOOK_S: Final = 0.01
 CALL_S: Final = 0.1
 _RECONNECT_S: Final = 0.2
+_KEYS_MAX: Final = 1_000  # In one command.
 _KEPT_NS: Final = 86_400 * 10**9
+
+
+async def recount(redis: LimitStore, organisation_id: str) -> bool:
+    """Have all budget counters of an organisation made anew, after SQL came to money that no settlement told them of.
+    It is as if Redis had lost them: the next request waits for a roll call, and nothing that runs is forgotten.
+
+    Call it after the commit. Returns: False when Redis is away; the counters then stay as they are."""
+    where = Scopes(prefix_of(organisation_id), (), (), (), (), ())
+    link, muster = link_to(redis), where.muster
+    try:
+        # The roll goes first: a counter that is being made of what SQL said before the commit is refused.
+        await link.call("DEL", muster)
+        keys: list[str] = []
+        cursor = "0"
+        while True:
+            at, found = await link.call("SCAN", cursor, "MATCH", f"{where.prefix}:m:*", "COUNT", _KEYS_MAX, near=muster)
+            keys += [key.decode() for key in found]
+            if (cursor := at.decode()) == "0":
+                break
+        for start in range(0, len(keys), _KEYS_MAX):
+            # Never without the roll: a counter that vanished alone would be made without what runs.
+            await link.call("DEL", muster, *keys[start : start + _KEYS_MAX])
+    except (Unavailable, hiredis.ReplyError) as error:
+        log.warning("budgets not added up again", organisation=organisation_id, reason=type(error).__name__)
+        return False
+    finally:
+        await link.aclose()
+    return True
 
 
 class Muster:

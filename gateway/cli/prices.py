@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -26,10 +27,10 @@ from gateway.cli.common import (
 from gateway.cli.site import Read, read_file
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from billing.litellm import Difference, Listed
-    from gateway.config import PricedUnit
+    from gateway.config import PricedUnit, Settings
 
 app = App(name="prices")
 
@@ -146,10 +147,13 @@ async def set_(
     if cost_input is not None or cost_output is not None:
         dearer = PriceSettings(input=cost_input or input, output=cost_output or output, per=units)
         cost = pusd_per_token(dearer)
-    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
-        now_ns = time.time_ns()
-        sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
-        posted = await _post_waiting(db, now_ns)
+    settings = common.settings()
+    async with database(settings, dry=common.dry_run) as engine:
+        async with writing(engine) as db:
+            now_ns = time.time_ns()
+            sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
+            waited = await _post_waiting(db, now_ns)
+        posted = await _added_up(settings, engine, waited)
     value_out = {"provider": provider, "model": model, "variant": sheet.variant, "price_id": sheet.id, "posted": posted}
     emit(
         common,
@@ -230,10 +234,13 @@ async def import_(file: Read, /, *, provider: str = "", replace: bool = False, c
     listed = [entry for entry in _read(file) if provider in ("", entry.provider)]
     differences = await _differences(common, listed)
     chosen, kept = to_import(listed, differences, replace=replace)
-    async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
-        now_ns = time.time_ns()
-        count = await import_prices(db, chosen, file.name, at_ns=now_ns)
-        posted = await _post_waiting(db, now_ns)
+    settings = common.settings()
+    async with database(settings, dry=common.dry_run) as engine:
+        async with writing(engine) as db:
+            now_ns = time.time_ns()
+            count = await import_prices(db, chosen, file.name, at_ns=now_ns)
+            waited = await _post_waiting(db, now_ns)
+        posted = await _added_up(settings, engine, waited)
     value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": kept, "posted": posted}
     emit(
         common,
@@ -345,12 +352,23 @@ async def rates(*, common: Common = DEFAULTS) -> int:
     return OK
 
 
-async def _post_waiting(db: AsyncConnection, now_ns: int) -> int:
-    """Requests that were served and had no price yet have one now, perhaps. Returns: how many were charged."""
+async def _post_waiting(db: AsyncConnection, now_ns: int) -> Counter[str]:
+    """Requests that were served and had no price yet have one now, perhaps. Returns: how many were charged, by
+    organisation."""
     from billing.pricelist import load_prices
     from billing.worker import post_unpriced
 
     return await post_unpriced(db, await load_prices(db), at_ns=now_ns)
+
+
+async def _added_up(settings: Settings, engine: AsyncEngine, waited: Counter[str]) -> int:
+    """Running gateways' budgets hear of what was charged late. Returns: how many requests that were."""
+    from gateway.cli.keys import key_admin
+
+    if waited:
+        async with key_admin(settings, engine) as keys:
+            await keys.recount(waited)
+    return waited.total()
 
 
 def _and_posted(count: int) -> str:

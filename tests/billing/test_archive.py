@@ -153,7 +153,7 @@ async def test_a_day_in_which_something_waits_stays(fresh_engine: AsyncEngine, t
     assert await retain(fresh_engine, days=2, now_ns=NOW_NS) == 0
     async with writing(fresh_engine) as db:
         await set_price(db, "openai", "gpt-test", {Meter.PAGES: 5}, {Meter.PAGES: 4}, at_ns=1)
-        assert await post_unpriced(db, await load_prices(db), at_ns=NOW_NS) == 1
+        assert (await post_unpriced(db, await load_prices(db), at_ns=NOW_NS)).total() == 1
         await db.execute(insert(schema.export_queue).values(export="x", record_id="r2", due_ns=0))
     assert await retain(fresh_engine, days=2, now_ns=NOW_NS) == 0  # Its seal is off.
     await days.seal_due(fresh_engine, now_ns=NOW_NS)

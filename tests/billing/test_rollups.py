@@ -85,7 +85,7 @@ async def test_any_stretch_of_time_adds_up_before_and_after_late_prices(
     await check(fresh_engine)
     paged = make_sheet("p2", "openai", "gpt-test", 0, Rates({**SALE, Meter.PAGES: 3}, {**SALE, Meter.PAGES: 2}), "test")
     async with writing(fresh_engine) as db:
-        assert await post_unpriced(db, PriceBook([SHEET, paged], []), at_ns=AT_NS) > 0
+        assert (await post_unpriced(db, PriceBook([SHEET, paged], []), at_ns=AT_NS)).total() > 0
     await check(fresh_engine)
     hours = schema.usage_hours.c
     async with reading(fresh_engine) as db:

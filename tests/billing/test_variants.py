@@ -91,8 +91,8 @@ async def test_an_answer_of_an_unpriced_tier_waits_for_its_price(fresh_engine: A
     assert charged["fast"] is None
     assert charged["plain"] is not None
     async with writing(fresh_engine) as db:
-        assert await post_unpriced(db, BOOK, at_ns=AT_NS) == 0, "the standard price is not its price"
-        assert await post_unpriced(db, PriceBook([SHEET, FAST], []), at_ns=AT_NS) == 1
+        assert (await post_unpriced(db, BOOK, at_ns=AT_NS)).total() == 0, "the standard price is not its price"
+        assert (await post_unpriced(db, PriceBook([SHEET, FAST], []), at_ns=AT_NS)).total() == 1
     async with reading(fresh_engine) as db:
         row = (await db.execute(select(schema.usage_records).where(rows.id == "fast"))).mappings().one()
     assert (row["charge_pusd"], row["price_id"]) == (90 * 6_000_000 + 20 * 30_000_000, FAST.id)
@@ -110,8 +110,8 @@ async def test_a_price_that_comes_late_is_that_of_the_region_that_answered(
     await book.close()
     await Worker(folder, fresh_engine, PriceBook([SHEET, here], [])).ship_once()
     async with writing(fresh_engine) as db:
-        assert await post_unpriced(db, PriceBook([SHEET, here, FAST], []), at_ns=AT_NS) == 0, "not the price elsewhere"
-        assert await post_unpriced(db, PriceBook([SHEET, here, FAST, fast_here], []), at_ns=AT_NS) == 1
+        assert not await post_unpriced(db, PriceBook([SHEET, here, FAST], []), at_ns=AT_NS), "not the price elsewhere"
+        assert (await post_unpriced(db, PriceBook([SHEET, here, FAST, fast_here], []), at_ns=AT_NS)).total() == 1
     rows = schema.usage_records.c
     async with reading(fresh_engine) as db:
         row = (await db.execute(select(schema.usage_records).where(rows.id == "fast"))).mappings().one()

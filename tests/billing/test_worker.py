@@ -370,9 +370,9 @@ async def test_what_has_no_price_is_kept_and_charged_when_it_has(
     assert [found[request_id]["charge_pusd"] for request_id in ("r1", "r2", "r3")] == [None, None, RECORD_SALE_PUSD]
     await assert_sound(fresh_engine)
     async with writing(fresh_engine) as db:
-        assert await post_unpriced(db, PriceBook([], []), at_ns=AT_NS) == 0
-        assert await post_unpriced(db, BOOK, at_ns=AT_NS) == 1
-        assert await post_unpriced(db, BOOK, at_ns=AT_NS) == 0
+        assert (await post_unpriced(db, PriceBook([], []), at_ns=AT_NS)).total() == 0
+        assert (await post_unpriced(db, BOOK, at_ns=AT_NS)).total() == 1
+        assert (await post_unpriced(db, BOOK, at_ns=AT_NS)).total() == 0
     row = (await rows(fresh_engine))["r1"]
     assert (row["charge_pusd"], row["price_id"]) == (RECORD_SALE_PUSD, SHEET.id)
     await assert_sound(fresh_engine)

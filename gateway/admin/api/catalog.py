@@ -18,6 +18,7 @@ from billing.errors import UnknownPrice
 from billing.money import format_usd, parse_usd
 from billing.prices import PriceSheet, Rates
 from billing.usage import Meter
+from billing.worker import post_unpriced
 from gateway.admin import reports
 from gateway.admin.auth.routes import record
 from gateway.admin.problems import invalid
@@ -177,7 +178,8 @@ async def list_prices(services: Office, provider: FromQuery[str], model: FromQue
 
 @post("/prices", name="prices.set")
 async def set_price(data: JSONBody[NewPrice], actor: Caller, services: Office) -> list[PriceView]:
-    """Set a price from now on. What was charged before stays as it was. Returns the history."""
+    """Set a price from now on. What was charged before stays as it was; requests that wait for a price are charged.
+    Returns the history."""
     now_ns = services.clock()
     if Meter.INPUT_TOKENS not in data.sale or Meter.OUTPUT_TOKENS not in data.sale:
         raise invalid(
@@ -189,6 +191,8 @@ async def set_price(data: JSONBody[NewPrice], actor: Caller, services: Office) -
         sheet = await pricelist.set_price(db, data.provider, data.model, sale, cost, at_ns=now_ns)
         after = {"id": sheet.id, "sale": {meter.value: price for meter, price in data.sale.items()}}
         await record(db, actor, "prices.set", f"{data.provider}/{data.model}", now_ns, after=after)
+        posted = await post_unpriced(db, await pricelist.load_prices(db), at_ns=now_ns)
+    await services.keys.recount(posted)
     await services.reload_prices()
     async with services.reader.reading() as db:
         return await _history(db, services, data.provider, data.model)

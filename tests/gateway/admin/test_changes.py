@@ -11,7 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from billing.db import reading
+from billing.journal import Journal
 from billing.money import parse_usd
+from billing.usage import Meter
+from billing.worker import Worker
 from gateway import audit
 from gateway.admin.auth.roles import Role
 from gateway.admin.openapi import PATH, encoded
@@ -19,7 +22,7 @@ from gateway.admin.problems import MEDIA_TYPE
 from gateway.admission.minting import hash_of
 from gateway.catalogue.document import ProviderEntry
 from tests.gateway.admin.client import BASE, Browser
-from tests.gateway.admin.world import DAY_NS, World
+from tests.gateway.admin.world import DAY_NS, World, traffic
 
 
 async def _last(made: World, browser: Browser) -> dict[str, Any]:
@@ -216,6 +219,20 @@ async def test_a_price_counts_from_now_on_and_history_stays(made: World, browser
     assert (await browser.call("POST", "/prices", finer)).status_code == 422
     unpriced = {**place, "sale": {"input_tokens": "1"}}
     assert (await browser.call("POST", "/prices", unpriced)).status_code == 422
+
+
+async def test_a_price_charges_what_waited_for_it(made: World, browser: Browser, tmp_path: Path) -> None:
+    (one,) = await traffic(made, tmp_path / "known", 1)
+    used = {Meter.INPUT_TOKENS: 1_000, Meter.OUTPUT_TOKENS: 10}
+    late = replace(one, id="req_late", provider="groq", model="brand-new", price_id="none", quantities=used)
+    journal = Journal.open(tmp_path / "late", "late")
+    await journal.settle(late)
+    await journal.close()
+    await Worker(tmp_path / "late", made.engine, made.prices).ship_once()
+    assert (await browser.get("/requests/req_late"))["request"]["charge_usd"] is None
+    said = {"provider": "groq", "model": "brand-new", "sale": {"input_tokens": "1", "output_tokens": "2"}}
+    await browser.send("POST", "/prices", said)
+    assert parse_usd((await browser.get("/requests/req_late"))["request"]["charge_usd"]) == parse_usd("0.00102")
 
 
 async def test_a_project_has_a_name_of_its_own(made: World, browser: Browser) -> None:

@@ -13,7 +13,8 @@ from billing import schema
 from billing.db import reading, writing
 from billing.journal import Journal, remove_run, segments
 from gateway.admission import Gate
-from gateway.admission.muster import DEAD_S
+from gateway.admission.limits import Spending
+from gateway.admission.muster import DEAD_S, recount
 from gateway.admission.owners import Owner
 from gateway.errors import QuotaExceeded, Unavailable
 from gateway.schema import gateways
@@ -67,6 +68,50 @@ async def test_a_gateway_that_does_not_answer_is_waited_for_until_it_is_taken_fo
             await admit(gate, who, "r3")
     async with reading(engine) as db:
         assert list((await db.execute(select(gateways.c.id))).scalars()) == ["elsewhere.1"], "we took our leave"
+
+
+async def test_a_price_that_comes_late_reaches_the_counters(engine: AsyncEngine, redis: Redis) -> None:
+    """Settled at what was held for it, then charged less in SQL alone: its budget gets the rest back, and what runs
+    stays held."""
+    who = principal(budgets=(total(5 * HELD),))
+    async with Gate(engine, redis) as one, Gate(engine, redis) as other:
+        late = await admit(one, who, "late")
+        await one.settle(late, 5, late.hold_pusd)
+        async with writing(engine) as db:
+            row = ROW | {"id": "late", "charge_pusd": None, "hold_pusd": late.hold_pusd}
+            await db.execute(insert(schema.usage_records), [row])
+        running = await admit(one, who, "running")
+        assert await left(other, who) == 5 * HELD - late.hold_pusd - running.hold_pusd
+        async with writing(engine) as db:
+            await db.execute(update(schema.usage_records).values(charge_pusd=7))
+        assert await recount(redis, ORGANISATION)
+        assert await recount(redis, "org_of_nobody")
+        last = await admit(other, who, "last")
+        assert await left(one, who) == 5 * HELD - 7 - running.hold_pusd - last.hold_pusd
+        await one.settle(running, 5, 50)
+        assert await left(one, who) == 5 * HELD - 7 - 50 - last.hold_pusd
+
+
+async def test_a_counter_made_of_what_was_before_a_late_price_is_refused(engine: AsyncEngine, redis: Redis) -> None:
+    who = principal(budgets=(total(5 * HELD),))
+    async with Gate(engine, redis) as gate:
+        async with writing(engine) as db:
+            await db.execute(insert(schema.usage_records), [ROW | {"id": "a", "charge_pusd": None, "hold_pusd": 500}])
+        spent, asked = gate._limiter._spent, []
+
+        async def between(*of: Any) -> Spending:
+            found = await spent(*of)
+            if not asked:  # The price comes when SQL has said what it knew, and the counter is not made yet.
+                async with writing(engine) as db:
+                    await db.execute(update(schema.usage_records).values(charge_pusd=7))
+                assert await recount(redis, ORGANISATION)
+            asked.append(found.pusd)
+            return found
+
+        gate._limiter._spent = between
+        admission = await admit(gate, who)
+        assert asked == [500, 7]
+        assert await left(gate, who) == 5 * HELD - 7 - admission.hold_pusd
 
 
 async def test_what_was_settled_and_not_shipped_is_shipped_first(engine: AsyncEngine, redis: Redis) -> None:
