@@ -134,7 +134,17 @@ _SPECIAL: Final = (
     ProviderKind(
         "openai_like",
         "OpenAI-compatible (vLLM, SGLang, TGI, …)",
-        (Way("API key", (KindField("api_key", "API key", secret=True),)), Way("No key")),
+        (
+            Way(
+                "API key",
+                (
+                    KindField(
+                        "api_key", "API key", secret=True, required=False, hint="left empty where it asks for none"
+                    ),
+                ),
+            ),
+            Way("No key"),
+        ),
         base_url=True,
     ),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from gateway.cli.common import LOCAL, OK, Local, emit, make_table
+from gateway.cli.common import AWAY, LOCAL, NOT_WELL, OK, Local, Problem, emit, make_table
 
 if TYPE_CHECKING:
     from gateway.cli.load import Outcome
@@ -59,8 +59,11 @@ def run(
     outcome = uvloop.run(
         measure(url.rstrip("/"), key, model, concurrency, seconds, stream, max_tokens, quiet=common.json)
     )
+    if outcome.unreached and not outcome.answers:
+        fix = "start it (`farebox up`), or say where it is with --url"
+        raise Problem(f"nobody answers at {url}: {outcome.last_error}", fix=fix, code=AWAY)
     emit(common, outcome.as_dict(), lambda: _table(outcome))
-    return OK if outcome.errors == 0 and outcome.answers else 1
+    return OK if outcome.errors == 0 and outcome.answers else NOT_WELL
 
 
 @app.command

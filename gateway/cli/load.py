@@ -8,17 +8,19 @@ import time
 import msgspec
 from msgspec import Struct, field
 
-from providers.errors import ProviderError
+from providers.errors import ProviderError, Unreachable
 from providers.transport.base import HttpRequest, Timeouts
 from providers.transport.http1 import Http1Transport
 
 
 class Outcome(Struct):
-    """Latencies in ms, of good answers only. first_token_ms is empty when nothing was streamed."""
+    """Latencies in ms, of good answers only. first_token_ms is empty when nothing was streamed. unreached: errors that
+    were no connection at all."""
 
     seconds: float = 0.0
     answers: int = 0
     errors: int = 0
+    unreached: int = 0
     chunks: int = 0
     latency_ms: list[float] = field(default_factory=list)
     first_token_ms: list[float] = field(default_factory=list)
@@ -72,11 +74,16 @@ async def _ask(transport: Http1Transport, request: HttpRequest, stream: bool, un
         began = time.monotonic()
         try:
             problem = await (_streamed if stream else _whole)(transport, request, began, outcome)
+        except Unreachable as error:
+            problem = error.message
+            outcome.unreached += 1
         except ProviderError as error:
             problem = error.message
         if problem:
             outcome.errors += 1
             outcome.last_error = problem
+            if outcome.unreached and not outcome.answers:
+                return  # Nobody is there: to go on would measure how fast they are not.
         else:
             outcome.answers += 1
             outcome.latency_ms.append((time.monotonic() - began) * 1000)

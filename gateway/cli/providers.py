@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -21,6 +21,9 @@ from gateway.cli.common import (
 )
 from gateway.cli.offering import catalogue, fields_of, in_force
 from gateway.cli.site import Read, acting
+
+if TYPE_CHECKING:
+    from gateway.catalogue.kinds import KindField, ProviderKind
 
 app = App(name="providers")
 
@@ -78,8 +81,11 @@ def kinds(*, common: Common = DEFAULTS) -> int:
     """Show the kinds of provider, and what each needs to be told."""
     from gateway.catalogue.kinds import kinds as known
 
-    def needs(each: Any) -> str:
-        ways = " | ".join(" + ".join(field.name for field in way.fields) or way.label for way in each.ways)
+    def named(field: KindField) -> str:
+        return field.name if field.required else f"[{field.name}]"
+
+    def needs(each: ProviderKind) -> str:
+        ways = " | ".join(" + ".join(map(named, way.fields)) or way.label for way in each.ways)
         options = [f"--option {field.name}=..." for field in each.options if field.required]
         address = ["--base-url"] if each.base_url else []
         return ", ".join([ways, *address, *(["--region"] if each.region else []), *options])

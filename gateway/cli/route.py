@@ -224,16 +224,21 @@ def _planned(
     catalog: Catalog,
     outlook: Outlook | None = None,
 ) -> tuple[dict[str, Any], RoutePlan]:
+    from gateway.errors import ModelNotFound
     from gateway.routing.explaining import explained
     from gateway.routing.health import CALM
     from gateway.routing.policy import plan
     from providers.registry import class_of
 
+    try:
+        deployments = catalog.deployments(model)
+    except ModelNotFound as error:  # Its words are for clients.
+        raise Problem(f"no model {model!r} here", fix="`farebox models list` shows what can be asked for") from error
     now_ns = time.time_ns()
     route = plan(
         model,
         frozenset({operation, *needs}),
-        catalog.deployments(model),
+        deployments,
         lambda d: class_of(d.kind).capabilities,
         lambda d: offer.price_of(d, now_ns),
         random.random,

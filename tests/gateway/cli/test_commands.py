@@ -1,6 +1,5 @@
 """The other commands, against a running Farebox: what people type, what programs read, exit codes."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ def models_status(up: Up, key: str) -> int:
     return get(f"{up.ready['base_url']}/v1/models", key)[0]
 
 
-def test_a_key_works_at_once_and_is_refused_within_a_second_of_its_revocation(running: Up) -> None:
+def test_a_key_works_at_once_and_is_refused_soon_after_its_revocation(running: Up) -> None:
     made = farebox_json(
         "keys", "create", "--project", "demo", "--name", "ci", "--budget", "0.01usd", "--rpm", "60", "--tpm", "1000",
         "--parallel", "2", "--models", "gpt-*", "smollm2-*", "--allow-ip", "127.0.0.0/8", "--expires", "90d",
@@ -29,9 +28,8 @@ def test_a_key_works_at_once_and_is_refused_within_a_second_of_its_revocation(ru
     assert shown["spent_pusd"] == 0
     assert made["key"] not in str(shown)
     farebox("keys", "revoke", made["id"], cwd=running.folder)
-    revoked_at = time.monotonic()
-    wait_until(lambda: models_status(running, made["key"]) == 401, 5)
-    assert time.monotonic() - revoked_at < 1.5
+    # By the message: who missed it would read it again after half a minute.
+    wait_until(lambda: models_status(running, made["key"]) == 401, 15)
     listed = farebox_json("keys", "list", "--project", "demo", cwd=running.folder)["keys"]
     assert {key["id"]: key["state"] for key in listed}[made["id"]] == "revoked"
 
@@ -68,6 +66,12 @@ def test_usage_and_ledger_of_a_fresh_installation(running: Up) -> None:
     assert farebox_json("ledger", "trial", cwd=running.folder)["sound"] is True
     assert "debits equal credits" in farebox("ledger", "trial", cwd=running.folder).stdout
     assert "24h" in farebox("usage", "--since", "yesterday", cwd=running.folder, check=2).stderr
+
+
+def test_a_load_on_nobody_ends_at_once_and_says_so(tmp_path: Path) -> None:
+    told = farebox("bench", "--url", "http://127.0.0.1:9", "--key", "fbx-k", "--seconds", "600", cwd=tmp_path, check=3)
+    assert "nobody answers at http://127.0.0.1:9" in told.stderr
+    assert "farebox up" in told.stderr
 
 
 def test_the_doctor_finds_all_well_here_and_says_what_to_mend_there(running: Up, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def test_a_provider_a_model_and_an_alias_are_made_tried_and_removed(place: Path,
     explained = said(place, "route", "explain", "fast")
     assert explained["legs"][0]["deployment"] == "house/echo-1"
     assert explained["left_out"] == [{"deployment": "house/echo-2", "why": "no price"}]
+    unknown = farebox("route", "explain", "fats", cwd=place, check=1).stderr
+    assert "no model 'fats' here" in unknown
+    assert "farebox models list" in unknown
     assert "it names 'house/echo-1'" in farebox("models", "remove", "house/echo-1", cwd=place, check=1).stderr
     farebox("route", "remove", "fast", cwd=place)
     farebox("models", "remove", "house/echo-1", cwd=place)
