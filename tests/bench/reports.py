@@ -11,7 +11,9 @@ the SQLite file stays there, and the next run only asks: rows take minutes to ma
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -61,14 +63,37 @@ INSERT = {
 
 
 async def timed(engine: AsyncEngine, ask: Callable[[Any], Awaitable[object]], times: int = 3) -> list[float]:
-    """Milliseconds by the clock and of our CPU (with SQLite that is all there is): medians of transactions."""
-    took: list[tuple[float, float]] = []
+    """Milliseconds by the clock, of our CPU (with SQLite that is all there is) and of the server's, whose clock ticks
+    every ten: medians of transactions."""
+    took: list[tuple[float, ...]] = []
     for _ in range(times):
         async with reading(engine) as db:
-            begun, worked = time.perf_counter(), time.process_time()
+            server = await postmaster(db)
+            there, begun, worked = worked_s(server), time.perf_counter(), time.process_time()
             await ask(db)
-            took.append(((time.perf_counter() - begun) * 1e3, (time.process_time() - worked) * 1e3))
+            spent_s = (time.perf_counter() - begun, time.process_time() - worked)
+            took.append(tuple(s * 1e3 for s in (*spent_s, *([worked_s(server) - there] if server else []))))
     return [round(statistics.median(column), 1) for column in zip(*took, strict=True)]
+
+
+async def postmaster(db: Any) -> int | None:
+    """The process whose children serve connections, and parallel plans."""
+    if db.dialect.name != "postgresql":
+        return None
+    backend = (await db.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+    return int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def worked_s(server: int | None) -> float:
+    """CPU of all its processes, of those that have ended as well."""
+    if server is None:
+        return 0.0
+    ticks = 0
+    for pid in (server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())):
+        with contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11 : 15 if pid == server else 13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def explorer(db: Any, by: str, period: Period, filters: dict[str, list[str]]) -> None:
