@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 from sqlalchemy import insert, select
 
 from billing.db import reading, writing
@@ -139,6 +139,34 @@ async def test_what_one_button_does(sqlite_template: Path, tmp_path: Path) -> No
         assert [row["action"] for row in rows[-4:]] == ["key.rotate", "key.update", "bodies.set", "bodies.read"]
         assert rows[-1]["subject"] == ident
         assert not wrong
+        watched.check()
+
+
+async def test_a_change_is_sent_once_and_its_dialog_stays_until_it_is_there(
+    sqlite_template: Path, tmp_path: Path
+) -> None:
+    """However long the answer takes and whatever is pressed meanwhile: else the new secret would be shown to nobody."""
+    async with chromium() as browser, office(sqlite_template, tmp_path, 0) as (made, base), page(browser) as watched:
+        visit, sent, answered = watched.page, [], asyncio.Event()
+
+        async def slowly(route: Route) -> None:
+            sent.append(route.request.url)
+            await answered.wait()
+            await route.continue_()
+
+        await sign_in(made, base, visit)
+        await visit.goto(f"{base}/ui/keys?project=proj_shop")
+        await visit.route("**/admin/v1/keys/*/rotate", slowly)
+        await visit.get_by_role("button", name="Actions for web-production").click()
+        await visit.get_by_role("menuitem", name="Rotate the secret").click()
+        dialog = visit.get_by_role("dialog")
+        rotate = dialog.get_by_role("button", name="Rotate", exact=True)
+        await rotate.evaluate("button => { button.click(); button.click() }")
+        await expect(dialog.get_by_role("button", name="Cancel")).to_be_disabled()
+        await visit.keyboard.press("Escape")
+        answered.set()
+        await expect(dialog.get_by_label("secret", exact=True)).to_contain_text("fbx-")
+        assert len(sent) == 1
         watched.check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,16 @@ async def test_a_rule_is_made_tried_and_removed(scheme: Scheme, sqlite_template:
         await picture(watched, f"guardrails-{scheme}")
         await visit.get_by_role("button", name="Edit No personal data").click()
         await dialog.get_by_role("switch", name="On").click()
+        await dialog.get_by_role("combobox", name="Then").click()
+        await visit.get_by_role("option", name="Block").click()
         await dialog.get_by_role("button", name="Save").click()
         await expect(dialog).to_have_count(0)
         await expect(visit.get_by_text("off", exact=True)).to_be_visible()
+        # By its address, it is the same rule.
+        await visit.get_by_role("button", name="Edit No personal data").click()
+        await visit.reload()
+        await expect(dialog.get_by_role("combobox", name="Then")).to_have_value(re.compile("^Block"))
+        await dialog.get_by_role("button", name="Cancel").click()
         await visit.get_by_role("button", name="Remove No personal data").click()
         await dialog.get_by_role("button", name="Remove").click()
         await expect(visit.get_by_text("Nothing is looked at")).to_be_visible()

@@ -3,6 +3,7 @@ alias, previewed, saved, removed and brought back."""
 
 from __future__ import annotations
 
+import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from playwright.async_api import expect
 
 from gateway.admission.principal import ProjectRouting
 from gateway.admission.project_routing import ProjectRoutings
-from gateway.catalogue.document import DeploymentEntry, ProviderEntry
+from gateway.catalogue.document import AliasEntry, DeploymentEntry, ProviderEntry, Target
 from gateway.config import PriceSettings
 from gateway.offered import SimilarSettings
 from tests.e2e.dashboard.browser import Scheme, chromium, page
@@ -111,7 +112,18 @@ async def test_an_alias_is_edited_with_its_plan_in_view(scheme: Scheme, sqlite_t
         await expect(visit.get_by_text("aliases.put fast")).to_be_visible()
         wrong += await watched.violations()
         await picture(watched, f"routing-{scheme}")
+        # Changed by somebody else while the form is open: the page hears of it, and does not overwrite it.
         await visit.get_by_role("button", name="Open fast").click()
+        other = AliasEntry(targets=(Target(deployment="north/m1"),))
+        await made.services.yard.changes.put("aliases", "fast", other, actor="bob", now_ns=NOW_NS)
+        await made.services.yard.offer.load()
+        await visit.clock.set_fixed_time(datetime.datetime.fromtimestamp(NOW_NS // 10**9 + 60, datetime.UTC))
+        async with visit.expect_response("**/admin/v1/aliases"):
+            await visit.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))")
+        watched.expected = ["412"]
+        await visit.get_by_role("button", name="Save alias").click()
+        await expect(visit.get_by_role("dialog").get_by_role("alert")).to_be_visible()
+        assert (await made.services.yard.changes.view()).version.document.aliases["fast"] == other
         await visit.get_by_role("button", name="Remove alias").click()
         await expect(visit.get_by_text("No aliases yet")).to_be_visible()
         await visit.get_by_role("button", name="Bring version 5 back").click()

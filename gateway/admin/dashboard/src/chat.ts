@@ -8,15 +8,20 @@ export class Refused extends Error {
   constructor(readonly status: number, readonly code: string, message: string) { super(message); }
 }
 
-/** Keys that this page made for itself, by project: in memory only, and gone with it. */
-const own = new Map<string, { secret: string; until: number }>();
+/** Keys that this page made for itself, by project: in memory only, and gone with it. One each, also where two ask at once. */
+const own = new Map<string, Promise<ShownKey>>();
 
 export async function ownKey(project: string): Promise<string> {
   const known = own.get(project);
-  if (known && known.until > Date.now() + 60_000) return known.secret;
-  const made = await post<ShownKey>("/playground/key", { project_id: project });
-  own.set(project, { secret: made.secret, until: made.key.expires_at ? Date.parse(made.key.expires_at) : Date.now() + 3_600_000 });
-  return made.secret;
+  if (!known) {
+    const made = post<ShownKey>("/playground/key", { project_id: project });
+    own.set(project, made);
+    return (await made).secret;
+  }
+  const key = await known.catch(() => null);
+  if (key && Date.parse(key.key.expires_at ?? "") > Date.now() + 60_000) return key.secret;
+  if (own.get(project) === known) own.delete(project);
+  return ownKey(project);
 }
 
 interface Asked { key: string; model: string; messages: Message[]; maxTokens?: number; temperature?: number; tools?: unknown[]; signal: AbortSignal; text: (piece: string) => void }

@@ -1,10 +1,12 @@
-import { ActionIcon, Badge, Button, Group, Modal, Select, Stack, Table, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { ActionIcon, Badge, Button, Group, Select, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 import { get, post, remove, type AlertDelivery, type AlertRule, type AlertTrial, type Project } from "../api";
+import { useChange } from "../change";
 import { ago, dateTime, words } from "../format";
 import { Section, State } from "../parts/bits";
+import { Dialog, Ends } from "../parts/dialog";
 import { Bell, Plus, Send, Trash } from "../parts/icons";
 import { KeySelect } from "../parts/key-select";
 import { notify } from "../parts/notify";
@@ -48,11 +50,11 @@ export default function AlertsPage() {
 }
 
 function Rules({ rules, may }: { rules: AlertRule[]; may: (name: string) => boolean }) {
-  const queries = useQueryClient();
   const [leaving, setLeaving] = useState<AlertRule | null>(null);
   const [tried, setTried] = useState<Record<string, AlertTrial>>({});
   const test = useMutation({ mutationFn: (id: string) => post<AlertTrial>(`/alerts/${id}/test`, {}), onSuccess: (told, id) => setTried((all) => ({ ...all, [id]: told })) });
-  const drop = useMutation({ mutationFn: (id: string) => remove(`/alerts/${id}`), onSuccess: () => { setLeaving(null); notify("The alert is gone."); void queries.invalidateQueries({ queryKey: ["alerts"] }); } });
+  const drop = useChange((id: string) => remove(`/alerts/${id}`), () => { keep(); notify("The alert is gone."); });
+  const keep = () => { drop.reset(); setLeaving(null); };
   return (
     <Section title="Rules">
       {test.isError && <Failure error={test.error} />}
@@ -74,13 +76,13 @@ function Rules({ rules, may }: { rules: AlertRule[]; may: (name: string) => bool
           ))}</Table.Tbody>
         </Table>
       </Table.ScrollContainer>
-      <Modal opened={leaving !== null} onClose={() => setLeaving(null)} title="Remove alert">
+      <Dialog opened={leaving !== null} onClose={keep} title="Remove alert">
         <Stack>
           {drop.isError && <Failure error={drop.error} />}
           <Text size="sm"><b className="fb-wrap">{leaving?.target}</b> will not be told any more. What it was told stays in the list.</Text>
-          <Group justify="flex-end"><Button variant="default" onClick={() => setLeaving(null)}>Keep it</Button><Button color="red.8" loading={drop.isPending} onClick={() => leaving && drop.mutate(leaving.id)}>Remove</Button></Group>
+          <Ends leave={keep} stay="Keep it" busy={drop.isPending} send={() => leaving && drop.mutate(leaving.id)} color="red.8">Remove</Ends>
         </Stack>
-      </Modal>
+      </Dialog>
     </Section>
   );
 }
@@ -104,21 +106,17 @@ function Deliveries({ list }: { list: AlertDelivery[] }) {
 }
 
 function NewAlert({ opened, close }: { opened: boolean; close: () => void }) {
-  const queries = useQueryClient();
   const [kind, setKind] = useState<Kind>("budget");
   const [channel, setChannel] = useState<AlertRule["channel"]>("webhook");
   const [scope, setScope] = useState<string | null>(null);
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened && scope !== null && scope !== "key" });
-  const add = useMutation({
-    mutationFn: (said: Record<string, unknown>) => post<AlertRule>("/alerts", said),
-    onSuccess: () => { notify("The alert is set. Send a test to see that it arrives."); void queries.invalidateQueries({ queryKey: ["alerts"] }); leave(); },
-  });
+  const add = useChange((said: Record<string, unknown>) => post<AlertRule>("/alerts", said), () => { notify("The alert is set. Send a test to see that it arrives."); leave(); });
   const leave = () => { add.reset(); close(); };
   const organisations = new Map((projects.data ?? []).map((each) => [each.organisation_id, each.organisation]));
   const ids = scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
   const scopes = kind === "balance" ? ["organisation"] : ["organisation", "project", "key"];
   return (
-    <Modal opened={opened} onClose={leave} title="New alert" size="lg">
+    <Dialog opened={opened} onClose={leave} title="New alert" size="lg">
       <form onSubmit={(event) => {
         event.preventDefault();
         const said = new FormData(event.currentTarget);
@@ -139,9 +137,9 @@ function NewAlert({ opened, close }: { opened: boolean; close: () => void }) {
             <Select label="By" description="How it travels" allowDeselect={false} value={channel} data={Object.entries(CHANNELS).map(([value, { label }]) => ({ value, label }))} onChange={(next) => setChannel((next ?? "webhook") as AlertRule["channel"])} />
             <TextInput name="target" label={CHANNELS[channel].ask} description={CHANNELS[channel].about} placeholder={CHANNELS[channel].example} type={channel === "email" ? "email" : "url"} required withAsterisk={false} />
           </Group>
-          <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" loading={add.isPending}>Set alert</Button></Group>
+          <Ends leave={leave} busy={add.isPending}>Set alert</Ends>
         </Stack>
       </form>
-    </Modal>
+    </Dialog>
   );
 }

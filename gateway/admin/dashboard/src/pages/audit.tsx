@@ -18,7 +18,7 @@ export default function AuditPage() {
   const search = route.useSearch() as Record<string, string | undefined>;
   const navigate = route.useNavigate();
   const may = useMay();
-  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   const session = useSession();
   // Rows belong to organisations; who administers less than one has none to read.
   const reads = [session, ...(session?.memberships ?? []).filter(({ scope }) => scope === "organisation")].some((held) => held && ADMINS.includes(held.role));

@@ -1,10 +1,12 @@
-import { ActionIcon, Badge, Button, Group, Modal, MultiSelect, Select, Stack, Switch, Table, Text, Textarea, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { ActionIcon, Badge, Button, Group, MultiSelect, Select, Stack, Switch, Table, Text, Textarea, TextInput } from "@mantine/core";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 import { get, post, put, remove, type Guardrail, type GuardrailReport, type GuardrailTried, type Project } from "../api";
+import { useChange } from "../change";
 import { ago, dateTime, words } from "../format";
 import { Section, State } from "../parts/bits";
+import { Dialog, Ends } from "../parts/dialog";
 import { Pencil, Plus, Shield, Trash } from "../parts/icons";
 import { KeySelect } from "../parts/key-select";
 import { notify } from "../parts/notify";
@@ -45,15 +47,15 @@ export default function GuardrailsPage() {
       {may("guardrails.test") && (rules.data?.length ?? 0) > 0 && <Trial rules={rules.data ?? []} />}
       {may("guardrails.reports") && <Reports />}
       {may("bodies.list") && <BodyLogs may={may("bodies.set")} />}
-      {may("guardrails.create") && <Edit key={search.edit ?? ""} opened={search.edit === "new" || edited !== undefined} rule={edited} close={() => open()} />}
+      {may("guardrails.create") && <Edit key={edited?.id ?? (search.edit === "new" ? "new" : "")} opened={search.edit === "new" || edited !== undefined} rule={edited} close={() => open()} />}
     </Page>
   );
 }
 
 function Rules({ rules, may, edit }: { rules: Guardrail[]; may: (name: string) => boolean; edit: (id: string) => void }) {
-  const queries = useQueryClient();
   const [leaving, setLeaving] = useState<Guardrail | null>(null);
-  const drop = useMutation({ mutationFn: (id: string) => remove(`/guardrails/${id}`), onSuccess: () => { setLeaving(null); notify("The guardrail is gone."); void queries.invalidateQueries({ queryKey: ["guardrails"] }); } });
+  const drop = useChange((id: string) => remove(`/guardrails/${id}`), () => { keep(); notify("The guardrail is gone."); });
+  const keep = () => { drop.reset(); setLeaving(null); };
   return (
     <Section title="Rules" about="In the order they look. What asks somebody else looks last.">
       <Table.ScrollContainer minWidth={760}>
@@ -74,13 +76,13 @@ function Rules({ rules, may, edit }: { rules: Guardrail[]; may: (name: string) =
           ))}</Table.Tbody>
         </Table>
       </Table.ScrollContainer>
-      <Modal opened={leaving !== null} onClose={() => setLeaving(null)} title="Remove guardrail">
+      <Dialog opened={leaving !== null} onClose={keep} title="Remove guardrail">
         <Stack>
           {drop.isError && <Failure error={drop.error} />}
           <Text size="sm"><b className="fb-wrap">{leaving?.name}</b> looks at nothing any more, within a second. What it said stays in the list.</Text>
-          <Group justify="flex-end"><Button variant="default" onClick={() => setLeaving(null)}>Keep it</Button><Button color="red.8" loading={drop.isPending} onClick={() => leaving && drop.mutate(leaving.id)}>Remove</Button></Group>
+          <Ends leave={keep} stay="Keep it" busy={drop.isPending} send={() => leaving && drop.mutate(leaving.id)} color="red.8">Remove</Ends>
         </Stack>
-      </Modal>
+      </Dialog>
     </Section>
   );
 }
@@ -143,24 +145,23 @@ function Reports() {
 }
 
 function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | undefined; close: () => void }) {
-  const queries = useQueryClient();
   const spec = (rule?.spec ?? { kind: "pii" }) as Spec;
   const [kind, setKind] = useState(spec.kind);
   const [scope, setScope] = useState<string>(rule?.scope ?? "all");
   const [action, setAction] = useState<string>(rule?.action ?? "redact");
   const [picked, setPicked] = useState<string[]>(rule?.kind === "pii" ? list(spec["detectors"]) : Object.keys(DETECTORS));
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened && scope !== "all" && scope !== "key" });
-  const save = useMutation({
-    mutationFn: (said: Record<string, unknown>) => rule ? put<Guardrail>(`/guardrails/${rule.id}`, said) : post<Guardrail>("/guardrails", said),
-    onSuccess: async () => { await queries.invalidateQueries({ queryKey: ["guardrails"] }); notify("The guardrail is in force within a second."); leave(); },
-  });
+  const save = useChange(
+    (said: Record<string, unknown>) => rule ? put<Guardrail>(`/guardrails/${rule.id}`, said) : post<Guardrail>("/guardrails", said),
+    () => { notify("The guardrail is in force within a second."); leave(); },
+  );
   const leave = () => { save.reset(); close(); };
   const actions = KINDS[kind]?.actions ?? ["block"];
   const chosen = actions.includes(action) ? action : actions[0] ?? "block";
   const organisations = new Map((projects.data ?? []).map((each) => [each.organisation_id, each.organisation]));
   const ids = scope === "project" ? (projects.data ?? []).map(({ id, name }) => ({ value: id, label: name })) : [...organisations].map(([value, label]) => ({ value, label }));
   return (
-    <Modal opened={opened} onClose={leave} title={rule ? `Edit ${rule.name}` : "New guardrail"} size="lg">
+    <Dialog opened={opened} onClose={leave} title={rule ? `Edit ${rule.name}` : "New guardrail"} size="lg">
       <form onSubmit={(event) => {
         event.preventDefault();
         const said = new FormData(event.currentTarget);
@@ -213,9 +214,9 @@ function Edit({ opened, rule, close }: { opened: boolean; rule: Guardrail | unde
           </Group>
           <TextInput name="message" label="What a client is told" description="Where its request is blocked; empty: the name of the guardrail" defaultValue={rule?.message ?? ""} maxLength={1000} />
           <Switch name="enabled" label="On" defaultChecked={rule?.enabled ?? true} />
-          <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" loading={save.isPending}>{rule ? "Save" : "Set guardrail"}</Button></Group>
+          <Ends leave={leave} busy={save.isPending}>{rule ? "Save" : "Set guardrail"}</Ends>
         </Stack>
       </form>
-    </Modal>
+    </Dialog>
   );
 }

@@ -1,10 +1,11 @@
 import { Anchor, Badge, Box, Button, Card, Drawer, Group, NumberInput, SimpleGrid, Stack, Table, Text, TextInput } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
-import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { Boxes, Plug, Plus, Search } from "../parts/icons";
 import { useState } from "react";
 import { get, post, type Deployment, type Models, type Price, type Provider } from "../api";
+import { useChange } from "../change";
 import { compact, count, dateTime, ms, percent, words } from "../format";
 import { Section, State } from "../parts/bits";
 import { DeploymentPanel } from "../parts/deployment-form";
@@ -23,7 +24,7 @@ export default function ModelsPage() {
   const [wanted] = useDebouncedValue(search.search ?? "", 200);
   const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers"), refetchInterval: 30_000, enabled: may("providers.list") });
   const models = useQuery({ queryKey: ["models", wanted], queryFn: () => get<Models>("/models", { search: wanted }), placeholderData: keepPreviousData });
-  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never, replace: true });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never, replace: true });
   const limited = models.data?.models.flatMap(({ deployments }) => deployments).find((each) => each.id === search.limits);
   return (
     <Page title="Models & providers" about="What clients may ask for, who serves it, and what a million tokens cost."
@@ -54,11 +55,11 @@ export default function ModelsPage() {
             {data.total > data.models.length && <Text size="sm" c="dimmed" mt="sm">The first {data.models.length} of {count(data.total)}. Search to narrow it down.</Text>}
           </Table.ScrollContainer>}</Loaded>
       </Section>
-      <ProviderForm opened={search.add === "1"} close={() => change({ add: undefined })} />
+      <ProviderForm opened={search.add === "1" && may("providers.put")} close={() => change({ add: undefined })} />
       <Drawer opened={Boolean(search.provider) && !search.price} onClose={() => change({ provider: undefined })} title={<Text fw={600}>Provider {search.provider}</Text>} size={620}>
         {providers.data?.filter((each) => each.name === search.provider).map((each) => <ProviderPanel key={each.name} provider={each} prices={(id) => change({ price: id })} gone={() => change({ provider: undefined })} />)}
       </Drawer>
-      <Drawer opened={Boolean(search.limits)} onClose={() => change({ limits: undefined })} title={<Text fw={600}>Limits of {search.limits}</Text>} size={520}>
+      <Drawer opened={Boolean(search.limits) && may("deployments.put")} onClose={() => change({ limits: undefined })} title={<Text fw={600}>Limits of {search.limits}</Text>} size={520}>
         {limited && <DeploymentPanel id={limited.id} provider={limited.provider} model={limited.model} close={() => change({ limits: undefined })} />}
       </Drawer>
       <Drawer opened={Boolean(search.price)} onClose={() => change({ price: undefined })} title={<Text fw={600}>Prices of {search.price}</Text>} size={560}>
@@ -96,13 +97,12 @@ function Prices({ id }: { id: string }) {
   const [provider = "", ...rest] = id.split("/");
   const model = rest.join("/");
   const may = useMay();
-  const queries = useQueryClient();
   const history = useQuery({ queryKey: ["prices", id], queryFn: () => get<Price[]>("/prices", { provider, model }) });
   const [values, setValues] = useState<Record<string, string | number>>({});
-  const save = useMutation({
-    mutationFn: () => post<Price[]>("/prices", { provider, model, sale: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== "").map(([meter, value]) => [meter, String(value)])) }),
-    onSuccess: () => { setValues({}); void queries.invalidateQueries(); },
-  });
+  const save = useChange(
+    () => post<Price[]>("/prices", { provider, model, sale: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== "").map(([meter, value]) => [meter, String(value)])) }),
+    () => setValues({}),
+  );
   return (
     <Stack gap="lg">
       <Loaded query={history}>{(rows) => (

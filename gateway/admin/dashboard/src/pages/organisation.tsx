@@ -1,10 +1,12 @@
 import { Anchor, Badge, Button, Code, Group, Modal, Select, Stack, Table, Tabs, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 import { get, post, put, remove, type Invited, type IssuedScimToken, type Member, type Organisation, type Project, type Provisioning, type Role, type Team } from "../api";
+import { useChange } from "../change";
 import { ago, dateTime, words } from "../format";
 import { CopyIcon, Facts, Once, Section, State } from "../parts/bits";
+import { Dialog, Ends } from "../parts/dialog";
 import { Bot, Boxes, KeyRound, UserPlus, Users } from "../parts/icons";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
@@ -54,30 +56,27 @@ function usePlaces() {
     { group: "Teams", items: (teams.data ?? []).map(({ id, name }) => ({ value: `team/${id}`, label: name })) },
     { group: "Projects", items: (projects.data ?? []).map(({ id, name }) => ({ value: `project/${id}`, label: name })) },
   ].filter(({ items }) => items.length > 0);
-  return { organisations, teams, projects, choices };
+  return { organisations, teams, projects, choices, known: organisations.isFetched && teams.isFetched && projects.isFetched };
 }
 
 function Members() {
   const may = useMay();
   const session = useSession();
-  const queries = useQueryClient();
-  const { choices } = usePlaces();
+  const { choices, known } = usePlaces();
   const members = useQuery({ queryKey: ["members"], queryFn: () => get<Member[]>("/members") });
   const [adding, setAdding] = useState(false);
   const [invited, setInvited] = useState<Invited | null>(null);
-  const refresh = () => void queries.invalidateQueries({ queryKey: ["members"] });
   const path = (member: Member) => `/members/${member.scope}/${member.scope_id}/${member.user_id}`;
-  const add = useMutation({
-    mutationFn: ({ place, ...said }: { place: string; name: string; role: string }) => post<Invited>(`/members/${place}`, said),
-    onSuccess: (made, { name }) => { setAdding(false); refresh(); if (made.url) setInvited(made); else notify(`${name} is a member.`); },
-  });
-  const change = useMutation({ mutationFn: ({ member, role }: { member: Member; role: string }) => put(path(member), { role, models: member.models }), onSuccess: refresh });
-  const drop = useMutation({ mutationFn: (member: Member) => remove(path(member)), onSuccess: refresh });
-  const failed = change.error ?? drop.error;
+  const add = useChange(
+    ({ place, ...said }: { place: string; name: string; role: string }) => post<Invited>(`/members/${place}`, said),
+    (made, { name }) => { setAdding(false); if (made.url) setInvited(made); else notify(`${name} is a member.`); },
+  );
+  const change = useChange(({ member, role }: { member: Member; role: string | null }) => role ? put<void>(path(member), { role, models: member.models }) : remove<void>(path(member)));
+  const leave = () => { add.reset(); setAdding(false); };
   const button = may("members.invite") && <Button size="xs" leftSection={<UserPlus size={15} aria-hidden />} onClick={() => setAdding(true)}>Add member</Button>;
   return (
     <Section title="Members" about="A role in an organisation holds in all its teams and projects. Roles over the whole installation are under Settings, People." actions={button}>
-      {failed && <Failure error={failed} />}
+      {change.isError && <Failure error={change.error} />}
       <Loaded query={members}>{(rows) => rows.length === 0
         ? <Empty icon={Users} title="No members yet" action={button}>Give people a role in an organisation, a team or a project, and they see and change that, nothing else.</Empty>
         : <Table.ScrollContainer minWidth={720}><Table>
@@ -88,25 +87,25 @@ function Members() {
               <Table.Tr key={`${member.user_id} ${member.scope_id} ${member.source}`}>
                 <Table.Td>{member.name}{member.user_id === session?.user_id && <Badge ml="xs" size="xs" variant="default" tt="none">you</Badge>}{member.disabled && <Badge ml="xs" size="xs" color="gray" variant="light" tt="none" styles={{ label: { color: "var(--mantine-color-text)" } }}>disabled</Badge>}</Table.Td>
                 <Table.Td>{member.label} <Text span size="xs" c="dimmed">{member.scope}</Text></Table.Td>
-                <Table.Td>{fixed ? words(member.role) : <Select size="xs" w={140} aria-label={`Role of ${member.name} in ${member.label}`} value={member.role} allowDeselect={false} data={ROLES.map(({ value }) => ({ value, label: words(value) }))} onChange={(role) => role && change.mutate({ member, role })} />}</Table.Td>
+                <Table.Td>{fixed ? words(member.role) : <Select size="xs" w={140} aria-label={`Role of ${member.name} in ${member.label}`} value={member.role} allowDeselect={false} disabled={change.isPending} data={ROLES.map(({ value }) => ({ value, label: words(value) }))} onChange={(role) => role && change.mutate({ member, role })} />}</Table.Td>
                 <Table.Td>{member.models ? <Code>{member.models.join(", ")}</Code> : <Text span size="sm" c="dimmed">all</Text>}</Table.Td>
                 <Table.Td>{source(member.source)}</Table.Td>
-                <Table.Td ta="right">{!fixed && <Button size="compact-xs" variant="default" aria-label={`Remove ${member.name} from ${member.label}`} onClick={() => drop.mutate(member)}>Remove</Button>}</Table.Td>
+                <Table.Td ta="right">{!fixed && <Button size="compact-xs" variant="default" aria-label={`Remove ${member.name} from ${member.label}`} disabled={change.isPending} onClick={() => change.mutate({ member, role: null })}>Remove</Button>}</Table.Td>
               </Table.Tr>
             );
           })}</Table.Tbody>
         </Table></Table.ScrollContainer>}</Loaded>
-      <Modal opened={adding} onClose={() => { add.reset(); setAdding(false); }} title="Add member">
+      <Dialog opened={adding} onClose={leave} title="Add member">
         <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); add.mutate({ place: String(said.get("place")), name: String(said.get("name")), role: String(said.get("role")) }); }}>
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" description="Of somebody new, or who is known here" required withAsterisk={false} data-autofocus />
-            <Select key={choices[0]?.items[0]?.value} name="place" label="Of" searchable data={choices} defaultValue={choices[0]?.items[0]?.value ?? null} allowDeselect={false} required withAsterisk={false} />
+            <Select key={known ? "known" : "awaited"} name="place" label="Of" searchable data={choices} defaultValue={choices[0]?.items[0]?.value ?? null} allowDeselect={false} required withAsterisk={false} />
             <Select name="role" label="Role" description="No more than your own there" defaultValue="viewer" allowDeselect={false} data={ROLES} />
-            <Group justify="flex-end"><Button variant="default" onClick={() => setAdding(false)}>Cancel</Button><Button type="submit" loading={add.isPending}>Add</Button></Group>
+            <Ends leave={leave} busy={add.isPending} disabled={!known}>Add</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
       <Modal opened={invited !== null} onClose={() => setInvited(null)} title="Sign-in link" size="lg">{invited?.url && invited.expires_at && <Once secret={invited.url} done={() => setInvited(null)}>Works once, until {dateTime(invited.expires_at)}. Send it over a channel you trust.</Once>}</Modal>
     </Section>
   );
@@ -116,15 +115,15 @@ type Making = "organisation" | "team" | "project" | null;
 
 function Teams() {
   const may = useMay();
-  const queries = useQueryClient();
   const { organisations, teams, projects } = usePlaces();
   const [making, setMaking] = useState<Making>(null);
   const [routed, setRouted] = useState<Project>();
-  const make = useMutation({
-    mutationFn: (said: { name: string; organisation_id?: string }) => post(making === "organisation" ? "/organisations" : making === "team" ? "/teams" : "/projects", said),
-    onSuccess: () => { notify(`The ${making} is there.`); setMaking(null); void queries.invalidateQueries(); },
-  });
-  const join = useMutation({ mutationFn: ({ id, team }: { id: string; team: string | null }) => put(`/projects/${id}/team`, { team_id: team }), onSuccess: () => void queries.invalidateQueries() });
+  const make = useChange(
+    ({ what, ...said }: { what: Making; name: string; organisation_id?: string }) => post(`/${what}s`, said),
+    (_, { what }) => { notify(`The ${what} is there.`); leave(); },
+  );
+  const leave = () => { make.reset(); setMaking(null); };
+  const join = useChange(({ id, team }: { id: string; team: string | null }) => put(`/projects/${id}/team`, { team_id: team }));
   const homes = (organisations.data ?? []).map(({ id, name }) => ({ value: id, label: name }));
   const actions = (
     <Group gap="xs">
@@ -148,7 +147,7 @@ function Teams() {
                 <Table.Td>{project.name} <Text span size="xs" c="dimmed" className="fb-mono">{project.id}</Text></Table.Td>
                 <Table.Td>{project.organisation}</Table.Td>
                 <Table.Td>{may("projects.join") && inside.length > 0
-                  ? <Select size="xs" w={170} aria-label={`Team of ${project.name}`} placeholder="none" clearable clearButtonProps={{ "aria-label": `No team for ${project.name}` }} value={team?.id ?? null} data={inside.map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => join.mutate({ id: project.id, team: next })} />
+                  ? <Select size="xs" w={170} aria-label={`Team of ${project.name}`} placeholder="none" clearable clearButtonProps={{ "aria-label": `No team for ${project.name}` }} value={team?.id ?? null} disabled={join.isPending} data={inside.map(({ id, name }) => ({ value: id, label: name }))} onChange={(next) => join.mutate({ id: project.id, team: next })} />
                   : team?.name ?? <Text span size="sm" c="dimmed">none</Text>}</Table.Td>
                 <Table.Td ta="right" className="fb-num">{project.keys}</Table.Td><Table.Td>{ago(project.created_at)}</Table.Td>
                 <Table.Td ta="right"><Anchor component="button" type="button" size="sm" aria-label={`Routing of ${project.name}`} onClick={() => setRouted(project)}>Routing</Anchor></Table.Td>
@@ -157,22 +156,21 @@ function Teams() {
           })}</Table.Tbody>
         </Table></Table.ScrollContainer>}</Loaded>
       <ProjectRoutingForm project={routed} close={() => setRouted(undefined)} fixed={!may("project_routing.set")} />
-      <Modal opened={making !== null} onClose={() => { make.reset(); setMaking(null); }} title={`New ${making ?? ""}`}>
-        <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); const home = said.get("organisation"); make.mutate({ name: String(said.get("name")), ...(home ? { organisation_id: String(home) } : {}) }); }}>
+      <Dialog opened={making !== null} onClose={leave} title={`New ${making ?? ""}`}>
+        <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); const home = said.get("organisation"); make.mutate({ what: making, name: String(said.get("name")), ...(home ? { organisation_id: String(home) } : {}) }); }}>
           <Stack>
             {make.isError && <Failure error={make.error} />}
             <TextInput name="name" label="Name" required withAsterisk={false} data-autofocus />
             {making !== "organisation" && homes.length > 1 && <Select name="organisation" label="Organisation" defaultValue={homes[0]?.value ?? null} allowDeselect={false} data={homes} />}
-            <Group justify="flex-end"><Button variant="default" onClick={() => setMaking(null)}>Cancel</Button><Button type="submit" loading={make.isPending}>Create</Button></Group>
+            <Ends leave={leave} busy={make.isPending} disabled={making !== "organisation" && !organisations.isFetched}>Create</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
     </Section>
   );
 }
 
 function SignOn() {
-  const queries = useQueryClient();
   const provisioning = useQuery({ queryKey: ["provisioning"], queryFn: () => get<Provisioning>("/provisioning") });
   return <Loaded query={provisioning}>{(data) => (
     <Stack>
@@ -196,16 +194,17 @@ function SignOn() {
           </Table></Table.ScrollContainer>
         </Section>
       )}
-      <Scim data={data} refresh={() => void queries.invalidateQueries({ queryKey: ["provisioning"] })} />
+      <Scim data={data} />
     </Stack>
   )}</Loaded>;
 }
 
-function Scim({ data, refresh }: { data: Provisioning; refresh: () => void }) {
+function Scim({ data }: { data: Provisioning }) {
   const [naming, setNaming] = useState(false);
   const [issued, setIssued] = useState<IssuedScimToken | null>(null);
-  const add = useMutation({ mutationFn: (name: string) => post<IssuedScimToken>("/scim-tokens", { name }), onSuccess: (made) => { setNaming(false); setIssued(made); refresh(); } });
-  const revoke = useMutation({ mutationFn: (id: string) => remove(`/scim-tokens/${id}`), onSuccess: refresh });
+  const add = useChange((name: string) => post<IssuedScimToken>("/scim-tokens", { name }), (made) => { setNaming(false); setIssued(made); });
+  const leave = () => { add.reset(); setNaming(false); };
+  const revoke = useChange((id: string) => remove(`/scim-tokens/${id}`));
   const button = <Button size="xs" leftSection={<Bot size={15} aria-hidden />} onClick={() => setNaming(true)}>Create SCIM token</Button>;
   return (
     <Section title="Provisioning (SCIM 2.0)" about={`${data.scim_people} people and ${data.scim_groups} groups come from outside. Who is switched off there is out here at once.`} actions={button}>
@@ -217,18 +216,18 @@ function Scim({ data, refresh }: { data: Provisioning; refresh: () => void }) {
           <Table.Thead><Table.Tr><Table.Th>Token</Table.Th><Table.Th>Made</Table.Th><Table.Th>Last used</Table.Th><Table.Th>State</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
           <Table.Tbody>{data.scim_tokens.map((each) => (
             <Table.Tr key={each.id}><Table.Td>{each.name}</Table.Td><Table.Td>{ago(each.created_at)} by {each.created_by}</Table.Td><Table.Td>{each.last_used_at ? ago(each.last_used_at) : "never"}</Table.Td><Table.Td><State name={each.revoked ? "revoked" : "active"} /></Table.Td>
-              <Table.Td ta="right">{!each.revoked && <Button size="compact-xs" variant="default" aria-label={`Revoke ${each.name}`} onClick={() => revoke.mutate(each.id)}>Revoke</Button>}</Table.Td></Table.Tr>
+              <Table.Td ta="right">{!each.revoked && <Button size="compact-xs" variant="default" aria-label={`Revoke ${each.name}`} disabled={revoke.isPending} onClick={() => revoke.mutate(each.id)}>Revoke</Button>}</Table.Td></Table.Tr>
           ))}</Table.Tbody>
         </Table></Table.ScrollContainer>}
-      <Modal opened={naming} onClose={() => { add.reset(); setNaming(false); }} title="Create SCIM token">
+      <Dialog opened={naming} onClose={leave} title="Create SCIM token">
         <form onSubmit={(event) => { event.preventDefault(); add.mutate(String(new FormData(event.currentTarget).get("name"))); }}>
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" description="Of what will use it" placeholder="Entra" required withAsterisk={false} data-autofocus />
-            <Group justify="flex-end"><Button variant="default" onClick={() => setNaming(false)}>Cancel</Button><Button type="submit" loading={add.isPending}>Create</Button></Group>
+            <Ends leave={leave} busy={add.isPending}>Create</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
       <Modal opened={issued !== null} onClose={() => setIssued(null)} title="Your new SCIM token" size="lg">{issued && <Once secret={issued.secret} done={() => setIssued(null)}>Copy it now: it is stored only as a hash and cannot be shown again.</Once>}</Modal>
     </Section>
   );

@@ -23,7 +23,7 @@ export default function Playground() {
   const models = useModels();
   const model = search.model ?? firstModel(models.data);
   const beside = search.beside ?? null;
-  const change = (said: { model?: string | undefined; beside?: string | undefined }) => void navigate({ search: { ...search, ...said } as never, replace: true });
+  const change = (said: { model?: string | undefined; beside?: string | undefined }) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never, replace: true });
   const [project, setProject] = useState<string | null>(null);
   const [key, setKey] = useState("");
   const [system, setSystem] = useState("");

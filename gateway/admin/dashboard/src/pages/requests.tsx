@@ -24,7 +24,7 @@ export default function RequestsPage() {
   const zoom = zoomed(search);
   const live = search["live"] === "1";
   const filters = Object.fromEntries(Object.keys(DIMENSIONS).flatMap((name) => (search[name] ? [[name, search[name]]] : [])));
-  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   const list = useInfiniteQuery({
     queryKey: ["requests", zoom ?? period, filters],
     queryFn: ({ pageParam }) => get<Slice<RequestRow>>("/requests", { ...(zoom ?? bounds(period)), ...filters, cursor: pageParam, limit: 50 }),

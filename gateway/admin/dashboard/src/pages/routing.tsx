@@ -1,10 +1,12 @@
-import { ActionIcon, Alert, Anchor, Autocomplete, Badge, Button, Group, Modal, MultiSelect, NumberInput, Select, Stack, Table, TagsInput, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { ActionIcon, Alert, Anchor, Autocomplete, Badge, Button, Group, MultiSelect, NumberInput, Select, Stack, Table, TagsInput, Text, TextInput } from "@mantine/core";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 import { get, post, put, remove, type AliasEntry, type AliasRow, type Catalogue, type DeploymentRow, type Models, type Plan } from "../api";
+import { useChange } from "../change";
 import { dateTime, ms } from "../format";
 import { Section } from "../parts/bits";
+import { Dialog, Ends } from "../parts/dialog";
 import { CircleAlert, Plus, Route, Trash } from "../parts/icons";
 import { KeptAnswers } from "../parts/kept-answers";
 import { notify } from "../parts/notify";
@@ -66,17 +68,16 @@ export default function RoutingPage() {
       <Section title="Changes" about="Every version of the catalogue is kept whole. An earlier one comes back as a new one; credentials stay as they are.">
         <Loaded query={catalogue}>{(said) => <History said={said} />}</Loaded>
       </Section>
-      <Modal opened={search.new === "1" || Boolean(chosen)} onClose={() => open({})} size="xl" title={chosen ? `Alias ${chosen.alias}` : "New alias"}>
+      <Dialog opened={search.new === "1" || Boolean(chosen)} onClose={() => open({})} size="xl" title={chosen ? `Alias ${chosen.alias}` : "New alias"}>
         <Editor key={chosen?.alias ?? "new"} row={chosen} close={() => open({})} />
-      </Modal>
+      </Dialog>
     </Page>
   );
 }
 
 function History({ said }: { said: Catalogue }) {
-  const queries = useQueryClient();
   const may = useMay();
-  const back = useMutation({ mutationFn: (number: number) => post<Catalogue>("/catalogue/restore", { number }), onSuccess: (_, number) => { notify(`Version ${number} is in force again.`); void queries.invalidateQueries(); } });
+  const back = useChange((number: number) => post<Catalogue>("/catalogue/restore", { number }), (_, number) => notify(`Version ${number} is in force again.`));
   if (said.history.length === 0) return <Text size="sm" c="dimmed">Nothing was changed here yet: all that is on offer comes from the settings.</Text>;
   return (
     <Stack gap="sm">
@@ -86,7 +87,7 @@ function History({ said }: { said: Catalogue }) {
           <Table.Tr key={each.number}>
             <Table.Td className="fb-num">{each.number}{each.number === said.in_force && <Badge ml="xs" color="teal" variant="light" tt="none" styles={{ label: { color: "var(--mantine-color-text)" } }}>in force</Badge>}</Table.Td>
             <Table.Td className="fb-wrap">{each.change}</Table.Td><Table.Td>{each.actor}</Table.Td><Table.Td>{dateTime(each.at)}</Table.Td>
-            <Table.Td ta="right">{may("catalogue.restore") && each.number !== said.newest && <Anchor component="button" type="button" size="sm" aria-label={`Bring version ${each.number} back`} onClick={() => back.mutate(each.number)}>Bring back</Anchor>}</Table.Td>
+            <Table.Td ta="right">{may("catalogue.restore") && each.number !== said.newest && <Anchor component="button" type="button" size="sm" aria-label={`Bring version ${each.number} back`} disabled={back.isPending} onClick={() => back.mutate(each.number)}>Bring back</Anchor>}</Table.Td>
           </Table.Tr>
         ))}</Table.Tbody>
       </Table>
@@ -95,7 +96,6 @@ function History({ said }: { said: Catalogue }) {
 }
 
 function Editor({ row, close }: { row?: AliasRow | undefined; close: () => void }) {
-  const queries = useQueryClient();
   const may = useMay();
   const fixed = row?.source === "file" || !may("aliases.put");
   const models = useQuery({ queryKey: ["models", ""], queryFn: () => get<Models>("/models", { limit: 5000 }), staleTime: 60_000 });
@@ -107,11 +107,13 @@ function Editor({ row, close }: { row?: AliasRow | undefined; close: () => void 
   const change = (said: Partial<AliasEntry>) => setEntry({ ...entry, ...said });
   const target = (at: number, said: Partial<AliasEntry["targets"][number]>) => change({ targets: entry.targets.map((each, n) => (n === at ? { ...each, ...said } : each)) });
   const plan = useMutation({ mutationFn: () => post<Plan>("/route/preview", { alias, needs, ...(fixed ? {} : { entry }) }) });
-  const save = useMutation({
-    mutationFn: () => put<AliasRow>(path(alias), entry, row ? { "if-match": row.etag ?? "*" } : { "if-none-match": "*" }),
-    onSuccess: async () => { await queries.invalidateQueries(); notify(`${alias} goes there now.`); close(); },
-  });
-  const drop = useMutation({ mutationFn: () => remove(path(alias)), onSuccess: () => { notify(`${alias} is gone.`); void queries.invalidateQueries(); close(); } });
+  // What was there when the form began: a change of somebody else's that comes meanwhile is not overwritten unseen.
+  const [began] = useState(row);
+  const save = useChange(
+    () => put<AliasRow>(path(alias), entry, began ? { "if-match": began.etag ?? "*" } : { "if-none-match": "*" }),
+    () => { notify(`${alias} goes there now.`); close(); },
+  );
+  const drop = useChange(() => remove(path(alias)), () => { notify(`${alias} is gone.`); close(); });
   return (
     <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>
       <Stack>
@@ -141,8 +143,8 @@ function Editor({ row, close }: { row?: AliasRow | undefined; close: () => void 
           {plan.data && <PlanTable plan={plan.data} />}
         </Section>
         <Group justify="space-between">
-          <div>{row && !fixed && <Button variant="subtle" color="red" loading={drop.isPending} onClick={() => drop.mutate()}>Remove alias</Button>}</div>
-          <Group><Button variant="default" onClick={close}>{fixed ? "Close" : "Cancel"}</Button>{!fixed && <Button type="submit" loading={save.isPending}>Save alias</Button>}</Group>
+          <div>{row && !fixed && <Button variant="subtle" color="red" loading={drop.isPending} disabled={save.isPending} onClick={() => drop.mutate()}>Remove alias</Button>}</div>
+          {fixed ? <Button variant="default" onClick={close}>Close</Button> : <Ends leave={close} busy={save.isPending} disabled={drop.isPending}>Save alias</Ends>}
         </Group>
       </Stack>
     </form>

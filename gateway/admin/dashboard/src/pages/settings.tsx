@@ -1,11 +1,13 @@
 import { Badge, Button, Code, Group, Modal, NumberInput, PasswordInput, Select, Stack, Table, Tabs, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Bot, UserPlus } from "../parts/icons";
 import { useState } from "react";
 import { get, patch, post, put, remove, type IssuedToken, type Link as SignInLink, type Role, type Settings, type Token, type User } from "../api";
+import { useChange } from "../change";
 import { ago, dateTime, words } from "../format";
 import { Facts, Once, Section, State } from "../parts/bits";
+import { Dialog, Ends } from "../parts/dialog";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
@@ -42,11 +44,7 @@ export default function SettingsPage() {
 
 function You() {
   const session = useSession();
-  const queries = useQueryClient();
-  const save = useMutation({
-    mutationFn: (said: { password: string; current?: string }) => put("/auth/password", said),
-    onSuccess: () => { notify("Your password is set. Other sessions of yours have ended."); void queries.invalidateQueries({ queryKey: ["session"] }); },
-  });
+  const save = useChange((said: { password: string; current?: string }) => put("/auth/password", said), () => notify("Your password is set. Other sessions of yours have ended."));
   return (
     <Section title="Your password" about={`Signed in as ${session?.name}, ${words(session?.role ?? "").toLowerCase()}`}>
       <form onSubmit={(event) => {
@@ -68,14 +66,13 @@ function You() {
 
 function People() {
   const session = useSession();
-  const queries = useQueryClient();
   const people = useQuery({ queryKey: ["users"], queryFn: () => get<User[]>("/users") });
   const [adding, setAdding] = useState(false);
   const [link, setLink] = useState<SignInLink | null>(null);
-  const refresh = () => void queries.invalidateQueries({ queryKey: ["users"] });
-  const add = useMutation({ mutationFn: (said: { name: string; role: string }) => post<SignInLink>("/users", said), onSuccess: (made) => { setAdding(false); setLink(made); refresh(); } });
-  const change = useMutation({ mutationFn: ({ id, ...said }: { id: string; role?: string; disabled?: boolean }) => patch(`/users/${id}`, said), onSuccess: refresh });
-  const invite = useMutation({ mutationFn: (id: string) => post<SignInLink>(`/users/${id}/link`, {}), onSuccess: setLink });
+  const add = useChange((said: { name: string; role: string }) => post<SignInLink>("/users", said), (made) => { setAdding(false); setLink(made); });
+  const leave = () => { add.reset(); setAdding(false); };
+  const change = useChange(({ id, ...said }: { id: string; role?: string; disabled?: boolean }) => patch(`/users/${id}`, said));
+  const invite = useChange((id: string) => post<SignInLink>(`/users/${id}/link`, {}), setLink);
   const failed = change.error ?? invite.error;
   return (
     <Section title="People" actions={<Button size="xs" leftSection={<UserPlus size={15} aria-hidden />} onClick={() => setAdding(true)}>Add person</Button>}>
@@ -87,28 +84,28 @@ function People() {
             <Table.Tbody>{rows.map((user) => (
               <Table.Tr key={user.id}>
                 <Table.Td>{user.name}{user.id === session?.user_id && <Badge ml="xs" size="xs" variant="default" tt="none">you</Badge>}{user.disabled && <Badge ml="xs" size="xs" color="gray" variant="light" tt="none" styles={{ label: { color: "var(--mantine-color-text)" } }}>disabled</Badge>}</Table.Td>
-                <Table.Td><Select size="xs" w={130} aria-label={`Role of ${user.name}`} value={user.role} allowDeselect={false} disabled={user.id === session?.user_id} data={ROLES.map(({ value }) => ({ value, label: words(value) }))} onChange={(role) => role && change.mutate({ id: user.id, role })} /></Table.Td>
+                <Table.Td><Select size="xs" w={130} aria-label={`Role of ${user.name}`} value={user.role} allowDeselect={false} disabled={user.id === session?.user_id || change.isPending} data={ROLES.map(({ value }) => ({ value, label: words(value) }))} onChange={(role) => role && change.mutate({ id: user.id, role })} /></Table.Td>
                 <Table.Td>{user.has_password ? "password" : "link"}</Table.Td>
                 <Table.Td>{ago(user.created_at)}</Table.Td>
                 <Table.Td><Group gap="xs" justify="flex-end" wrap="nowrap">
-                  <Button size="compact-xs" variant="default" disabled={user.disabled} onClick={() => invite.mutate(user.id)}>New link</Button>
-                  {user.id !== session?.user_id && <Button size="compact-xs" variant="default" onClick={() => change.mutate({ id: user.id, disabled: !user.disabled })}>{user.disabled ? "Enable" : "Disable"}</Button>}
+                  <Button size="compact-xs" variant="default" disabled={user.disabled || invite.isPending} onClick={() => invite.mutate(user.id)}>New link</Button>
+                  {user.id !== session?.user_id && <Button size="compact-xs" variant="default" disabled={change.isPending} onClick={() => change.mutate({ id: user.id, disabled: !user.disabled })}>{user.disabled ? "Enable" : "Disable"}</Button>}
                 </Group></Table.Td>
               </Table.Tr>
             ))}</Table.Tbody>
           </Table>
         </Table.ScrollContainer>
       )}</Loaded>
-      <Modal opened={adding} onClose={() => setAdding(false)} title="Add person">
+      <Dialog opened={adding} onClose={leave} title="Add person">
         <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); add.mutate({ name: String(said.get("name")), role: String(said.get("role")) }); }}>
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" required withAsterisk={false} data-autofocus />
             <Select name="role" label="Role" defaultValue="viewer" allowDeselect={false} data={ROLES} />
-            <Group justify="flex-end"><Button variant="default" onClick={() => setAdding(false)}>Cancel</Button><Button type="submit" loading={add.isPending}>Add</Button></Group>
+            <Ends leave={leave} busy={add.isPending}>Add</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
       <Modal opened={link !== null} onClose={() => setLink(null)} title="Sign-in link" size="lg">{link && <Once secret={link.url} done={() => setLink(null)}>Works once, until {dateTime(link.expires_at)}. Send it over a channel you trust.</Once>}</Modal>
     </Section>
   );
@@ -116,13 +113,12 @@ function People() {
 
 function Tokens() {
   const session = useSession();
-  const queries = useQueryClient();
   const tokens = useQuery({ queryKey: ["tokens"], queryFn: () => get<Token[]>("/tokens") });
   const [adding, setAdding] = useState(false);
   const [issued, setIssued] = useState<IssuedToken | null>(null);
-  const refresh = () => void queries.invalidateQueries({ queryKey: ["tokens"] });
-  const add = useMutation({ mutationFn: (said: { name: string; role: string; days: number | null }) => post<IssuedToken>("/tokens", said), onSuccess: (made) => { setAdding(false); setIssued(made); refresh(); } });
-  const revoke = useMutation({ mutationFn: (id: string) => remove(`/tokens/${id}`), onSuccess: refresh });
+  const add = useChange((said: { name: string; role: string; days: number | null }) => post<IssuedToken>("/tokens", said), (made) => { setAdding(false); setIssued(made); });
+  const leave = () => { add.reset(); setAdding(false); };
+  const revoke = useChange((id: string) => remove(`/tokens/${id}`));
   const button = <Button size="xs" leftSection={<Bot size={15} aria-hidden />} onClick={() => setAdding(true)}>Create token</Button>;
   return (
     <Section title="API tokens" about="For programs that use the admin API. Send it as Bearer." actions={button}>
@@ -132,19 +128,19 @@ function Tokens() {
         : <Table><Table.Thead><Table.Tr><Table.Th>Name</Table.Th><Table.Th>Role</Table.Th><Table.Th>Made</Table.Th><Table.Th>Expires</Table.Th><Table.Th>State</Table.Th><Table.Th><span className="fb-skip">Actions</span></Table.Th></Table.Tr></Table.Thead>
           <Table.Tbody>{rows.map((token) => (
             <Table.Tr key={token.id}><Table.Td>{token.name}</Table.Td><Table.Td>{words(token.role)}</Table.Td><Table.Td>{ago(token.created_at)}</Table.Td><Table.Td>{token.expires_at ? dateTime(token.expires_at) : "never"}</Table.Td><Table.Td><State name={token.revoked ? "revoked" : "active"} /></Table.Td>
-              <Table.Td ta="right">{!token.revoked && <Button size="compact-xs" variant="default" aria-label={`Revoke ${token.name}`} onClick={() => revoke.mutate(token.id)}>Revoke</Button>}</Table.Td></Table.Tr>
+              <Table.Td ta="right">{!token.revoked && <Button size="compact-xs" variant="default" aria-label={`Revoke ${token.name}`} disabled={revoke.isPending} onClick={() => revoke.mutate(token.id)}>Revoke</Button>}</Table.Td></Table.Tr>
           ))}</Table.Tbody></Table>}</Loaded>
-      <Modal opened={adding} onClose={() => setAdding(false)} title="Create token">
+      <Dialog opened={adding} onClose={leave} title="Create token">
         <form onSubmit={(event) => { event.preventDefault(); const said = new FormData(event.currentTarget); add.mutate({ name: String(said.get("name")), role: String(said.get("role")), days: said.get("days") ? Number(said.get("days")) : null }); }}>
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" required withAsterisk={false} data-autofocus />
             <Select name="role" label="Role" description="No more than your own" defaultValue={session?.role ?? "viewer"} allowDeselect={false} data={ROLES} />
             <NumberInput name="days" label="Expires after days" placeholder="never" min={1} allowDecimal={false} hideControls />
-            <Group justify="flex-end"><Button variant="default" onClick={() => setAdding(false)}>Cancel</Button><Button type="submit" loading={add.isPending}>Create</Button></Group>
+            <Ends leave={leave} busy={add.isPending}>Create</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
       <Modal opened={issued !== null} onClose={() => setIssued(null)} title="Your new token" size="lg">{issued && <Once secret={issued.secret} done={() => setIssued(null)}>Copy it now: it is stored only as a hash and cannot be shown again.</Once>}</Modal>
     </Section>
   );

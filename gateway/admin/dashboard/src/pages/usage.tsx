@@ -32,7 +32,7 @@ export default function UsagePage() {
   const by = search.by && search.by in DIMENSIONS ? search.by : "alias";
   const metric = asMetric(search.metric);
   const filters = Object.fromEntries(Object.keys(DIMENSIONS).flatMap((name) => (search[name] ? [[name, search[name]]] : [])));
-  const change = (said: UsageSearch) => void navigate({ search: { ...search, ...said } as never });
+  const change = (said: UsageSearch) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   const zoom = zoomed(search);
   const asked = { ...(zoom ?? bounds(period)), by, bucket: search.bucket, ...filters };
   const query = useQuery({

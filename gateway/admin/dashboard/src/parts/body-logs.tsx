@@ -1,8 +1,10 @@
-import { ActionIcon, Button, Group, Modal, MultiSelect, NumberInput, Select, Stack, Table, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { ActionIcon, Button, Group, MultiSelect, NumberInput, Select, Stack, Table, Text } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, put, remove, type BodyLogging, type Project } from "../api";
+import { useChange } from "../change";
 import { Section } from "./bits";
+import { Dialog } from "./dialog";
 import { Trash } from "./icons";
 import { notify } from "./notify";
 import { Failure, Loaded } from "./states";
@@ -12,13 +14,11 @@ const label = (name: string) => DETECTORS[name] ?? name;
 
 /** Projects whose requests and answers are kept, for how long, and without what. */
 export function BodyLogs({ may }: { may: boolean }) {
-  const queries = useQueryClient();
   const [making, setMaking] = useState(false);
   const logged = useQuery({ queryKey: ["bodies"], queryFn: () => get<BodyLogging[]>("/bodies/projects") });
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
   const named = (id: string) => projects.data?.find((each) => each.id === id)?.name ?? id;
-  const again = () => queries.invalidateQueries({ queryKey: ["bodies"] });
-  const stop = useMutation({ mutationFn: (id: string) => remove(`/bodies/projects/${encodeURIComponent(id)}`), onSuccess: (_, id) => { notify(`Bodies of ${named(id)} are not logged any more.`); void again(); } });
+  const stop = useChange((id: string) => remove(`/bodies/projects/${encodeURIComponent(id)}`), (_, id) => notify(`Bodies of ${named(id)} are not logged any more.`));
   return (
     <Section title="Logged bodies" about="What requests and answers said: redacted, sealed, read under audit from a request's page. Off unless a project asks."
       actions={may && <Button size="xs" variant="default" onClick={() => setMaking(true)}>Log a project</Button>}>
@@ -29,14 +29,14 @@ export function BodyLogs({ may }: { may: boolean }) {
           <Table.Tbody>{rows.map((row) => (
             <Table.Tr key={row.project_id}>
               <Table.Td>{named(row.project_id)}</Table.Td><Table.Td>{row.days} {row.days === 1 ? "day" : "days"}</Table.Td><Table.Td>{row.detectors.map(label).join(", ") || "nothing"}</Table.Td>
-              <Table.Td ta="right">{may && <ActionIcon variant="subtle" color="gray" aria-label={`Log no more of ${named(row.project_id)}`} onClick={() => stop.mutate(row.project_id)}><Trash size={16} aria-hidden /></ActionIcon>}</Table.Td>
+              <Table.Td ta="right">{may && <ActionIcon variant="subtle" color="gray" aria-label={`Log no more of ${named(row.project_id)}`} disabled={stop.isPending} onClick={() => stop.mutate(row.project_id)}><Trash size={16} aria-hidden /></ActionIcon>}</Table.Td>
             </Table.Tr>
           ))}</Table.Tbody>
         </Table>
       )}</Loaded>
-      <Modal opened={making} onClose={() => setMaking(false)} title="Log the bodies of a project">
-        <Form projects={projects.data ?? []} done={() => { setMaking(false); void again(); }} />
-      </Modal>
+      <Dialog opened={making} onClose={() => setMaking(false)} title="Log the bodies of a project">
+        <Loaded query={projects}>{(all) => <Form projects={all} done={() => setMaking(false)} />}</Loaded>
+      </Dialog>
     </Section>
   );
 }
@@ -45,10 +45,7 @@ function Form({ projects, done }: { projects: Project[]; done: () => void }) {
   const [project, setProject] = useState<string | null>(projects.length === 1 ? (projects[0]?.id ?? null) : null);
   const [days, setDays] = useState<string | number>(30);
   const [detectors, setDetectors] = useState<string[]>(Object.keys(DETECTORS));
-  const save = useMutation({
-    mutationFn: () => put<BodyLogging>(`/bodies/projects/${encodeURIComponent(project ?? "")}`, { days: Number(days), detectors }),
-    onSuccess: () => { notify("Logged from now on."); done(); },
-  });
+  const save = useChange(() => put<BodyLogging>(`/bodies/projects/${encodeURIComponent(project ?? "")}`, { days: Number(days), detectors }), () => { notify("Logged from now on."); done(); });
   return (
     <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>
       <Stack>

@@ -1,7 +1,9 @@
 import { Anchor, Button, Group, MultiSelect, NumberInput, Stack, Switch, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, put, remove, type DeploymentEntry, type DeploymentRow } from "../api";
+import { useChange } from "../change";
+import { Ends } from "./dialog";
 import { notify } from "./notify";
 import { Failure, Loaded } from "./states";
 
@@ -23,18 +25,15 @@ export function DeploymentPanel({ id, provider, model, close }: { id: string; pr
 }
 
 function Form({ row, fresh, close }: { row: DeploymentRow | undefined; fresh: DeploymentEntry; close: () => void }) {
-  const queries = useQueryClient();
+  // What was there when the form began: a change of somebody else's that comes meanwhile is not overwritten unseen.
+  const [began] = useState(row);
   const [entry, setEntry] = useState<DeploymentEntry>(row?.entry ?? fresh);
   const change = (said: Partial<DeploymentEntry>) => setEntry({ ...entry, ...said });
   const fixed = row?.source === "file";
   const name = row?.name ?? `${fresh.provider}/${fresh.model}`;
-  // Closed once the page knows it: opened again at once, the form would show what was there before.
-  const done = async (said: string) => { await queries.invalidateQueries(); notify(said); close(); };
-  const save = useMutation({
-    mutationFn: () => put<DeploymentRow>(path(name), entry, row ? { "if-match": row.etag ?? "*" } : { "if-none-match": "*" }),
-    onSuccess: () => done(`${name} is changed.`),
-  });
-  const drop = useMutation({ mutationFn: () => remove(path(name)), onSuccess: () => done(`${name} is as its provider has it.`) });
+  const done = (said: string) => { notify(said); close(); };
+  const save = useChange(() => put<DeploymentRow>(path(name), entry, began ? { "if-match": began.etag ?? "*" } : { "if-none-match": "*" }), () => done(`${name} is changed.`));
+  const drop = useChange(() => remove(path(name)), () => done(`${name} is as its provider has it.`));
   return (
     <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>
       <Stack>
@@ -54,8 +53,8 @@ function Form({ row, fresh, close }: { row: DeploymentRow | undefined; fresh: De
         <TextInput label="Priced as" description="PROVIDER/MODEL of the price book, for a deployment with a name of its own" disabled={fixed} value={entry.price_as ?? ""} onChange={(event) => change({ price_as: event.currentTarget.value || null })} />
         <Switch label="Nothing is kept there" description="You have it in writing (zero data retention); requests may ask for such deployments alone" disabled={fixed} checked={entry.zdr ?? false} onChange={(event) => change({ zdr: event.currentTarget.checked })} />
         <Group justify="space-between">
-          <div>{row && !fixed && <Anchor component="button" type="button" size="sm" c="red" onClick={() => drop.mutate()}>Forget all this</Anchor>}</div>
-          <Group><Button variant="default" onClick={close}>{fixed ? "Close" : "Cancel"}</Button>{!fixed && <Button type="submit" loading={save.isPending}>Save</Button>}</Group>
+          <div>{row && !fixed && <Anchor component="button" type="button" size="sm" c="red" disabled={drop.isPending || save.isPending} onClick={() => drop.mutate()}>Forget all this</Anchor>}</div>
+          {fixed ? <Button variant="default" onClick={close}>Close</Button> : <Ends leave={close} busy={save.isPending} disabled={drop.isPending}>Save</Ends>}
         </Group>
       </Stack>
     </form>

@@ -1,23 +1,21 @@
-import { Button, Collapse, Group, Modal, NumberInput, Select, Stack, TextInput } from "@mantine/core";
+import { Button, Collapse, Group, NumberInput, Select, Stack, TextInput } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { get, post, type NewKey, type Project, type ShownKey } from "../api";
+import { useChange } from "../change";
 import { Once } from "./bits";
+import { Dialog, Ends } from "./dialog";
 import { KeyLimits, limitsIn } from "./key-limits";
 import { Failure } from "./states";
 
 /** Makes a key and shows its secret, once. */
 export function KeyForm({ opened, close, made }: { opened: boolean; close: () => void; made?: (key: ShownKey) => void }) {
-  const queries = useQueryClient();
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: opened });
   const [more, { toggle }] = useDisclosure();
-  const create = useMutation({
-    mutationFn: (said: NewKey) => post<ShownKey>("/keys", said),
-    onSuccess: (key) => { void queries.invalidateQueries({ queryKey: ["keys"] }); made?.(key); },
-  });
+  const create = useChange((said: NewKey) => post<ShownKey>("/keys", said), made);
   const leave = () => { close(); create.reset(); };
   return (
-    <Modal opened={opened} onClose={leave} title={create.data ? "Your new key" : "Create key"} closeOnClickOutside={!create.data} size="lg">
+    <Dialog opened={opened} onClose={leave} title={create.data ? "Your new key" : "Create key"} closeOnClickOutside={!create.data} size="lg">
       {create.data ? (
         <Once secret={create.data.secret} done={leave}>Copy it now: it is stored only as a hash and cannot be shown again.</Once>
       ) : (
@@ -48,10 +46,10 @@ export function KeyForm({ opened, close, made }: { opened: boolean; close: () =>
                 <KeyLimits />
               </Stack>
             </Collapse>
-            <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" loading={create.isPending}>Create key</Button></Group>
+            <Ends leave={leave} busy={create.isPending} disabled={!projects.data}>Create key</Ends>
           </Stack>
         </form>
       )}
-    </Modal>
+    </Dialog>
   );
 }

@@ -1,9 +1,11 @@
-import { Badge, Button, Group, Modal, Stack, Table, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Badge, Button, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, post, remove, Problem, type Passkey, type Session } from "../api";
+import { useChange } from "../change";
 import { ago } from "../format";
 import { Section } from "./bits";
+import { Dialog, Ends } from "./dialog";
 import { Fingerprint, Plus } from "./icons";
 import { notify } from "./notify";
 import { Empty, Failure, Loaded } from "./states";
@@ -38,12 +40,11 @@ async function make(name: string): Promise<void> {
 }
 
 export function Passkeys() {
-  const queries = useQueryClient();
   const passkeys = useQuery({ queryKey: ["passkeys"], queryFn: () => get<Passkey[]>("/auth/passkeys") });
   const [naming, setNaming] = useState(false);
-  const refresh = () => void queries.invalidateQueries({ queryKey: ["passkeys"] });
-  const add = useMutation({ mutationFn: make, onSuccess: () => { setNaming(false); notify("The passkey is there. Sign in with it the next time."); refresh(); } });
-  const drop = useMutation({ mutationFn: (id: string) => remove(`/auth/passkeys/${id}`), onSuccess: () => { notify("The passkey is removed."); refresh(); } });
+  const add = useChange(make, () => { setNaming(false); notify("The passkey is there. Sign in with it the next time."); });
+  const drop = useChange((id: string) => remove(`/auth/passkeys/${id}`), () => notify("The passkey is removed."));
+  const leave = () => { add.reset(); setNaming(false); };
   return (
     <Section title="Your passkeys" about="Sign in with your device's PIN, finger or face. Nothing that we store lets anybody in."
       actions={<Button size="xs" leftSection={<Plus size={15} aria-hidden />} onClick={() => setNaming(true)}>Add passkey</Button>}>
@@ -56,20 +57,20 @@ export function Passkeys() {
             <Table.Tr key={each.id}>
               <Table.Td>{each.name}{each.synced && <Badge ml="xs" size="xs" variant="default" tt="none">on several devices</Badge>}</Table.Td>
               <Table.Td>{ago(each.created_at)}</Table.Td><Table.Td>{each.last_used_at ? ago(each.last_used_at) : "never"}</Table.Td>
-              <Table.Td ta="right"><Button size="compact-xs" variant="default" aria-label={`Remove ${each.name}`} onClick={() => drop.mutate(each.id)}>Remove</Button></Table.Td>
+              <Table.Td ta="right"><Button size="compact-xs" variant="default" aria-label={`Remove ${each.name}`} disabled={drop.isPending} onClick={() => drop.mutate(each.id)}>Remove</Button></Table.Td>
             </Table.Tr>
           ))}</Table.Tbody>
         </Table></Table.ScrollContainer>}</Loaded>
-      <Modal opened={naming} onClose={() => { add.reset(); setNaming(false); }} title="Add passkey">
+      <Dialog opened={naming} onClose={leave} title="Add passkey">
         <form onSubmit={(event) => { event.preventDefault(); add.mutate(String(new FormData(event.currentTarget).get("name"))); }}>
           <Stack>
             {add.isError && <Failure error={add.error} />}
             <TextInput name="name" label="Name" description="By which you tell it from others" placeholder="Laptop" required withAsterisk={false} data-autofocus />
             <Text size="sm" c="dimmed">Your browser asks for the device next.</Text>
-            <Group justify="flex-end"><Button variant="default" onClick={() => { add.reset(); setNaming(false); }}>Cancel</Button><Button type="submit" loading={add.isPending}>Make passkey</Button></Group>
+            <Ends leave={leave} busy={add.isPending}>Make passkey</Ends>
           </Stack>
         </form>
-      </Modal>
+      </Dialog>
     </Section>
   );
 }

@@ -1,7 +1,9 @@
-import { Button, Group, Modal, SegmentedControl, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Button, Group, SegmentedControl, Stack, Text, TextInput } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, put, type Project, type ProjectRouting } from "../api";
+import { useChange } from "../change";
+import { Dialog, Ends } from "./dialog";
 import { notify } from "./notify";
 import { Failure, Loaded } from "./states";
 
@@ -11,20 +13,19 @@ const path = (id: string) => `/projects/${encodeURIComponent(id)}/routing`;
 export function ProjectRoutingForm({ project, close, fixed }: { project: Project | undefined; close: () => void; fixed: boolean }) {
   const said = useQuery({ queryKey: ["project-routing", project?.id], queryFn: () => get<ProjectRouting>(path(project?.id ?? "")), enabled: Boolean(project) });
   return (
-    <Modal opened={Boolean(project)} onClose={close} title={`Routing of ${project?.name ?? ""}`}>
+    <Dialog opened={Boolean(project)} onClose={close} title={`Routing of ${project?.name ?? ""}`}>
       <Loaded query={said}>{(now) => <Form key={now.project_id} now={now} fixed={fixed} close={close} />}</Loaded>
-    </Modal>
+    </Dialog>
   );
 }
 
 function Form({ now, fixed, close }: { now: ProjectRouting; fixed: boolean; close: () => void }) {
-  const queries = useQueryClient();
   const [second, setSecond] = useState(now.second_usd ?? "");
   const [marks, setMarks] = useState(now.cache_prompts === null ? "alias" : now.cache_prompts ? "on" : "off");
-  const save = useMutation({
-    mutationFn: () => put<ProjectRouting>(path(now.project_id), { second_usd: second || null, cache_prompts: marks === "alias" ? null : marks === "on" }),
-    onSuccess: async () => { await queries.invalidateQueries({ queryKey: ["project-routing"] }); notify("In force within a second."); close(); },
-  });
+  const save = useChange(
+    () => put<ProjectRouting>(path(now.project_id), { second_usd: second || null, cache_prompts: marks === "alias" ? null : marks === "on" }),
+    () => { notify("In force within a second."); close(); },
+  );
   return (
     <form onSubmit={(event) => { event.preventDefault(); save.mutate(); }}>
       <Stack>
@@ -35,7 +36,7 @@ function Form({ now, fixed, close }: { now: ProjectRouting; fixed: boolean; clos
           <Text size="xs" c="dimmed" mb={6}>In prompts whose client set none: writing costs more, reading a tenth</Text>
           <SegmentedControl aria-labelledby="marks" disabled={fixed} data={[{ value: "alias", label: "As the alias says" }, { value: "on", label: "On" }, { value: "off", label: "Off" }]} value={marks} onChange={setMarks} />
         </div>
-        <Group justify="flex-end"><Button variant="default" onClick={close}>{fixed ? "Close" : "Cancel"}</Button>{!fixed && <Button type="submit" loading={save.isPending}>Save</Button>}</Group>
+        {fixed ? <Group justify="flex-end"><Button variant="default" onClick={close}>Close</Button></Group> : <Ends leave={close} busy={save.isPending}>Save</Ends>}
       </Stack>
     </form>
   );

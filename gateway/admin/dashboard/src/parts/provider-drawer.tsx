@@ -1,8 +1,10 @@
-import { Anchor, Badge, Button, Group, Modal, Stack, Table, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Anchor, Badge, Button, Group, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, post, remove, type OfferedModel, type Provider, type ProviderDetail, type Tried } from "../api";
+import { useChange } from "../change";
 import { Facts, Section } from "./bits";
+import { Dialog, Ends } from "./dialog";
 import { Pencil, Trash } from "./icons";
 import { notify } from "./notify";
 import { ProviderForm, shown, TriedNote } from "./provider-form";
@@ -10,15 +12,12 @@ import { Failure, Loaded } from "./states";
 
 /** One provider: how it is reached, whether it answers, what it lists. */
 export function ProviderPanel({ provider, prices, gone }: { provider: Provider; prices: (id: string) => void; gone: () => void }) {
-  const queries = useQueryClient();
   const detail = useQuery({ queryKey: ["provider", provider.name], queryFn: () => get<ProviderDetail>(`/providers/${encodeURIComponent(provider.name)}`) });
   const [changing, setChanging] = useState(false);
   const [leaving, setLeaving] = useState(false);
   const test = useMutation({ mutationFn: () => post<Tried>(`/providers/${encodeURIComponent(provider.name)}/test`, {}) });
-  const drop = useMutation({
-    mutationFn: () => remove(`/providers/${encodeURIComponent(provider.name)}`),
-    onSuccess: () => { setLeaving(false); notify(`${provider.name} is gone.`); gone(); void queries.invalidateQueries({ predicate: ({ queryKey }) => queryKey[0] !== "provider" }); },
-  });
+  const drop = useChange(() => remove(`/providers/${encodeURIComponent(provider.name)}`), () => { stay(); notify(`${provider.name} is gone.`); gone(); }, "provider");
+  const stay = () => { drop.reset(); setLeaving(false); };
   return (
     <Loaded query={detail}>{(said) => (
       <Stack gap="lg">
@@ -40,13 +39,13 @@ export function ProviderPanel({ provider, prices, gone }: { provider: Provider; 
         </Group>
         <Discovered name={provider.name} prices={prices} />
         {changing && <ProviderForm opened close={() => setChanging(false)} existing={said} />}
-        <Modal opened={leaving} onClose={() => setLeaving(false)} title={`Remove ${provider.name}?`}>
+        <Dialog opened={leaving} onClose={stay} title={`Remove ${provider.name}?`}>
           <Stack>
             {drop.isError && <Failure error={drop.error} />}
             <Text size="sm">Requests on their way there are finished; new ones go elsewhere or are refused. Its credential stays stored.</Text>
-            <Group justify="flex-end"><Button variant="default" onClick={() => setLeaving(false)}>Cancel</Button><Button color="red" loading={drop.isPending} onClick={() => drop.mutate()}>Remove provider</Button></Group>
+            <Ends leave={stay} busy={drop.isPending} send={() => drop.mutate()} color="red.8">Remove provider</Ends>
           </Stack>
-        </Modal>
+        </Dialog>
       </Stack>
     )}</Loaded>
   );

@@ -1,7 +1,9 @@
-import { Alert, Button, Checkbox, Group, Modal, NumberInput, PasswordInput, Select, Stack, Switch, Text, Textarea, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Alert, Button, Checkbox, Group, NumberInput, PasswordInput, Select, Stack, Switch, Text, Textarea, TextInput } from "@mantine/core";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { get, post, put, type ProviderChange, type ProviderDetail, type ProviderKind, type Tried } from "../api";
+import { useChange } from "../change";
+import { Dialog } from "./dialog";
 import { CircleAlert, CircleCheck } from "./icons";
 import { notify } from "./notify";
 import { Failure, Loaded } from "./states";
@@ -10,18 +12,19 @@ import { Failure, Loaded } from "./states";
 export function ProviderForm({ opened, close, existing }: { opened: boolean; close: () => void; existing?: ProviderDetail | undefined }) {
   const kinds = useQuery({ queryKey: ["provider-kinds"], queryFn: () => get<ProviderKind[]>("/provider-kinds"), enabled: opened, staleTime: Infinity });
   return (
-    <Modal opened={opened} onClose={close} title={existing ? `Change ${existing.name}` : "Add provider"} size="lg">
+    <Dialog opened={opened} onClose={close} title={existing ? `Change ${existing.name}` : "Add provider"} size="lg">
       <Loaded query={kinds}>{(list) => <Form kinds={list} existing={existing} close={close} />}</Loaded>
-    </Modal>
+    </Dialog>
   );
 }
 
 function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: ProviderDetail | undefined; close: () => void }) {
-  const queries = useQueryClient();
   const [kindName, setKind] = useState<string | null>(existing?.kind ?? null);
   const [name, setName] = useState(existing?.name ?? "");
   const kind = kinds.find((each) => each.kind === kindName);
-  const [way, setWay] = useState<string | null>(null);
+  // An existing one begins as it is: known by the fields that are stored, or by none.
+  const stored = Object.keys(existing?.credential_fields ?? {});
+  const [way, setWay] = useState<string | null>(existing && kind ? (kind.ways.find(({ fields = [] }) => (stored.length ? stored.every((name) => fields.some((field) => field.name === name)) : fields.length === 0))?.label ?? null) : null);
   const [fields, setFields] = useState<Record<string, string>>({});
   const [options, setOptions] = useState<Record<string, string>>(Object.fromEntries(Object.entries(existing?.options ?? {}).filter(([, value]) => typeof value === "string")) as Record<string, string>);
   const [url, setUrl] = useState(existing?.base_url ?? "");
@@ -42,10 +45,12 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
     options: { ...existing?.options, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value)) },
   });
   const test = useMutation({ mutationFn: () => post<Tried>("/provider-tests", { ...said(), name: name || "new", model: model || null }) });
-  const save = useMutation({
-    mutationFn: () => put<ProviderDetail>(`/providers/${encodeURIComponent(name)}`, said(), existing ? { "if-match": existing.etag ?? "*" } : { "if-none-match": "*" }),
-    onSuccess: async () => { await queries.invalidateQueries(); notify(existing ? `${name} is changed.` : `${name} can be asked now.`); close(); },
-  });
+  // What was there when the form began: a change of somebody else's that comes meanwhile is not overwritten unseen.
+  const [began] = useState(existing);
+  const save = useChange(
+    () => put<ProviderDetail>(`/providers/${encodeURIComponent(name)}`, said(), began ? { "if-match": began.etag ?? "*" } : { "if-none-match": "*" }),
+    () => { notify(existing ? `${name} is changed.` : `${name} can be asked now.`); close(); },
+  );
   const choose = (next: string | null) => {
     if (!name || kinds.some((each) => each.kind === name)) setName(next ?? "");
     setKind(next); setWay(null); setFields({}); test.reset();
@@ -88,7 +93,7 @@ function Form({ kinds, existing, close }: { kinds: ProviderKind[]; existing?: Pr
           </>
         )}
         <Group justify="flex-end">
-          <Button variant="default" onClick={close}>Cancel</Button>
+          <Button variant="default" disabled={save.isPending} onClick={close}>Cancel</Button>
           <Button variant="default" disabled={!kind} loading={test.isPending} onClick={() => test.mutate()}>Test</Button>
           <Button type="submit" disabled={!kind} loading={save.isPending}>{existing ? "Save" : "Add provider"}</Button>
         </Group>

@@ -1,10 +1,12 @@
-import { ActionIcon, Badge, Button, Drawer, Group, Menu, Modal, NumberInput, Select, Stack, Table, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { ActionIcon, Badge, Button, Drawer, Group, Menu, NumberInput, Select, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
 import { useState, type ReactNode } from "react";
 import { get, path, post, put, remove, type Balances, type Budget, type Forecast, type Project } from "../../api";
+import { useChange } from "../../change";
 import { Burn } from "../../charts/burn";
 import { ago, dateTime, percent, usd, words } from "../../format";
 import { Facts, Money, Section, Share } from "../../parts/bits";
+import { Dialog, Ends } from "../../parts/dialog";
 import { ChartColumn, Ellipsis, Pencil, Plus, Trash, TrendingUp, Wallet } from "../../parts/icons";
 import { KeySelect } from "../../parts/key-select";
 import { notify } from "../../parts/notify";
@@ -26,7 +28,6 @@ function place(budget: Budget, more = ""): string {
 const key = (budget: Budget): string => `${budget.scope}:${budget.scope_id}:${budget.window}`;
 
 export function BudgetsTab({ open, show, may }: { open: string | undefined; show: (budget: string | undefined) => void; may: (name: string) => boolean }) {
-  const queries = useQueryClient();
   const list = useQuery({ queryKey: ["budgets"], queryFn: () => get<Budget[]>("/budgets"), refetchInterval: 15_000 });
   const [doing, setDoing] = useState<What | null>(null);
   const shown = list.data?.find((budget) => key(budget) === open);
@@ -46,7 +47,7 @@ export function BudgetsTab({ open, show, may }: { open: string | undefined; show
       <Drawer opened={Boolean(open)} onClose={() => show(undefined)} size={620} title={<Text fw={600}>Forecast</Text>}>
         {shown ? <Whole budget={shown} /> : list.data && <Text size="sm" c="dimmed">This budget is gone.</Text>}
       </Drawer>
-      {doing && <Doing doing={doing} close={() => setDoing(null)} done={() => { setDoing(null); void queries.invalidateQueries(); }} />}
+      {doing && <Doing doing={doing} close={() => setDoing(null)} />}
     </>
   );
 }
@@ -98,15 +99,15 @@ function Whole({ budget }: { budget: Budget }) {
   }}</Loaded>;
 }
 
-function Doing({ doing, close, done }: { doing: What; close: () => void; done: () => void }) {
+function Doing({ doing, close }: { doing: What; close: () => void }) {
   const budget = doing.what === "new" ? null : doing.budget;
   const fresh = doing.what === "new";
   const [scope, setScope] = useState(budget?.scope ?? "project");
   const [kind, setKind] = useState<string>(budget?.kind ?? "hard");
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects"), enabled: fresh });
   const balances = useQuery({ queryKey: ["balances"], queryFn: () => get<Balances>("/ledger/balances"), enabled: fresh && scope === "organisation", retry: false });
-  const act = useMutation({
-    mutationFn: async (said: FormData) => {
+  const act = useChange(
+    async (said: FormData) => {
       if (doing.what === "remove") { await remove(place(doing.budget)); return "The budget is gone."; }
       if (doing.what === "raise") {
         await post(place(doing.budget, "/raise"), { raise_usd: amount(said.get("raise")), until: new Date(Date.now() + Number(said.get("hours")) * 3_600_000).toISOString() });
@@ -116,12 +117,12 @@ function Doing({ doing, close, done }: { doing: What; close: () => void; done: (
       await put(to, { limit_usd: amount(said.get("limit")), kind, ...(kind === "throttle" ? { slow_rpm: Number(said.get("rpm")) } : {}) });
       return "The budget is set.";
     },
-    onSuccess: (told) => { notify(told); done(); },
-  });
+    (told) => { notify(told); close(); },
+  );
   const ids = (scope === "organisation" ? (balances.data?.organisations ?? []) : (projects.data ?? [])).map(({ id, name }) => ({ value: id, label: name }));
   const named = scope === "model" || scope === "provider" || scope === "tag";
   return (
-    <Modal opened onClose={close} title={TITLES[doing.what]}>
+    <Dialog opened onClose={close} title={TITLES[doing.what]}>
       <form onSubmit={(event) => { event.preventDefault(); act.mutate(new FormData(event.currentTarget)); }}>
         <Stack>
           {act.isError && <Failure error={act.error} />}
@@ -151,9 +152,9 @@ function Doing({ doing, close, done }: { doing: What; close: () => void; done: (
               <Select name="hours" label="For" defaultValue="24" allowDeselect={false} data={[{ value: "1", label: "an hour" }, { value: "8", label: "eight hours" }, { value: "24", label: "a day" }, { value: "168", label: "a week" }]} />
             </Group>
           )}
-          <Group justify="flex-end"><Button variant="default" onClick={close}>Cancel</Button><Button type="submit" loading={act.isPending} {...(doing.what === "remove" ? { color: "red.8" } : {})}>{doing.what === "remove" ? "Remove" : doing.what === "raise" ? "Raise" : "Save"}</Button></Group>
+          <Ends leave={close} busy={act.isPending} color={doing.what === "remove" ? "red.8" : undefined}>{doing.what === "remove" ? "Remove" : doing.what === "raise" ? "Raise" : "Save"}</Ends>
         </Stack>
       </form>
-    </Modal>
+    </Dialog>
   );
 }

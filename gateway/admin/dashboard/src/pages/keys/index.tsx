@@ -1,12 +1,14 @@
-import { ActionIcon, Box, Button, Group, Menu, Modal, NumberInput, Select, Stack, Switch, Table, Tabs, Text, TextInput } from "@mantine/core";
+import { ActionIcon, Box, Button, Group, Menu, NumberInput, Select, Stack, Switch, Table, Tabs, Text, TextInput } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
-import { keepPreviousData, useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { keepPreviousData, useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { Ban, Ellipsis, KeyRound, Pencil, Plus, RefreshCw, Wallet } from "../../parts/icons";
 import { useState } from "react";
 import { get, patch, post, put, remove, type Key, type Page as Slice, type Project, type ShownKey } from "../../api";
+import { useChange } from "../../change";
 import { ago, dateTime } from "../../format";
 import { Money, Once, Share, State } from "../../parts/bits";
+import { Dialog, Ends } from "../../parts/dialog";
 import { KeyForm } from "../../parts/key-form";
 import { KeyLimits, limitsIn } from "../../parts/key-limits";
 import { notify } from "../../parts/notify";
@@ -34,7 +36,7 @@ export default function KeysPage() {
   });
   const filtered = Boolean(search.project || like || search.all);
   const projects = useQuery({ queryKey: ["projects"], queryFn: () => get<Project[]>("/projects") });
-  const change = (said: Record<string, string | undefined>) => void navigate({ search: { ...search, ...said } as never });
+  const change = (said: Record<string, string | undefined>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   return (
     <Page title="Keys & quotas" about="What your applications sign in with. Each has its own limits, budget and bill."
       actions={<>
@@ -62,7 +64,7 @@ export default function KeysPage() {
           </Stack>
         </Tabs.Panel>
       </Tabs>
-      <KeyForm opened={search.new === "1"} close={() => change({ new: undefined })} />
+      <KeyForm opened={search.new === "1" && may("keys.create")} close={() => change({ new: undefined })} />
       <Actions doing={doing} close={() => setDoing(null)} />
     </Page>
   );
@@ -120,21 +122,16 @@ const limits = (key: Key): string => [
 ].filter(Boolean).join(" · ");
 
 function Actions({ doing, close }: { doing: Doing; close: () => void }) {
-  const queries = useQueryClient();
   const [shown, setShown] = useState<ShownKey | null>(null);
-  const act = useMutation({
-    mutationFn: (work: () => Promise<string | ShownKey>) => work(),
-    onSuccess: (came) => {
-      void queries.invalidateQueries();
-      if (typeof came !== "string") { setShown(came); return; }
-      notify(came);
-      leave();
-    },
+  const act = useChange((work: () => Promise<string | ShownKey>) => work(), (came) => {
+    if (typeof came !== "string") { setShown(came); return; }
+    notify(came);
+    leave();
   });
   const leave = () => { act.reset(); setShown(null); close(); };
   const titles = { rotate: "Rotate the secret", revoke: "Revoke key", budget: "Set budget", edit: "Change limits", project: "New project" };
   return (
-    <Modal opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""} closeOnClickOutside={!shown} size={shown || doing?.what === "edit" ? "lg" : "md"}>
+    <Dialog opened={doing !== null} onClose={leave} title={doing ? titles[doing.what] : ""} closeOnClickOutside={!shown} size={shown || doing?.what === "edit" ? "lg" : "md"}>
       {shown && <Once secret={shown.secret} done={leave}>Copy it now: it cannot be shown again. {shown.key.old_until ? `The one before works until ${dateTime(shown.key.old_until)}.` : "The one before is refused from now on."}</Once>}
       {doing && !shown && (
         <form onSubmit={(event) => {
@@ -177,13 +174,10 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
                 <KeyLimits of={doing.key} />
               </>
             )}
-            <Group justify="flex-end">
-              <Button variant="default" onClick={leave}>Cancel</Button>
-              <Button type="submit" loading={act.isPending} {...(doing.what === "revoke" ? { color: "red.8" } : {})}>{doing.what === "revoke" ? "Revoke" : doing.what === "rotate" ? "Rotate" : "Save"}</Button>
-            </Group>
+            <Ends leave={leave} busy={act.isPending} color={doing.what === "revoke" ? "red.8" : undefined}>{doing.what === "revoke" ? "Revoke" : doing.what === "rotate" ? "Rotate" : "Save"}</Ends>
           </Stack>
         </form>
       )}
-    </Modal>
+    </Dialog>
   );
 }

@@ -21,10 +21,10 @@ export default function MoneyPage() {
   const navigate = route.useNavigate();
   const may = useMay();
   const balances = useQuery({ queryKey: ["balances"], queryFn: () => get<Balances>("/ledger/balances"), refetchInterval: 15_000 });
-  const change = (said: Partial<Record<keyof MoneySearch, string | undefined>>) => void navigate({ search: { ...search, ...said } as never });
+  const change = (said: Partial<Record<keyof MoneySearch, string | undefined>>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   // What an account's postings are is asked for with the account alone; so an old address still leads to them.
   const tab = search.tab ?? (search.account || search.kind ? "ledger" : "balances");
-  const doing: Move | null = search.do === "topup" || search.do === "refund" ? search.do : null;
+  const doing: Move | null = search.do === "topup" && may("ledger.top_up") ? "topup" : search.do === "refund" && may("ledger.refund") ? "refund" : null;
   return (
     <Page title="Money" about="Double entry: every amount left one account and entered another."
       actions={<>

@@ -1,8 +1,9 @@
-import { Alert, Button, Group, Modal, NumberInput, SegmentedControl, Select, Stack, Switch, Text, TextInput } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { Alert, Button, Group, NumberInput, SegmentedControl, Select, Stack, Switch, Text, TextInput } from "@mantine/core";
 import { useState } from "react";
 import { post, type Balances } from "../../api";
+import { useChange } from "../../change";
 import { exactUsd } from "../../format";
+import { Dialog, Ends } from "../../parts/dialog";
 import { notify } from "../../parts/notify";
 import { Failure } from "../../parts/states";
 import { unique } from "./unique";
@@ -12,20 +13,19 @@ interface Said { organisation_id?: string; amount_usd?: string; note: string; gr
 
 /** Money moves in two steps: what is to be posted is read once more before it is. */
 export function MoveForm({ what, close, balances, request }: { what: Move | null; close: () => void; balances: Balances | undefined; request?: string | undefined }) {
-  const queries = useQueryClient();
   // One key for one filled-in form: pressing twice, or again after a lost answer, moves the money once.
   const [idempotency, setIdempotency] = useState(unique);
   const [said, setSaid] = useState<Said | null>(null);
   const [of, setOf] = useState<"request" | "amount">(request ? "request" : "amount");
-  const send = useMutation({
-    mutationFn: (body: Said) => post<{ new: boolean }>(what === "refund" ? "/ledger/refunds" : "/ledger/top-ups", body, { "idempotency-key": idempotency }),
-    onSuccess: ({ new: fresh }) => { notify(fresh ? "Posted." : "That was posted before: nothing moved."); void queries.invalidateQueries(); leave(); },
-  });
+  const send = useChange(
+    (body: Said) => post<{ new: boolean }>(what === "refund" ? "/ledger/refunds" : "/ledger/top-ups", body, { "idempotency-key": idempotency }),
+    ({ new: fresh }) => { notify(fresh ? "Posted." : "That was posted before: nothing moved."); leave(); },
+  );
   const leave = () => { setIdempotency(unique()); setSaid(null); send.reset(); close(); };
   const names = new Map((balances?.organisations ?? []).map(({ id, name }) => [id, name]));
   const wholeRequest = what === "refund" && of === "request";
   return (
-    <Modal opened={what !== null} onClose={leave} title={what === "refund" ? "Refund" : "Top up"}>
+    <Dialog opened={what !== null} onClose={leave} title={what === "refund" ? "Refund" : "Top up"}>
       <form onSubmit={(event) => {
         event.preventDefault();
         if (said) { send.mutate(said); return; }
@@ -45,7 +45,7 @@ export function MoveForm({ what, close, balances, request }: { what: Move | null
               <Text size="sm"><b>{said.amount_usd ? exactUsd(said.amount_usd) : "All that was charged"}</b> {said.request_id ? <>for request <span className="fb-mono fb-wrap">{said.request_id}</span></> : <>to <b>{names.get(said.organisation_id ?? "") ?? said.organisation_id}</b></>}: {said.note}</Text>
               <Text size="xs" c="dimmed" mt={4}>A posting stays for ever; another one can take it back.</Text>
             </Alert>
-            <Group justify="flex-end"><Button variant="default" onClick={() => { setSaid(null); send.reset(); }}>Change it</Button><Button type="submit" loading={send.isPending} data-autofocus>Confirm</Button></Group>
+            <Group justify="flex-end"><Button variant="default" disabled={send.isPending} onClick={() => { setSaid(null); send.reset(); }}>Change it</Button><Button type="submit" loading={send.isPending} data-autofocus>Confirm</Button></Group>
           </Stack>
         )}
         {!said && (
@@ -58,10 +58,10 @@ export function MoveForm({ what, close, balances, request }: { what: Move | null
               {...(wholeRequest ? { placeholder: "all that was charged" } : { required: true, "data-autofocus": true })} />
             <TextInput name="note" label="Note" description={what === "refund" ? "For the books: why" : "For the books: payment reference, or why"} required withAsterisk={false} />
             {what === "topup" && <Switch name="granted" label="A gift: nobody paid for it" />}
-            <Group justify="flex-end"><Button variant="default" onClick={leave}>Cancel</Button><Button type="submit" disabled={!wholeRequest && !balances?.organisations.length}>Review</Button></Group>
+            <Ends leave={leave} disabled={!wholeRequest && !balances?.organisations.length}>Review</Ends>
           </Stack>
         )}
       </form>
-    </Modal>
+    </Dialog>
   );
 }

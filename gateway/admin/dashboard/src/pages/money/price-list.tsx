@@ -1,8 +1,9 @@
 import { Alert, Badge, Button, FileButton, Group, Select, SimpleGrid, Stack, Switch, Table, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { useState } from "react";
 import { get, post, type PriceComparison, type PricesImported, type Provider } from "../../api";
+import { useChange } from "../../change";
 import { count, some, words } from "../../format";
 import { Section } from "../../parts/bits";
 import { CircleCheck, Scale, Upload } from "../../parts/icons";
@@ -10,16 +11,15 @@ import { Empty, Failure } from "../../parts/states";
 
 /** A list of prices is read against the book before anything of it is taken over. */
 export function PriceListTab({ may }: { may: boolean }) {
-  const queries = useQueryClient();
   const providers = useQuery({ queryKey: ["providers"], queryFn: () => get<Provider[]>("/providers") });
   const [file, setFile] = useState<{ name: string; text: string } | null>(null);
   const [provider, setProvider] = useState<string | null>(null);
   const [replace, setReplace] = useState(false);
   const compare = useMutation({ mutationFn: (body: { list: string; provider: string | null }) => post<PriceComparison>("/prices/compare", body) });
-  const take = useMutation({
-    mutationFn: () => post<PricesImported>("/prices/import", { list: file?.text, name: file?.name.slice(0, 60), provider, replace }),
-    onSuccess: () => { void queries.invalidateQueries(); if (file) compare.mutate({ list: file.text, provider }); },
-  });
+  const take = useChange(
+    () => post<PricesImported>("/prices/import", { list: file?.text, name: file?.name.slice(0, 60), provider, replace }),
+    () => { if (file) compare.mutate({ list: file.text, provider }); },
+  );
   const read = async (chosen: File | null) => {
     if (!chosen) return;
     const text = await chosen.text();
