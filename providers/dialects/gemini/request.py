@@ -64,7 +64,7 @@ def decode_request(body: bytes, *, model: str | None = None, stream: bool | None
     if not contents:
         raise BadRequest("contents is missing", param="contents")
     system = fields.get("systemInstruction")
-    if system is not None and not isinstance(system, str):
+    if system is not None:
         system = checked(system, wire.Content, "systemInstruction")
     messages = _messages(system, contents, extension)
     config = checked(fields.get("generationConfig") or {}, wire.GenerationConfig, "generationConfig")
@@ -130,12 +130,10 @@ def _text(value: Any) -> str | None:
 
 
 def _messages(
-    system: wire.Content | str | None, contents: Sequence[wire.Content], extension: dict[str, Any]
+    system: wire.Content | None, contents: Sequence[wire.Content], extension: dict[str, Any]
 ) -> tuple[Message, ...]:
     messages: list[Message] = []
-    if isinstance(system, str):
-        messages.append(Message("system", (TextPart(system),)))
-    elif system is not None and (texts := tuple(TextPart(p.text) for p in system.parts or () if p.text is not None)):
+    if system is not None and (texts := tuple(TextPart(p.text) for p in system.parts or () if p.text is not None)):
         messages.append(Message("system", texts))
     reader = _ContentReader(len(messages[0].content) if messages else 0, extension)
     for number, content in enumerate(contents):
