@@ -127,7 +127,7 @@ class _Origin:
         self._limit = limit
         self.count = 0  # open or opening
         self._idle: list[Connection] = []  # the last one used first: the others may age and be reaped
-        self._busy: set[Connection] = set()
+        self._open: set[Connection] = set()  # those whose place it is theirs to give up, idle or not
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def acquire(self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts, fresh: bool) -> Connection:
@@ -135,7 +135,6 @@ class _Origin:
         while self._idle and not fresh:
             connection = self._idle.pop()
             if connection.usable:
-                self._busy.add(connection)
                 return connection
         if self.count >= self._limit and self._idle:
             self._idle.pop(0).abort()
@@ -143,7 +142,6 @@ class _Origin:
             handed = await self._wait(loop, timeouts.connect_s)
             if handed is not None:
                 if handed.usable and not fresh:
-                    self._busy.add(handed)
                     return handed
                 handed.abort()
                 self.count += 1
@@ -191,18 +189,22 @@ class _Origin:
         except BaseException:
             self._free_place()
             raise
-        self._busy.add(connection)
+        if connection.is_lost:
+            self._free_place()
+        else:
+            self._open.add(connection)
         return connection
 
     def give(self, connection: Connection) -> None:
         """Back from a request, good for another one."""
-        self._busy.discard(connection)
         if not self._hand(connection):
             self._idle.append(connection)
             self._owner.watch_idle(connection.loop)
 
     def lost(self, connection: Connection) -> None:
-        self._busy.discard(connection)
+        if connection not in self._open:
+            return  # One whose opening was cancelled or took too long: `_connect` gives its place up, once.
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._free_place()
@@ -214,7 +216,7 @@ class _Origin:
         return bool(self._idle)
 
     def close(self) -> None:
-        for connection in (*self._idle, *self._busy):
+        for connection in list(self._open):
             connection.abort()
         self._idle.clear()
 

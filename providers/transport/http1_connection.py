@@ -48,6 +48,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its pool has been told so."""
+        return self._transport is None
+
     def begin(self, response: Http1Response, payload: list[bytes]) -> None:
         """Raises: Stale."""
         transport = self._transport
@@ -123,6 +128,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._transport = None
         self._origin.lost(self)
 
 

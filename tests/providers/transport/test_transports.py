@@ -22,7 +22,8 @@ from providers.transport.httpx import HttpxTransport
 from tests.emulators.tls import certificate, server_side
 
 ANY = Timeouts()
-SHORT = Timeouts(first_byte_s=0.05, between_bytes_s=0.05)  # for peers that say nothing, no others
+# For peers that say nothing from then on, no others: a machine that stands still for a moment looks like one.
+NO_HEAD, NO_MORE = Timeouts(first_byte_s=0.05), Timeouts(between_bytes_s=0.05)
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
 
 Script = Callable[["Peer"], Awaitable[None]]
@@ -308,10 +309,10 @@ async def test_silence_times_out_by_phase(transport: Transport) -> None:
         await peer.say(CHUNKED + b"5\r\nhello\r\n")
         await peer.until_gone()
 
-    for script, phase in ((no_head, "first_byte"), (no_more, "between_bytes")):
+    for script, phase, limits in ((no_head, "first_byte", NO_HEAD), (no_more, "between_bytes", NO_MORE)):
         async with RawServer(script) as server:
             with pytest.raises(TimedOut) as raised:
-                await fetch(transport, server.url, SHORT)
+                await fetch(transport, server.url, limits)
             assert raised.value.phase == phase
             await server.until_closed()  # the connection is gone with the request
 
@@ -516,6 +517,26 @@ async def test_waiting_for_a_connection_is_bounded_too() -> None:
         await server.until_closed()
         assert transport.open_connections == 0
     await transport.aclose()
+
+
+async def test_a_place_is_given_up_once_however_far_its_opening_came() -> None:
+    """Cancelled after each turn of the loop. Given up twice, there would be one more than the bound from then on."""
+    transport = Http1Transport()
+    async with RawServer(Peer.until_gone) as server:
+        for turns in range(12):
+            sending = asyncio.create_task(transport.send(post(server.url), ANY))
+            await turn(turns)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await turn(50)  # What was opened is closed.
+            await server.until_closed()
+            assert transport.open_connections == 0, turns
+    await transport.aclose()
+
+
+async def turn(times: int) -> None:
+    for _ in range(times):
+        await asyncio.sleep(0)
 
 
 async def test_idle_connections_are_reaped() -> None:
