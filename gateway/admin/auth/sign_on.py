@@ -124,12 +124,16 @@ async def end(
         claims = await there.claims(tokens, nonce=nonce, now_ns=now_ns)
         async with writing(services.engine) as db:
             user_id = await _person(db, services.settings.admin, there, claims, now_ns)
-            hours = there.said.session_hours
-            session, cookie, _ = await enter(services, db, user_id, there.said.source, lasts_ns=hours * 3_600 * 10**9)
-            await db.execute(insert(identity.session_origins).values(
-                token_hash=hashed(session), provider=provider, id_token=tokens.id_token,
-                expires_at_ns=now_ns + hours * 3_600 * 10**9,
-            ))  # fmt: skip
+            if (refusal := await _refusal(db, user_id)) is None:
+                hours = there.said.session_hours
+                lasts_ns = hours * 3_600 * 10**9
+                session, cookie, _ = await enter(services, db, user_id, there.said.source, lasts_ns=lasts_ns)
+                await db.execute(insert(identity.session_origins).values(
+                    token_hash=hashed(session), provider=provider, id_token=tokens.id_token,
+                    expires_at_ns=now_ns + lasts_ns,
+                ))  # fmt: skip
+        if refusal is not None:
+            raise refusal  # After the commit: what the groups grant no more is gone from sessions and tokens, too.
     except SignOnFailed as failed:
         return _failed(provider, failed)
     except Problem as problem:
@@ -179,14 +183,19 @@ async def _person(
     if await memberships.replace_source(db, user_id, said.source, grants, at_ns=now_ns):
         after = {"grants": [f"{each.role} of {each.scope} {each.scope_id}".strip() for each in grants]}
         await audit.append(db, actor=said.source, action="users.grants", subject=user_id, at_ns=now_ns, after=after)
+    return user_id
+
+
+async def _refusal(db: AsyncConnection, user_id: str) -> SignOnFailed | None:
+    """Why this person is not let in all the same."""
     user = await people.user(db, user_id)
     assert user is not None
     if user.disabled_at_ns is not None:
-        raise SignOnFailed("disabled", f"{user_id} is disabled")
+        return SignOnFailed("disabled", f"{user_id} is disabled")
     role, held = await memberships.held_by(db, user_id, user.role)
     if role is Role.MEMBER and not held:
-        raise SignOnFailed("not-admitted", "holds nothing any more")
-    return user_id
+        return SignOnFailed("not-admitted", "holds nothing any more")
+    return None
 
 
 async def _known(db: AsyncConnection, said: OidcSettings, subject: str, email: str | None) -> str | None:

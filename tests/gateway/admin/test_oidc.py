@@ -97,10 +97,12 @@ async def test_somebody_new_comes_in_with_what_their_groups_grant(
     house.person["groups"] = ["elsewhere"]
     stranger = opened(small)
     assert await sign_in(stranger) == "/ui/sign-in?problem=not-admitted"
+    found = await browser.get("/auth/session")
+    assert (found["role"], found["memberships"]) == ("member", [])  # A session that is still open holds nothing either.
     async with reading(small.engine) as db:
         actions = (await db.execute(select(schema.audit.c.action, schema.audit.c.actor))).all()
         persons = (await db.execute(select(identity.identities))).mappings().all()
-    assert [action for action, actor in actions if actor == "oidc:house"] == ["users.create", *["users.grants"] * 3]
+    assert [action for action, actor in actions if actor == "oidc:house"] == ["users.create", *["users.grants"] * 4]
     assert [(each["subject"], each["user_id"]) for each in persons] == [("subject-1", session["user_id"])]
 
 
@@ -293,8 +295,7 @@ async def test_who_was_provisioned_signs_in_as_the_same_person(
     small: World, house: IdentityProvider, opened: Opener
 ) -> None:
     configure(small, house, create=False)
-    async with writing(small.engine) as db:
-        change = store.Change(db, small.services.settings.admin, "scim (test)", small.now_ns)
+    async with store.changing(small.engine, small.services.settings.admin, "scim (test)", small.now_ns) as change:
         ann = await store.create_user(change, {"userName": "Ann@House.test"})
     browser = opened(small)
     await sign_in(browser)
