@@ -71,12 +71,18 @@ class Chores:
             known = {row.name: row.due_ns for row in await db.execute(select(table.c.name, table.c.due_ns))}
         now_ns = self._clock()
         due = [chore for name, chore in self._chores.items() if known.get(name, 0) <= now_ns]
-        done = await asyncio.gather(*(self._do(chore) for chore in due))
-        return [chore.name for chore, well in zip(due, done, strict=True) if well]
+        async with asyncio.TaskGroup() as group:  # None is left behind, whatever becomes of another one or of us.
+            doing = [group.create_task(self._look_after(chore)) for chore in due]
+        return [chore.name for chore, task in zip(due, doing, strict=True) if task.result()]
+
+    async def _look_after(self, chore: Chore) -> bool:
+        try:
+            return await self._claim(chore) and await self._do(chore)
+        except (SQLAlchemyError, OSError) as error:  # Claimed it is taken up again when its lease ends.
+            log.warning("chore %s not claimed or not ended, will try again: %s", chore.name, error)
+            return False
 
     async def _do(self, chore: Chore) -> bool:
-        if not await self._claim(chore):
-            return False
         problem = None
         try:
             await chore.do(self._clock())

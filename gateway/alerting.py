@@ -30,6 +30,7 @@ from billing.db import reading, writing
 from gateway.admission.muster import DEAD_S
 from gateway.config import Settings
 from gateway.schema import gateways
+from gateway.tasks import every
 from gateway.till import MailSettings
 
 TIMEOUT_S: Final = 10.0
@@ -108,8 +109,7 @@ async def deliver(engine: AsyncEngine, messenger: Messenger, clock: Callable[[],
     """Send what is due. Returns: how much of it was taken. For one worker at a time; a second one sends twice."""
     async with reading(engine) as db:
         waiting = await alerts.due(db, now_ns=clock())
-    results = await asyncio.gather(*(_deliver(engine, messenger, each, clock) for each in waiting))
-    return sum(results)
+    return sum(await every(*(_deliver(engine, messenger, each, clock) for each in waiting)))
 
 
 async def _deliver(engine: AsyncEngine, messenger: Messenger, delivery: Delivery, clock: Callable[[], int]) -> bool:

@@ -474,8 +474,10 @@ async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:
     engine = create_engine(settings.database_url, pool_size=chores.POOL_SIZE)
     try:
         budgets = chores.BudgetWatch(engine, time.time_ns)
-        async with chores.chores_of(settings, engine) as listed:
-            await asyncio.gather(Chores(engine, listed, owner(), time.time_ns).run(stop), budgets.run(stop))
+        # The group within: both have ended before what they use is closed.
+        async with chores.chores_of(settings, engine) as listed, asyncio.TaskGroup() as group:
+            group.create_task(Chores(engine, listed, owner(), time.time_ns).run(stop))
+            group.create_task(budgets.run(stop))
     finally:
         await engine.dispose()
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing import exports
 from billing.db import reading, writing
 from billing.exports import Event
+from gateway.tasks import every
 from gateway.till import ExportSettings
 
 BATCH: Final = 100
@@ -78,7 +79,7 @@ async def tell(
             async with gate:
                 return await _narrow(http, settings, [event])
 
-        answers = await asyncio.gather(*(one(event) for event in events))
+        answers = await every(*(one(event) for event in events))
         good = [event for taken, _ in answers for event in taken]
         return good, {event_id: problem for _, bad in answers for event_id, problem in bad.items()}
     return await _narrow(http, settings, events)

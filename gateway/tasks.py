@@ -1,12 +1,23 @@
-"""How background work is ended."""
+"""How work beside ours is ended."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 AGAIN_S: Final = 1.0
+T = TypeVar("T")
+
+
+async def every(*work: Awaitable[T]) -> list[T]:
+    """Each to its end, whatever becomes of the others, or of us. Raises: after that, what the first that failed did."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return cast(list[T], found)
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:

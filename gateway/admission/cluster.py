@@ -197,9 +197,11 @@ class ClusterLink:
         asked = [
             asyncio.ensure_future(self._view_of(address)) for address in dict.fromkeys((*self._map.nodes, *self._seeds))
         ]
-        done, late = await asyncio.wait(asked, timeout=LOOK_S)
-        for task in late:
-            task.cancel()
+        try:
+            done, _ = await asyncio.wait(asked, timeout=LOOK_S)
+        finally:
+            for task in asked:
+                task.cancel()
         views = [task.result() for task in done if not task.cancelled() and task.exception() is None]
         whole = [view for view in views if view is not None and view.epoch >= self._map.epoch]
         if whole:

@@ -127,8 +127,11 @@ class Gate:
         if self._keeper is not None:
             await cancel(self._keeper)
         await self._give_back([] if self._shares is None else list(self._shares))
-        for task in list(self._announcing.values()):
+        announcing = list(self._announcing.values())
+        for task in announcing:
             task.cancel()
+        if announcing:
+            await asyncio.wait(announcing)
         await self._send_pending()
         await self._muster.__aexit__(kind, error, trace)
         await self._link.aclose()

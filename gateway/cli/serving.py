@@ -23,6 +23,7 @@ from gateway.ingress.connection import ClientConnection, Exchange
 from gateway.ingress.cors import Cors
 from gateway.ingress.guard import Door, Guard
 from gateway.sections import TlsSettings
+from gateway.tasks import every
 
 log = structlog.get_logger(__name__)
 
@@ -179,7 +180,7 @@ class Workers:
     async def running(self) -> AsyncIterator[None]:
         """All of them are up inside. Raises: StartFailed."""
         try:
-            await asyncio.gather(*(supervisor.start() for supervisor in self._supervisors))
+            await every(*(supervisor.start() for supervisor in self._supervisors))
             with on_signal(self._hang_up, signal.SIGHUP):
                 yield
         finally:
@@ -187,7 +188,7 @@ class Workers:
                 self._rolling.cancel()
                 await asyncio.wait([self._rolling])
             stops = (supervisor.stop(self._grace_s) for supervisor in self._supervisors)
-            await asyncio.gather(*stops, *self._leaving)
+            await every(*stops, *self._leaving)
 
     async def roll(self) -> None:
         """Put a new worker in the place of each, on the same socket; the old one drains once the new one takes

@@ -61,5 +61,7 @@ async def _run(once: bool, common: Local) -> int:
             return shipped
         stop = asyncio.Event()
         with on_signal(stop.set):
-            await asyncio.gather(shipper.run(stop), chores.run(stop))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(shipper.run(stop))
+                group.create_task(chores.run(stop))
         return shipper.shipped

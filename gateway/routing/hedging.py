@@ -86,16 +86,28 @@ async def raced(
                 return kept.result()
         return tasks[0].result()
     finally:
-        await _let_go([task for task in tasks if task is not kept], discard)
+        try:
+            await _let_go([task for task in tasks if task is not kept], discard)
+        except asyncio.CancelledError:
+            if kept is not None and kept.exception() is None:
+                await discard(kept.result())  # There is nobody left to give it to.
+            raise
 
 
 async def _let_go(tasks: list[asyncio.Future[T]], discard: Callable[[T], Awaitable[None]]) -> None:
-    """Of whoever is still at work; and of an answer that arrived in the same instant as the one that is kept."""
+    """Of whoever is still at work; and of an answer that arrived in the same instant as the one that is kept.
+
+    Raises: CancelledError if that is what we were meanwhile, once all are let go."""
+    cancelled: asyncio.CancelledError | None = None
     for task in tasks:
         task.cancel()
     for task in tasks:
-        try:
-            late = await task
-        except (ProviderError, asyncio.CancelledError):
-            continue
-        await discard(late)
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:  # Ours: theirs would not come this way.
+                cancelled = error
+        if not task.cancelled() and task.exception() is None:
+            await discard(task.result())
+    if cancelled is not None:
+        raise cancelled

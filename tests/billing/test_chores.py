@@ -107,6 +107,43 @@ async def test_what_a_killed_worker_had_begun_is_done_after_its_lease(
     assert len(done) == 1
 
 
+async def test_no_chore_goes_on_alone(fresh_engine: AsyncEngine) -> None:
+    """Neither beside one that could not be claimed, nor behind whoever ended them all: what they use is closed then."""
+    begun, ended = asyncio.Event(), []
+
+    async def long(_: int) -> int:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _turn in range(100):  # As a transaction that is taken back.
+                await asyncio.sleep(0)
+            ended.append("long")
+        return 0
+
+    async def short(_: int) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    class Unlucky(Chores):
+        async def _claim(self, chore: Chore) -> bool:
+            if chore.name == "away":
+                await begun.wait()
+                raise OSError("the database is away")
+            return await super()._claim(chore)
+
+    chores = [Chore("away", 60, short), Chore("short", 60, short), Chore("long", 60, long)]
+    running = asyncio.create_task(Unlucky(fresh_engine, chores, "w", Clock()).once())
+    async with asyncio.timeout(60):
+        await begun.wait()
+        for _turn in range(100):
+            await asyncio.sleep(0)
+        assert not running.done()
+        running.cancel()
+        await asyncio.wait({running})
+    assert (running.cancelled(), ended) == (True, ["long"])
+
+
 async def test_it_stops_when_told_and_outlives_a_database_that_is_away(tmp_path: Path) -> None:
     from billing.db import create_engine
 

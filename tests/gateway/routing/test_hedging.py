@@ -17,6 +17,7 @@ from gateway.routing.catalog import Deployment, Terms
 from gateway.routing.explaining import Way, way_of
 from gateway.routing.fallback import Arrival, Dispatcher
 from gateway.routing.hedging import SAMPLES_LEAST, FirstTokens, HedgeBudget
+from gateway.routing.hedging import raced as race_of
 from gateway.routing.policy import LOST, OK, Leg, RoutePlan
 from gateway.routing.retries import RetryTerms
 from providers.errors import BadRequest, Broken, ContentFiltered, ProviderError
@@ -68,7 +69,7 @@ def dispatcher(seen: int = SAMPLES_LEAST) -> Dispatcher:
 
 
 async def asked_both(upstreams: Upstreams) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(upstreams.asked) < 2:
             await asyncio.sleep(0.005)
 
@@ -86,6 +87,32 @@ async def test_who_answers_first_is_kept_and_the_other_cancelled() -> None:
     arrival.journey.end(10)
     outlook = house.outlook(["one/m", "two/m"])
     assert [outlook.of(name).in_flight for name in ("one/m", "two/m")] == [0, 0]
+
+
+async def test_who_is_cancelled_while_the_loser_is_let_go_keeps_no_answer_open() -> None:
+    leaving, discarded = asyncio.Event(), list[str]()
+
+    async def first() -> str:
+        try:
+            return await asyncio.Future()
+        finally:
+            leaving.set()
+            for _ in range(10):  # As a connection that is being closed.
+                await asyncio.sleep(0)
+
+    async def second() -> str:
+        return "second"
+
+    async def discard(got: str) -> None:
+        discarded.append(got)
+
+    race = asyncio.create_task(race_of(first(), 0.0, second, discard))
+    async with asyncio.timeout(60):
+        await leaving.wait()
+        race.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await race
+    assert discarded == ["second"]
 
 
 async def raced(plan: RoutePlan, house: Dispatcher, wins: str) -> tuple[Arrival[str], Upstreams]:
