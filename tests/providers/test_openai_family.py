@@ -147,7 +147,8 @@ async def test_faults_before_the_answer(
 ) -> None:
     async with OpenAIEmulator(FLAVOURS[name]) as emulator:
         provider = provider_at(emulator, name, transport)
-        provider.timeouts = Timeouts(first_byte_s=0.05)  # type: ignore[attr-defined]
+        if fault == "slow-first-byte":
+            provider.timeouts = Timeouts(first_byte_s=0.2)  # type: ignore[attr-defined]
         with pytest.raises(ProviderError) as raised:
             await whole(await provider.send(call_of(ask("x", stream=True)), f"fault-{fault}"), stream=True)
         assert type(raised.value) is kind
@@ -186,7 +187,8 @@ async def test_faults_inside_a_stream(
     """Both ways of reading see the fault: the tap, for the same dialect, and the decoder, for another one."""
     async with OpenAIEmulator(FLAVOURS[name]) as emulator:
         provider = provider_at(emulator, name, transport)
-        provider.timeouts = Timeouts(between_bytes_s=0.05)  # type: ignore[attr-defined]
+        if fault == "stall":
+            provider.timeouts = Timeouts(between_bytes_s=0.3)  # type: ignore[attr-defined]
         call = call_of(ask("x-script: long=20", stream=True))
         with pytest.raises(kind):
             await whole(await provider.send(call, f"fault-{fault}"), stream=True)

@@ -267,10 +267,10 @@ async def test_a_settlement_waits_for_redis_to_come_back(engine: AsyncEngine, re
 
 async def test_leases_are_renewed_and_holds_survive_the_loss_of_redis(engine: AsyncEngine, redis: Redis) -> None:
     who = principal(Limit("key", "key_1", "parallel", 1), budgets=(total(5_000),))
-    async with Gate(engine, redis, lease_ms=150) as gate:
+    async with Gate(engine, redis, lease_ms=900) as gate:
         admission = await admit(gate, who)
         began = await leases(redis)
-        await until(lambda: later(redis, began + 400))  # Longer than two leases.
+        await until(lambda: later(redis, began + 900))  # Longer than a lease.
         with pytest.raises(RateLimited):
             await admit(gate, who, "second")
         async with writing(engine) as db:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,33 +190,35 @@ async def test_the_hot_path_forgets_what_expires(admin: KeyAdmin, keys: KeyStore
     assert keys.cached(shown(key), NOW_MS + 100) is None
 
 
-def real_ms() -> int:
-    return time.time_ns() // 1_000_000
+async def refused(keys: KeyStore, plain: str, now_ms: int) -> bool:
+    """Asked as requests do."""
+    try:
+        if keys.cached(plain, now_ms) is None:
+            await keys.principal(plain, IP, now_ms)
+    except Unauthenticated:
+        return True
+    while keys._confirming is not None:  # However slow this machine is, by the clock of the keys it takes no time.
+        await asyncio.sleep(0.001)
+    return False
 
 
-async def refused_after(keys: KeyStore, plain: str, since: float) -> float:
-    """Ask as a busy client does, on the real clock, until refused. Returns: seconds since `since`."""
-    async with asyncio.timeout(5):
-        while True:
-            now_ms = real_ms()
-            try:
-                if keys.cached(plain, now_ms) is None:
-                    await keys.principal(plain, IP, now_ms)
-            except Unauthenticated:
-                return time.monotonic() - since
-            await asyncio.sleep(0.002)
+async def refused_after(keys: KeyStore, plain: str) -> int:
+    """Ask as a busy client does, ever later than NOW_MS, until refused. Returns: how much later, in ms."""
+    for later_ms in range(0, 5_000, 20):
+        if await refused(keys, plain, NOW_MS + later_ms):
+            return later_ms
+    pytest.fail("never refused")
 
 
 async def test_a_revocation_is_felt_by_every_process(admin: KeyAdmin, engine: AsyncEngine, redis: Redis) -> None:
     key = await make(admin)
     async with KeyStore(engine, redis, PEPPER) as one, KeyStore(engine, redis, PEPPER) as two:
         for keys in (one, two):
-            await keys.principal(shown(key), IP, real_ms())
+            await keys.principal(shown(key), IP, NOW_MS)
         await until(lambda: listeners(redis, 2))
         await admin.revoke_key(key.public_id, actor="tests", now_ns=NOW_NS)
-        since = time.monotonic()
-        felt = await asyncio.gather(refused_after(one, shown(key), since), refused_after(two, shown(key), since))
-        assert max(felt) < 0.3, felt
+        for keys in (one, two):  # By the message alone: their clock stands, so they ask for no version.
+            await until(lambda keys=keys: refused(keys, shown(key), NOW_MS))  # type: ignore[misc]
 
 
 async def listeners(redis: Redis, wanted: int) -> bool:
@@ -233,11 +234,9 @@ async def test_a_lost_message_is_felt_within_a_second(
     monkeypatch.setattr("gateway.admission.keys.CHANNEL", "another channel")
     async with KeyStore(engine, redis, PEPPER) as one, KeyStore(engine, redis, PEPPER) as two:
         for keys in (one, two):
-            await keys.principal(shown(key), IP, real_ms())
+            await keys.principal(shown(key), IP, NOW_MS)
         await admin.revoke_key(key.key_id, actor="tests", now_ns=NOW_NS)
-        since = time.monotonic()
-        felt = await asyncio.gather(refused_after(one, shown(key), since), refused_after(two, shown(key), since))
-        assert max(felt) < 1.0, felt
+        assert max([await refused_after(keys, shown(key)) for keys in (one, two)]) < 1_000
 
 
 async def test_a_revocation_is_felt_while_redis_is_away(
@@ -249,10 +248,10 @@ async def test_a_revocation_is_felt_while_redis_is_away(
         Redis.from_url(relay.url, protocol=3) as through,
         KeyStore(engine, through, PEPPER) as keys,
     ):
-        await keys.principal(shown(key), IP, real_ms())
+        await keys.principal(shown(key), IP, NOW_MS)
         await relay.cut()
         await KeyAdmin(engine, through, PEPPER).revoke_key(key.key_id, actor="tests", now_ns=NOW_NS)
-        assert await refused_after(keys, shown(key), time.monotonic()) < 1.0
+        assert await refused_after(keys, shown(key)) < 1_000
 
 
 async def test_a_busy_process_waits_for_no_redis(admin: KeyAdmin, keys: KeyStore) -> None:
@@ -310,7 +309,7 @@ async def test_a_key_made_after_it_was_tried(admin: KeyAdmin, keys: KeyStore) ->
         await keys.principal(minted.plain, IP, NOW_MS)
     key = await make(admin, plain=minted.plain)
     assert key.plain == minted.plain
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(Unauthenticated):
                 assert (await keys.principal(minted.plain, IP, NOW_MS)).key_id == key.key_id

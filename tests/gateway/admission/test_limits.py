@@ -371,7 +371,7 @@ async def test_redis_away_is_unavailable_and_comes_back(redis_url: str, tmp_path
 
 async def test_a_silent_redis_is_unavailable_within_its_time(redis_url: str, tmp_path: Path) -> None:
     async with relay_to(redis_url, tmp_path) as relay, Redis.from_url(relay.url) as client:
-        link = Link(client, reply_s=0.05)
+        link = Link(client, reply_s=0.5)
         assert await link.call("PING") == b"PONG"
         relay.freeze()
         results = await asyncio.gather(*(link.call("PING") for _ in range(3)), return_exceptions=True)

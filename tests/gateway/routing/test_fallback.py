@@ -133,7 +133,7 @@ async def test_no_try_begins_after_the_requests_time() -> None:
 
 
 async def test_a_later_leg_is_cut_at_the_requests_time() -> None:
-    dispatcher = Dispatcher(RetryTerms(total_s=0.05), asyncio.get_running_loop().time, random.random)
+    dispatcher = Dispatcher(RetryTerms(total_s=0.2), asyncio.get_running_loop().time, random.random)
 
     async def attempt(leg: Leg) -> str:
         if leg.deployment is A:

@@ -182,7 +182,8 @@ async def test_faults_before_the_answer(
 ) -> None:
     async with AnthropicEmulator() as emulator:
         provider = adapter(emulator, transport)
-        provider.timeouts = Timeouts(first_byte_s=0.05)
+        if fault == "slow-first-byte":
+            provider.timeouts = Timeouts(first_byte_s=0.2)
         with pytest.raises(ProviderError) as raised:
             await whole(await provider.send(call_of(ask("x", stream=True)), f"fault-{fault}"), stream=True)
         assert type(raised.value) is kind
@@ -217,7 +218,8 @@ async def test_faults_inside_a_stream(
     """Both ways of reading see the fault: the tap, for the same dialect, and the decoder, for another one."""
     async with AnthropicEmulator() as emulator:
         provider = adapter(emulator, transport)
-        provider.timeouts = Timeouts(between_bytes_s=0.05)
+        if fault == "stall":
+            provider.timeouts = Timeouts(between_bytes_s=0.3)
         call = call_of(ask("x-script: long=20", stream=True))
         answer = await provider.send(call, f"fault-{fault}")
         decoder = answer.dialect.event_decoder()

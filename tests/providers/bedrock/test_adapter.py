@@ -331,7 +331,8 @@ async def test_faults_before_the_answer(
 ) -> None:
     async with BedrockEmulator() as emulator:
         provider = adapter(emulator, transport)
-        provider.timeouts = Timeouts(first_byte_s=0.05)
+        if fault == "slow-first-byte":
+            provider.timeouts = Timeouts(first_byte_s=0.2)
         asked = faulty(native, fault)
         with pytest.raises(ProviderError) as raised:
             await whole(await provider.send(asked, CLAUDE), stream=True)
@@ -364,7 +365,8 @@ async def test_faults_inside_a_stream(
     """Both ways of reading see the fault: the tap, for the same dialect, and the decoder, for another one."""
     async with BedrockEmulator() as emulator:
         provider = adapter(emulator, transport)
-        provider.timeouts = Timeouts(between_bytes_s=0.05)
+        if fault == "stall":
+            provider.timeouts = Timeouts(between_bytes_s=0.3)
         answer = await provider.send(faulty(native, fault), CLAUDE)
         decoder, events = answer.dialect.event_decoder(), []
         with pytest.raises(kinds):
