@@ -2,17 +2,12 @@
 books: a model in plain Python says what each customer has, and every kind of posting may be said twice."""
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -24,15 +19,15 @@ from sqlalchemy import select
 from billing import accounts, alerts, days, ledger, payments, schema, statements, sums
 from billing.accounts import Budget, Scope, Window
 from billing.alerts import Channel, Kind, Rule
-from billing.db import create_engine, reading, writing
+from billing.db import reading, writing
 from billing.errors import InsufficientFunds
 from billing.journal import Journal
 from billing.sums import NS_PER_DAY, Span
 from billing.usage import Meter, Outcome
 from billing.worker import Worker
 from tests.billing.make import AT_NS, BOOK, COST, SALE, intent, record
+from tests.machines import OnSqlite
 
-T = TypeVar("T")
 ORGANISATIONS = ("org_1", "org_2")
 ESTIMATE = 100 * SALE[Meter.INPUT_TOKENS] + 1000 * SALE[Meter.OUTPUT_TOKENS]
 # Small enough to be short at times.
@@ -40,15 +35,9 @@ AMOUNTS = st.integers(1, 40 * ESTIMATE)
 WHO = st.sampled_from(ORGANISATIONS)
 
 
-class Till(RuleBasedStateMachine):
-    template: Path
-
+class Till(OnSqlite):
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
-        self.folder = Path(tempfile.mkdtemp(prefix="fbx-till-"))
-        shutil.copy(self.template, self.folder / "farebox.db")
-        self.engine = create_engine(f"sqlite:///{self.folder}/farebox.db")
         self.number = 0
         self.now_ns = AT_NS
         self.open: dict[str, str] = {}  # Request -> organisation, of the journal that is alive.
@@ -57,14 +46,9 @@ class Till(RuleBasedStateMachine):
         self.paid = dict.fromkeys(ORGANISATIONS, 0)  # All that is not usage.
         self.given_back = 0
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
-
     def teardown(self) -> None:
         self.run(self.journal.close())
-        self.run(self.engine.dispose())
-        self.runner.close()
-        shutil.rmtree(self.folder)
+        super().teardown()
 
     def left(self, who: str) -> int:
         return self.paid[who] - sum(sale for owner, sale, _ in self.shipped.values() if owner == who)

@@ -5,17 +5,13 @@ when all is settled the counters are what SQL says and the books balance."""
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -27,7 +23,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts, ledger, payments, schema
-from billing.db import create_engine, reading, writing
+from billing.db import reading, writing
 from billing.journal import Journal
 from billing.prices import PriceBook
 from billing.usage import Intent, Meter, Outcome, UsageRecord
@@ -40,8 +36,8 @@ from gateway.errors import QuotaExceeded
 from gateway.tasks import cancel
 from tests.gateway.admission.support import NOW_NS, ORGANISATION, PROJECT, principal, sheet, total, until
 from tests.gateway.admission.test_gate import EMPTY, admit
+from tests.machines import OnSqlite
 
-T = TypeVar("T")
 SHEET = sheet()
 BOOK = PriceBook([SHEET], [])
 HELD = EMPTY + 1_000  # What `admit` asks for, at worst.
@@ -71,25 +67,17 @@ class Process:
         await self.journal.close()
 
 
-class Till(RuleBasedStateMachine):
-    template: Path
+class Till(OnSqlite):
     redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
-        self.folder = Path(tempfile.mkdtemp(prefix="fbx-till-"))
-        shutil.copy(self.template, self.folder / "farebox.db")
-        self.engine = create_engine(f"sqlite:///{self.folder}/farebox.db")
         self.number = 0
         self.now_ns = NOW_NS
         self.charged: dict[str, int] = {}  # Whatever will be in SQL, once it is shipped.
         self.limbo: dict[str, int] = {}  # Held by the dead, who never wrote that they would send it.
         self.given_back = 0
         self.processes: list[Process] = []
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
 
     def next_id(self) -> str:
         self.number += 1
@@ -262,8 +250,7 @@ class Till(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.processes:
             self.run(self.audit())
-        self.runner.close()
-        shutil.rmtree(self.folder)
+        super().teardown()
 
     async def audit(self) -> None:
         """Whatever order it came in."""
@@ -289,7 +276,6 @@ class Till(RuleBasedStateMachine):
         for process in self.processes:
             await process.gate.__aexit__(None, None, None)
             await process.journal.close()
-        await self.engine.dispose()
         await self.redis.aclose()
 
 
