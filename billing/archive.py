@@ -78,7 +78,8 @@ async def retain(
     engine: AsyncEngine, *, days: int, now_ns: int, archive: Path | None = None, form: Form = "csv"
 ) -> int:
     """Let go of days that ended more than `days` days ago. Returns: how many went; those in which a request waits for
-    a price or for an export, or that are not sealed, stay. Raises: NoParquet, OSError: then the day stays as well."""
+    a price or for an export, or that are not sealed, stay, and so do rows that came after their day had gone and wait
+    for one of these. Raises: NoParquet, OSError: then the day stays as well."""
     sealed = schema.usage_sealed
     before = now_ns // NS_PER_DAY - days
     async with reading(engine) as db:
@@ -94,16 +95,17 @@ async def retain(
         query = select(sealed.c.day).where(sealed.c.pruned.is_(True), left)
         late = list((await db.execute(query)).scalars())
     for day in late:
-        await _remove(engine, day)
+        async with reading(engine) as db:
+            waits = await _waits(db, day)
+        if not waits:
+            await _remove(engine, day)
     return gone
 
 
 async def _let_go(engine: AsyncEngine, day: int, archive: Path | None, form: Form) -> bool:
-    rows, sealed = schema.usage_records, schema.usage_sealed
+    sealed = schema.usage_sealed
     async with reading(engine) as db:
-        told = exists().where(schema.export_queue.c.record_id == rows.c.id)
-        waiting = select(rows.c.id).where(_of_day(rows.c, day), or_(rows.c.charge_pusd.is_(None), told)).limit(1)
-        if (await db.execute(waiting)).first() is not None:
+        if await _waits(db, day):
             return False
         if archive is not None:
             await asyncio.to_thread(archive.mkdir, parents=True, exist_ok=True)
@@ -119,6 +121,14 @@ async def _let_go(engine: AsyncEngine, day: int, archive: Path | None, form: For
     return True
 
 
+async def _waits(db: AsyncConnection, day: int) -> bool:
+    """Whether one of its requests has no price yet, or an export has not heard of it."""
+    rows = schema.usage_records.c
+    untold = exists().where(schema.export_queue.c.record_id == rows.id)
+    waiting = select(rows.id).where(_of_day(rows, day), or_(rows.charge_pusd.is_(None), untold)).limit(1)
+    return (await db.execute(waiting)).first() is not None
+
+
 async def _remove(engine: AsyncEngine, day: int) -> None:
     """Raises: DBAPIError while somebody reads what is to be dropped; the next `retain` tries again."""
     if not await partitions.drop_day(engine, day):
@@ -129,6 +139,7 @@ async def _delete_rows(engine: AsyncEngine, day: int) -> None:
     rows, queue, went = schema.usage_records, schema.export_queue, _DELETED_AT_ONCE
     while went == _DELETED_AT_ONCE:
         async with writing(engine) as db:
+            await partitions.hold(db)
             some = (
                 select(rows.c.id).where(_of_day(rows.c, day)).order_by(rows.c.at_ns, rows.c.id).limit(_DELETED_AT_ONCE)
             )

@@ -166,6 +166,19 @@ async def test_a_day_in_which_something_waits_stays(fresh_engine: AsyncEngine, t
         assert await statements.spent(db, Scope.PROJECT, "project_1") == 15 + price()
         pruned = (await db.execute(select(schema.usage_sealed.c.day).where(schema.usage_sealed.c.pruned))).scalars()
         assert list(pruned) == [DAY]
+    # So does what comes after the day has gone: it would never be charged, and nobody would hear of it.
+    late = [record("r3", at_ns=MIDNIGHT_NS, quantities={Meter.PAGES: 1, Meter.SEARCHES: 1}),
+            record("r4", at_ns=MIDNIGHT_NS, quantities=PRICED)]  # fmt: skip
+    await ship(fresh_engine, tmp_path / "late", late)
+    async with writing(fresh_engine) as db:
+        await db.execute(insert(schema.export_queue).values(export="x", record_id="r4", due_ns=0))
+    for then in (schema.export_queue.delete(), schema.usage_records.update().values(charge_pusd=1)):
+        await retain(fresh_engine, days=2, now_ns=NOW_NS)
+        assert len(await rows_of(fresh_engine)) == 2
+        async with writing(fresh_engine) as db:
+            await db.execute(then)
+    await retain(fresh_engine, days=2, now_ns=NOW_NS)
+    assert await rows_of(fresh_engine) == []
 
 
 async def test_where_the_file_can_not_be_written_the_rows_stay(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
