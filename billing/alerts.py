@@ -128,12 +128,16 @@ async def add_rule(db: AsyncConnection, rule: Rule) -> None:
 async def remove_rule(db: AsyncConnection, rule_id: str) -> bool:
     """With what it remembers; what it said stays in the list. Returns: whether there was one."""
     states, rules = schema.alert_states, schema.alert_rules
+    # The rule first: whoever evaluates it holds it until he has said what there is to say, and its states with it.
+    found = bool((await db.execute(delete(rules).where(rules.c.id == rule_id))).rowcount)
     await db.execute(delete(states).where(states.c.rule_id == rule_id))
-    return bool((await db.execute(delete(rules).where(rules.c.id == rule_id))).rowcount)
+    return found
 
 
-async def rules(db: AsyncConnection) -> list[Rule]:
-    rows = await db.execute(select(schema.alert_rules).order_by(schema.alert_rules.c.created_at_ns))
+async def rules(db: AsyncConnection, *, hold: bool = False) -> list[Rule]:
+    """hold: nobody removes one until this transaction ends."""
+    query = select(schema.alert_rules).order_by(schema.alert_rules.c.created_at_ns, schema.alert_rules.c.id)
+    rows = await db.execute(query.with_for_update(read=True) if hold else query)
     return [msgspec.convert({name: row[name] for name in Rule.__struct_fields__}, Rule) for row in rows.mappings()]
 
 
@@ -145,7 +149,7 @@ async def evaluate(db: AsyncConnection, *, now_ns: int, outages: Mapping[str, in
     Reads roll-ups and balances. What has no price yet is seen once it has one."""
     made = 0
     books = _Books(db, now_ns, outages)
-    for rule in await rules(db):
+    for rule in await rules(db, hold=True):
         for reading in await _READ[rule.kind](books, rule):
             if not await _turned(db, rule, reading):
                 continue

@@ -6,10 +6,10 @@ later takes the seal off (billing.rollups) and the day is made anew; until then 
 
 from typing import Final
 
-from sqlalchemy import case, delete, func, insert, literal, select, text, true
+from sqlalchemy import case, delete, func, insert, literal, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing import schema
+from billing import rollups, schema
 from billing.accounts import upsert
 from billing.db import reading, writing
 from billing.money import PUSD_PER_USD
@@ -39,6 +39,7 @@ async def seal_due(engine: AsyncEngine, *, now_ns: int, most: int = 400) -> int:
 async def rebuild(engine: AsyncEngine, *, now_ns: int) -> int:
     """Take every seal off whose rows are still there, and seal anew. Returns: how many days."""
     async with writing(engine) as db:
+        await rollups.hold(db)
         await db.execute(delete(schema.usage_sealed).where(schema.usage_sealed.c.pruned.is_(False)))
     return await seal_due(engine, now_ns=now_ns, most=100_000)
 
@@ -46,9 +47,7 @@ async def rebuild(engine: AsyncEngine, *, now_ns: int) -> int:
 async def seal(db: AsyncConnection, day: int) -> None:
     """Make one day in the caller's transaction; `writing` for the caller."""
     hours = schema.usage_hours
-    if db.dialect.name == "postgresql":
-        # Waits for shippers that are at it, and they wait for us: else a row could fall between hours and seal.
-        await db.execute(text("LOCK TABLE usage_hours IN SHARE MODE"))
+    await rollups.hold(db)  # Else a row could fall between hours and seal.
     sealed = schema.usage_sealed
     pruned = (await db.execute(select(sealed.c.pruned).where(sealed.c.day == day))).scalar_one_or_none()
     await db.execute(delete(schema.usage_days).where(schema.usage_days.c.day == day))

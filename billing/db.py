@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import aiosqlite
 import msgspec
-from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, Table, event, func, insert
+from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, Table, event, func, insert, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
@@ -152,6 +152,14 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction: committed when the block ends, rolled back when it raises."""
     async with engine.begin() as connection:
         yield connection
+
+
+async def take_turn(db: AsyncConnection, number: int) -> None:
+    """Wait until no other transaction has this turn; it is ours until we end. On SQLite one writes at a time anyhow.
+
+    number: of this purpose alone, the same in every process."""
+    if db.dialect.name == "postgresql":
+        await db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 async def insert_many(

@@ -2,11 +2,12 @@
 
 A transfer has one debit and one credit account, so an unbalanced posting can not be written. Its id is made from what
 caused it: posting the same thing again changes nothing. Balances are kept in the same transaction, under row locks
-taken in the order of account ids, so two writers can not wait for each other.
+taken in the order of account ids, so two writers can not wait for each other; so a transaction posts once, or has
+locked (`lock`) all accounts that it will post to before, and locks no row of usage after.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from sqlalchemy import select, update
@@ -96,7 +97,7 @@ async def post(db: AsyncConnection, transfers: Sequence[Transfer]) -> int:
 
     Raises: LedgerConflict if an id stands already for something else; roll back then."""
     # Locked before looking: of two that say the same payment at once, the second finds it booked.
-    await _lock(db, sorted({side for transfer in transfers for side in (transfer.debit, transfer.credit)}))
+    await lock(db, {side for transfer in transfers for side in (transfer.debit, transfer.credit)})
     known = await _known(db, [transfer.id for transfer in transfers])
     fresh: dict[str, Transfer] = {}
     for transfer in transfers:
@@ -120,7 +121,7 @@ async def post_new(db: AsyncConnection, transfers: Sequence[Transfer]) -> None:
         moved[transfer.debit] += transfer.amount_pusd
         moved[transfer.credit] -= transfer.amount_pusd
     # Last before the commit is best, since hot accounts serialise all writers; but transfers refer to their accounts.
-    await _move(db, dict(sorted(moved.items())))
+    await _move(db, moved)
     rows = [msgspec.structs.astuple(transfer) for transfer in transfers]
     await insert_many(db, schema.transfers, Transfer.__struct_fields__, rows)
 
@@ -137,26 +138,24 @@ async def _known(db: AsyncConnection, ids: Sequence[str]) -> dict[str, tuple[str
 
 
 async def _move(db: AsyncConnection, moved: dict[str, int]) -> None:
-    """`moved` is sorted by account: the order in which rows are locked."""
     table = schema.accounts
-    for account, balance in (await _lock(db, list(moved))).items():
+    for account, balance in (await lock(db, moved)).items():
         changed = update(table).where(table.c.id == account).values(balance_pusd=balance + moved[account])
         await db.execute(changed)
 
 
-async def _lock(db: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+async def lock(db: AsyncConnection, names: Collection[str]) -> dict[str, int]:
     """The balances of these accounts, in their order, locked until the transaction ends; made where there are none."""
-    table = schema.accounts
-    locked = select(table.c.id, table.c.balance_pusd).where(table.c.id.in_(names)).order_by(table.c.id)
-    rows = (await db.execute(locked.with_for_update())).all()
-    if len(rows) < len(names):
-        missing = sorted(set(names) - {row.id for row in rows})
+    table, its = schema.accounts, schema.accounts.c.id.in_(names)
+    # Those that are missing first, while none is locked: who makes one may wait for somebody who is just making it,
+    # and that one goes on to lock the others.
+    if missing := set(names) - set((await db.execute(select(table.c.id).where(its))).scalars()):
         await db.execute(
             accounts.upsert(db, table).on_conflict_do_nothing(),
-            [{"id": account, "kind": accounts.kind_of(account).value, "balance_pusd": 0} for account in missing],
+            [{"id": each, "kind": accounts.kind_of(each).value, "balance_pusd": 0} for each in sorted(missing)],
         )
-        rows = (await db.execute(locked.with_for_update())).all()
-    return {row.id: row.balance_pusd for row in rows}
+    locked = select(table.c.id, table.c.balance_pusd).where(its).order_by(table.c.id).with_for_update()
+    return {row.id: row.balance_pusd for row in await db.execute(locked)}
 
 
 async def top_up(
@@ -216,12 +215,24 @@ async def adjust(
     """A correction by hand, in the customer's favour above zero. note: why; there is none without. Returns: was it new?
 
     Raises: ValueError without a reason."""
+    return await post(db, [adjustment(organisation_id, amount_pusd, transfer_id, at_ns=at_ns, note=note)]) == 1
+
+
+def adjustment(organisation_id: str, amount_pusd: int, transfer_id: str, *, at_ns: int, note: str) -> Transfer:
+    """What `adjust` posts. Raises: as that."""
     if not note.strip():
         raise ValueError("a correction needs its reason")
     sides = (accounts.ADJUSTMENTS, accounts.customer(organisation_id))
     debit, credit = sides if amount_pusd > 0 else sides[::-1]
-    name = f"adjustment:{transfer_id}"
-    return await _single(db, name, debit, credit, abs(amount_pusd), at_ns, "adjustment", note)
+    return Transfer(
+        id=f"adjustment:{transfer_id}",
+        debit=debit,
+        credit=credit,
+        amount_pusd=abs(amount_pusd),
+        at_ns=at_ns,
+        kind="adjustment",
+        note=note,
+    )
 
 
 async def pay_out(
@@ -237,7 +248,7 @@ async def pay_out(
     customer = accounts.customer(organisation_id)
     if not await _known(db, [f"payout:{transfer_id}"]):
         # Both, in the order that everybody takes: with the customer's alone, two payments could wait for each other.
-        available = -(await _lock(db, sorted((customer, accounts.CASH))))[customer]
+        available = -(await lock(db, (customer, accounts.CASH)))[customer]
         if available < amount_pusd:
             raise InsufficientFunds(customer, amount_pusd, available)
     return await _single(db, f"payout:{transfer_id}", customer, accounts.CASH, amount_pusd, at_ns, "payout", note)
@@ -253,10 +264,10 @@ async def _single(
     return await post(db, [transfer]) == 1
 
 
-async def credit_left(db: AsyncConnection, organisation_id: str, *, lock: bool = False) -> int:
+async def credit_left(db: AsyncConnection, organisation_id: str) -> int:
     """What an organisation paid in or was given and has not spent, in pUSD; negative is owed. Credit limit apart."""
     query = select(schema.accounts.c.balance_pusd).where(schema.accounts.c.id == accounts.customer(organisation_id))
-    balance = (await db.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
+    balance = (await db.execute(query)).scalar_one_or_none()
     return 0 if balance is None else -balance
 
 

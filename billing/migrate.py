@@ -13,14 +13,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import create_engine, reading, writing
+from billing.db import create_engine, reading, take_turn, writing
 from billing.pricelist import read_seed, seed_prices
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-# Any number that nothing else in this database locks by: "farebox" in ASCII.
-_ADVISORY_LOCK: Final = int.from_bytes(b"farebox", "big")
+# Not the audit's: whoever waits for that one has locked what a migration wants.
+_TURN: Final = int.from_bytes(b"migrate", "big")
 TRIES: Final = 20
 """Each takes the database a second (deadlock_timeout) to find, and nothing is left of it."""
 # Source: PostgreSQL error codes, class 40 (deadlock_detected), read 2026-11.
@@ -67,8 +67,7 @@ async def upgrade(url: str, *, at_ns: int | None = None) -> None:
 
 
 async def _bring_up(db: AsyncConnection, at_ns: int) -> None:
-    if db.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE is such a lock already.
-        await db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+    await take_turn(db, _TURN)
     if await db.run_sync(_heads) != newest():
         await db.run_sync(_upgrade)
     await seed_prices(db, await asyncio.to_thread(read_seed), at_ns=at_ns)

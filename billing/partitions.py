@@ -36,8 +36,8 @@ from billing.db import writing
 
 NS_PER_DAY: Final = 86_400 * 10**9
 AHEAD_DAYS: Final = 7
-# Who would drop a day waits for reports over it to end, and everybody waits behind him.
-_DROP_WAITS: Final = "2s"
+# Who would make or drop a day waits for reports (or a backup) to end, and everybody waits behind him.
+_WAITS: Final = "2s"
 _FOR_EVER: Final = 2**63 - 1
 
 # Not of the metadata that both databases have. migrations/versions/*_usage_partitions.py makes it.
@@ -106,8 +106,17 @@ async def locate(db: AsyncConnection, since_ns: int, until_ns: int) -> None:
         await db.execute(insert(_ids).from_select(["id", "at_ns"], query).on_conflict_do_nothing())
 
 
+async def hold(db: AsyncConnection) -> None:
+    """For whoever reads rows and changes them afterwards: he is taken for a writer from the beginning on, so that
+    nobody makes or drops a day in between who would wait for his reading, and he for that one's table."""
+    if partitioned(db):
+        await db.execute(text("LOCK TABLE ONLY usage_records IN ROW EXCLUSIVE MODE"))
+
+
 async def make_days(engine: AsyncEngine, *, now_ns: int, ahead: int = AHEAD_DAYS) -> int:
-    """Tables for today and the days to come. Rows that could not wait for theirs move into it. Returns: how many."""
+    """Tables for today and the days to come. Rows that could not wait for theirs move into it. Returns: how many.
+
+    Raises: DBAPIError while somebody reads for longer than a moment what a new day may have rows in."""
     if not partitioned(engine):
         return 0
     today = now_ns // NS_PER_DAY
@@ -128,7 +137,9 @@ async def drop_day(engine: AsyncEngine, day: int) -> bool:
     async with writing(engine) as db:
         if not await _exists(db, name):
             return False
-        await db.execute(text(f"SET LOCAL lock_timeout = '{_DROP_WAITS}'"))
+        await db.execute(text(f"SET LOCAL lock_timeout = '{_WAITS}'"))
+        # Of two that change what days there are, the second waits before it reads what the first one takes away.
+        await db.execute(text("LOCK TABLE ONLY usage_records IN SHARE UPDATE EXCLUSIVE MODE"))
         queue = schema.export_queue
         rows = schema.usage_records.c
         its = select(rows.id).where(rows.at_ns >= day * NS_PER_DAY, rows.at_ns < (day + 1) * NS_PER_DAY)
@@ -169,6 +180,7 @@ async def _make(db: AsyncConnection, day: int) -> bool:
     name, start_ns, end_ns = table_name(day), day * NS_PER_DAY, (day + 1) * NS_PER_DAY
     if await _exists(db, name) or start_ns < await _end_of_before(db):
         return False
+    await db.execute(text(f"SET LOCAL lock_timeout = '{_WAITS}'"))
     # Who writes waits for the few milliseconds: a row on its way to `other` would be refused there afterwards.
     await db.execute(text("LOCK TABLE ONLY usage_records IN SHARE ROW EXCLUSIVE MODE"))
     if await _exists(db, name):

@@ -160,10 +160,14 @@ async def expire_grants(db: AsyncConnection, *, at_ns: int) -> int:
         .mappings()
         .all()
     )
+    if not due:
+        return 0
+    # All at once: one after the other they would be locked in the order of expiry, and others have theirs.
+    await ledger.lock(db, {accounts.GRANTS, *(accounts.customer(row["organisation_id"]) for row in due)})
     taken = 0
     for row in due:
         left = (await _left_of_grants(db, row["organisation_id"], row["expires_at_ns"]))[row["id"]]
-        credit = await ledger.credit_left(db, row["organisation_id"], lock=True)
+        credit = await ledger.credit_left(db, row["organisation_id"])
         amount = max(0, min(left, credit))
         if amount:
             transfer = ledger.Transfer(

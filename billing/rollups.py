@@ -11,12 +11,13 @@ from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
 from billing.accounts import upsert
 from billing.money import PUSD_PER_USD
+from billing.rating import Charge
 
 NS_PER_HOUR: Final = 3600 * 10**9
 
@@ -66,10 +67,15 @@ async def add(db: AsyncConnection, rows: Iterable[Mapping[str, Any]]) -> None:
     await _apply(db, totals)
 
 
-async def price(db: AsyncConnection, row: Mapping[str, Any], charge_pusd: int, cost_pusd: int) -> None:
-    """A row that had been counted without a charge has one now."""
-    of = row["at_ns"] // NS_PER_HOUR, _names(row)
-    await _apply(db, {of: _Total(unpriced=-1, charge_pusd=charge_pusd, cost_pusd=cost_pusd)})
+async def price(db: AsyncConnection, priced: Iterable[tuple[Mapping[str, Any], Charge]]) -> None:
+    """Rows that had been counted without a charge have one now."""
+    totals: defaultdict[tuple[int, tuple[str, ...]], _Total] = defaultdict(_Total)
+    for row, charge in priced:
+        total = totals[row["at_ns"] // NS_PER_HOUR, _names(row)]
+        total.unpriced -= 1
+        total.charge_pusd += charge.sale_pusd
+        total.cost_pusd += charge.cost_pusd
+    await _apply(db, totals)
 
 
 async def _apply(db: AsyncConnection, totals: Mapping[tuple[int, tuple[str, ...]], _Total]) -> None:
@@ -89,8 +95,17 @@ async def _apply(db: AsyncConnection, totals: Mapping[tuple[int, tuple[str, ...]
         statement.on_conflict_do_update(index_elements=["id"], set_=changed), sorted(rows, key=lambda row: row["id"])
     )
     # After the hours: who seals a day waits for us there, or is seen here.
-    sealed, days = schema.usage_sealed, {hour // 24 for hour, _ in totals}
-    await db.execute(delete(sealed).where(sealed.c.day.in_(days), sealed.c.pruned.is_(False)))
+    # One by one and in their order, as the hours.
+    sealed, days = schema.usage_sealed, sorted({hour // 24 for hour, _ in totals})
+    unseal = delete(sealed).where(sealed.c.day == bindparam("late"), sealed.c.pruned.is_(False))
+    await db.execute(unseal, [{"late": day} for day in days])
+
+
+async def hold(db: AsyncConnection) -> None:
+    """Until this transaction ends nobody ships: who is at it is waited for, and waits here. On SQLite `writing` is that
+    already. To be had before anything that shippers lock: theirs are rows of usage, hours, seals, accounts."""
+    if db.dialect.name == "postgresql":
+        await db.execute(text("LOCK TABLE usage_hours IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def hour_id(hour: int, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing import accounts, partitions, schema
+from billing import accounts, partitions, rollups, schema
 from billing.db import metadata
 from billing.sums import NS_PER_DAY
 
@@ -27,6 +27,9 @@ async def remove(db: AsyncConnection, organisation_id: str, key_ids: Sequence[st
 
     Returns: rows that went, by table."""
     gone: defaultdict[str, int] = defaultdict(int)
+    # Balances come first here and last with shippers, who would meet us half-way.
+    await partitions.hold(db)
+    await rollups.hold(db)
     await _remove_postings(db, organisation_id, gone)
     await _unseal(db, organisation_id, gone)
     projects = select(schema.projects.c.id).where(schema.projects.c.organisation_id == organisation_id)

@@ -235,12 +235,19 @@ class Worker:
         return price
 
 
-async def book(db: AsyncConnection, charged: Sequence[tuple[UsageRecord, Charge]]) -> list[tuple[UsageRecord, Charge]]:
+Charged = tuple[UsageRecord, Charge]
+
+
+async def book(
+    db: AsyncConnection,
+    charged: Sequence[Charged],
+    beside: Callable[[Sequence[Charged]], Sequence[ledger.Transfer]] = lambda new: (),
+) -> list[Charged]:
     """Usage that was charged before it came here (another gateway's, samples): rows, roll-ups and transfers, of those
-    that are not there yet. Nobody else is told of it. Returns: those."""
+    that are not there yet. Nobody else is told of it. beside: what is posted along with these. Returns: those."""
     unknown = {record.id for record in await _unknown(db, [record for record, _ in charged])}
     new = [(record, charge) for record, charge in charged if record.id in unknown]
-    await _write(db, new, ())
+    await _write(db, new, (), beside(new))
     return new
 
 
@@ -248,9 +255,10 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
     """Charge rows that came without a price, at what is in force at `at_ns`. Returns: how many now have one, by
     organisation."""
     table = schema.usage_records
-    rows = (await db.execute(select(table).where(table.c.charge_pusd.is_(None)).with_for_update())).mappings().all()
-    priced: Counter[str] = Counter()
-    for row in rows:
+    await partitions.hold(db)
+    waiting = select(table).where(table.c.charge_pusd.is_(None)).order_by(table.c.at_ns, table.c.id).with_for_update()
+    priced: list[tuple[RowMapping, UsageRecord, Charge]] = []
+    for row in (await db.execute(waiting)).mappings().all():
         record = _record(row)
         # The price that it was admitted at, which is that of another tier, says where it was answered.
         admitted_at = prices.by_id(record.price_id)
@@ -273,10 +281,11 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
             .where(table.c.id == record.id, table.c.at_ns == record.at_ns)
             .values(charge_pusd=price.sale_pusd, cost_pusd=price.cost_pusd, price_id=sheet.id)
         )
-        await rollups.price(db, dict(row), price.sale_pusd, price.cost_pusd)
-        await ledger.post_new(db, ledger.usage_transfers(record, price))
-        priced[record.organisation_id] += 1
-    return priced
+        priced.append((row, record, price))
+    # As shippers do: all hours, then all balances. Row by row we would hold a balance while we wait for an hour.
+    await rollups.price(db, [(dict(row), price) for row, _, price in priced])
+    await ledger.post_new(db, [each for _, record, price in priced for each in ledger.usage_transfers(record, price)])
+    return Counter(record.organisation_id for _, record, _ in priced)
 
 
 async def _unknown(db: AsyncConnection, records: Sequence[UsageRecord]) -> list[UsageRecord]:
@@ -290,9 +299,14 @@ async def _unknown(db: AsyncConnection, records: Sequence[UsageRecord]) -> list[
 
 
 async def _write(
-    db: AsyncConnection, charged: Sequence[tuple[UsageRecord, Charge | None]], targets: Sequence[str]
+    db: AsyncConnection,
+    charged: Sequence[tuple[UsageRecord, Charge | None]],
+    targets: Sequence[str],
+    beside: Sequence[ledger.Transfer] = (),
 ) -> None:
-    """targets: exports that are to hear of it."""
+    """targets: exports that are to hear of it. beside: new transfers that go along.
+
+    Locks ids, rows, hours, seals and balances, in this order: so does whoever else changes two of these."""
     if not charged:
         return
     rows = [_row(record, price) for record, price in charged]
@@ -302,7 +316,7 @@ async def _write(
     await exports.enqueue(db, targets, rows)
     # Made only now: each wait in between lets a gateway's own event loop look after its streams.
     transfers = [each for record, price in charged if price for each in ledger.usage_transfers(record, price)]
-    await ledger.post_new(db, transfers)
+    await ledger.post_new(db, [*transfers, *beside])
 
 
 class Lock(Enum):

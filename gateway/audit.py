@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, RowMapping, desc, insert, or_, select, text, union_all
+from sqlalchemy import ColumnElement, RowMapping, desc, insert, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.db import take_turn
 from billing.schema import organisations, projects, teams
 from gateway import schema
 
 GENESIS: Final = bytes(32)
-# Any number, the same in every process: on PostgreSQL writers of the chain take turns by it. SQLite has one writer.
-_CHAIN_LOCK: Final = 0x6661_7265_626F_78
+_TURN: Final = int.from_bytes(b"farebox", "big")
 
 
 class Verdict(Struct, frozen=True):
@@ -49,11 +49,13 @@ async def append(
 ) -> None:
     """Write one row in the caller's transaction, so that a change and its trace stand or fall together.
 
+    The last thing that a transaction waits for: until it ends nobody else can write here, so what it changes afterwards
+    must be its own, or they wait for each other.
+
     of: id of the organisation, team, project or key that it belongs to, where that is not the subject.
     before, after: text, whole numbers, truth values, lists; no floats, which databases write in ways of their own,
     and never a secret."""
-    if db.dialect.name == "postgresql":
-        await db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CHAIN_LOCK})
+    await take_turn(db, _TURN)
     newest = select(schema.audit.c.hash).order_by(desc(schema.audit.c.id)).limit(1)
     previous = (await db.execute(newest)).scalar_one_or_none() or GENESIS
     row = {

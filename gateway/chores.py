@@ -66,12 +66,12 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
         async with reading(engine) as db:
             if (await db.execute(select(scim_users.c.user_id).limit(1))).first() is None:
                 return 0
-            from gateway.admin.scim.store import Change, outdated, regrant
+            from gateway.admin.scim.store import changing, outdated, regrant
 
             wanted = await outdated(db, settings.admin)
         if wanted:
-            async with writing(engine) as db:
-                await regrant(Change(db, settings.admin, "settings", now_ns), wanted)
+            async with changing(engine, settings.admin, "settings", now_ns) as change:
+                await regrant(change, wanted)
         return len(wanted)
 
     def exporter(name: str, export_to: ExportSettings) -> Chore:

@@ -247,6 +247,8 @@ class Store:
             .where(or_(over, _batches.c.status == "cancelling"))
             .where(or_(_lines.c.state == WAITING, and_(_lines.c.state == RUNNING, _lines.c.lease_until_ns <= now_ns)))
             .limit(1000)
+            # Whoever is just ending one, late, has answered it: his answer stands.
+            .with_for_update(of=_lines, skip_locked=True)
         )
         async with writing(self._engine) as db:
             for row in (await db.execute(wanted)).all():

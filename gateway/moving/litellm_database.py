@@ -18,7 +18,7 @@ from typing import Any, Final
 import asyncpg
 from msgspec import Struct
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts, ledger
 from billing.accounts import Scope, Window
@@ -26,7 +26,7 @@ from billing.db import reading, writing
 from billing.money import MAX_AMOUNT_PUSD, PUSD_PER_USD
 from billing.rating import Charge
 from billing.usage import Meter, Outcome, UsageRecord
-from billing.worker import book
+from billing.worker import Charged, book
 from gateway.admission.key_admin import KeyAdmin, KeyTerms
 from gateway.moving.litellm_config import KINDS
 from gateway.moving.report import Report
@@ -112,8 +112,7 @@ class Move:
             while rows := await cursor.fetch(BATCH):
                 charged = [await self._spent(row) for row in rows]
                 async with writing(self._engine) as db:
-                    added = await book(db, charged)
-                    await self._settled_there(db, added)
+                    added = await book(db, charged, _settled_there)
                 new += len(added)
                 advance(len(rows))
         self._report.carry(
@@ -306,17 +305,6 @@ class Move:
         )
         return record, Charge(amount, amount)
 
-    async def _settled_there(self, db: AsyncConnection, added: Sequence[tuple[UsageRecord, Charge]]) -> None:
-        sums: dict[str, int] = {}
-        for record, charge in added:
-            sums[record.organisation_id] = sums.get(record.organisation_id, 0) + charge.sale_pusd
-        for organisation_id, amount in sorted(sums.items()):
-            if amount:
-                await ledger.adjust(
-                    db, organisation_id, amount, f"litellm:{_digest(added[0][0].id)}:{organisation_id}",
-                    at_ns=added[-1][0].at_ns, note="Usage that was settled in LiteLLM",
-                )  # fmt: skip
-
     # The rest
 
     async def _rows(self, table: str) -> list[dict[str, Any]]:
@@ -340,6 +328,21 @@ class Move:
                 count = await self._source.fetchval(f'SELECT count(*) FROM "{table}"')  # noqa: S608 - names of ours
                 if count:
                     self._report.leave(f"{count} rows of {table}", why)
+
+
+def _settled_there(added: Sequence[Charged]) -> list[ledger.Transfer]:
+    """For each organisation as much as its requests cost."""
+    sums: dict[str, int] = {}
+    for record, charge in added:
+        sums[record.organisation_id] = sums.get(record.organisation_id, 0) + charge.sale_pusd
+    return [
+        ledger.adjustment(
+            organisation_id, amount, f"litellm:{_digest(added[0][0].id)}:{organisation_id}",
+            at_ns=added[-1][0].at_ns, note="Usage that was settled in LiteLLM",
+        )
+        for organisation_id, amount in sums.items()
+        if amount
+    ]  # fmt: skip
 
 
 def window_of(duration: str | None) -> tuple[Window, bool]:

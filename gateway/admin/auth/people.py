@@ -199,7 +199,10 @@ async def begin_session(db: AsyncConnection, user_id: str, *, at_ns: int, lasts_
             expires_at_ns=at_ns + lasts_ns,
         )
     )
-    await db.execute(delete(schema.admin_sessions).where(schema.admin_sessions.c.expires_at_ns < at_ns))
+    # Those that somebody is just ending are left to him.
+    sessions = schema.admin_sessions
+    expired = select(sessions.c.token_hash).where(sessions.c.expires_at_ns < at_ns).with_for_update(skip_locked=True)
+    await db.execute(delete(sessions).where(sessions.c.token_hash.in_(expired)))
     return token
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import msgspec
@@ -123,8 +124,8 @@ async def list_users(request: AnyRequest, services: Office) -> Answer:
 @post("/Users")
 async def create_user(request: AnyRequest, services: Office) -> Answer:
     body = await _body(request)
-    async with writing(services.engine) as db:
-        made = await store.create_user(_change(request, services, db), body)
+    async with _changing(request, services) as change:
+        made = await store.create_user(change, body)
     shown = _user(services, made, [])
     return _answer(_chosen(request, shown), 201, {"location": shown["meta"]["location"]})
 
@@ -138,26 +139,26 @@ async def read_user(ident: FromPath[str], request: AnyRequest, services: Office)
 @put("/Users/{ident:str}")
 async def replace_user(ident: FromPath[str], request: AnyRequest, services: Office) -> Answer:
     body = await _body(request)
-    async with writing(services.engine) as db:
-        changed = await store.replace_user(_change(request, services, db), ident, body)
-        return _answer(_chosen(request, await _whole_user(services, db, changed)))
+    async with _changing(request, services) as change:
+        changed = await store.replace_user(change, ident, body)
+        return _answer(_chosen(request, await _whole_user(services, change.db, changed)))
 
 
 @patch("/Users/{ident:str}")
 async def patch_user(ident: FromPath[str], request: AnyRequest, services: Office) -> Answer:
     steps = parse_patch(await _body(request))
-    async with writing(services.engine) as db:
-        whole = _user(services, await store.user(db, ident), [])
+    async with _changing(request, services) as change:
+        whole = _user(services, await store.user(change.db, ident), [])
         for step in steps:
             whole = apply(whole, step)
-        changed = await store.replace_user(_change(request, services, db), ident, whole)
-        return _answer(_chosen(request, await _whole_user(services, db, changed)))
+        changed = await store.replace_user(change, ident, whole)
+        return _answer(_chosen(request, await _whole_user(services, change.db, changed)))
 
 
 @delete("/Users/{ident:str}", status_code=204)
 async def delete_user(ident: FromPath[str], request: AnyRequest, services: Office) -> None:
-    async with writing(services.engine) as db:
-        await store.delete_user(_change(request, services, db), ident)
+    async with _changing(request, services) as change:
+        await store.delete_user(change, ident)
 
 
 @get("/Groups")
@@ -177,9 +178,9 @@ async def list_groups(request: AnyRequest, services: Office) -> Answer:
 @post("/Groups")
 async def create_group(request: AnyRequest, services: Office) -> Answer:
     body = await _body(request)
-    async with writing(services.engine) as db:
-        made = await store.put_group(_change(request, services, db), None, body)
-        shown = await _whole_group(services, db, made)
+    async with _changing(request, services) as change:
+        made = await store.put_group(change, None, body)
+        shown = await _whole_group(services, change.db, made)
     return _answer(_chosen(request, shown), 201, {"location": shown["meta"]["location"]})
 
 
@@ -192,27 +193,27 @@ async def read_group(ident: FromPath[str], request: AnyRequest, services: Office
 @put("/Groups/{ident:str}")
 async def replace_group(ident: FromPath[str], request: AnyRequest, services: Office) -> Answer:
     body = await _body(request)
-    async with writing(services.engine) as db:
-        await store.group(db, ident)
-        changed = await store.put_group(_change(request, services, db), ident, body)
-        return _answer(_chosen(request, await _whole_group(services, db, changed)))
+    async with _changing(request, services) as change:
+        await store.group(change.db, ident)
+        changed = await store.put_group(change, ident, body)
+        return _answer(_chosen(request, await _whole_group(services, change.db, changed)))
 
 
 @patch("/Groups/{ident:str}")
 async def patch_group(ident: FromPath[str], request: AnyRequest, services: Office) -> Answer:
     steps = parse_patch(await _body(request))
-    async with writing(services.engine) as db:
-        whole = await _whole_group(services, db, await store.group(db, ident))
+    async with _changing(request, services) as change:
+        whole = await _whole_group(services, change.db, await store.group(change.db, ident))
         for step in steps:
             whole = apply(whole, step)
-        changed = await store.put_group(_change(request, services, db), ident, whole)
-        return _answer(_chosen(request, await _whole_group(services, db, changed)))
+        changed = await store.put_group(change, ident, whole)
+        return _answer(_chosen(request, await _whole_group(services, change.db, changed)))
 
 
 @delete("/Groups/{ident:str}", status_code=204)
 async def delete_group(ident: FromPath[str], request: AnyRequest, services: Office) -> None:
-    async with writing(services.engine) as db:
-        await store.delete_group(_change(request, services, db), ident)
+    async with _changing(request, services) as change:
+        await store.delete_group(change, ident)
 
 
 @get("/ServiceProviderConfig")
@@ -306,8 +307,9 @@ async def _body(request: AnyRequest) -> dict[str, Any]:
         raise ScimError(400, "the body is no JSON object", "invalidSyntax") from error
 
 
-def _change(request: AnyRequest, services: Services, db: Any) -> Change:
-    return Change(db, services.settings.admin, request.scope["state"]["scim"], services.clock())
+def _changing(request: AnyRequest, services: Services) -> AbstractAsyncContextManager[Change]:
+    actor = request.scope["state"]["scim"]
+    return store.changing(services.engine, services.settings.admin, actor, services.clock())
 
 
 async def _whole_user(services: Services, db: Any, user: User) -> dict[str, Any]:

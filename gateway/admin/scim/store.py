@@ -6,14 +6,16 @@ Whoever was made here by hand is not seen through SCIM, and cannot be taken over
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing.db import take_turn, writing
 from gateway import audit, identity, schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.roles import Role
@@ -25,6 +27,7 @@ SOURCE: Final = "scim"
 TOKEN_PREFIX: Final = "fbs-"  # noqa: S105 - a prefix, by which leaks are found, is no secret
 RESOURCE_BYTES_MAX: Final = 64 * 1024
 _SEEN_NS: Final = 60 * 10**9
+_TURN: Final = int.from_bytes(b"scim", "big")
 # Ours to say, or in columns; everything else is kept as it was given.
 _NOT_KEPT: Final = frozenset({"id", "meta", "schemas", "groups", "username", "externalid", "active", "password"})
 
@@ -48,15 +51,27 @@ class Group(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """Who changes what, and when. actor: as the audit names the token."""
+    """Who changes what, and when. actor: as the audit names the token. notes: for the audit, at the end."""
 
     db: AsyncConnection
     admin: AdminSettings
     actor: str
     at_ns: int
+    notes: list[dict[str, Any]]
 
-    async def note(self, action: str, subject: str, **what: Any) -> None:
-        await audit.append(self.db, actor=self.actor, action=action, subject=subject, at_ns=self.at_ns, **what)
+    def note(self, action: str, subject: str, **what: Any) -> None:
+        self.notes.append({"action": action, "subject": subject, **what})
+
+
+@asynccontextmanager
+async def changing(engine: AsyncEngine, admin: AdminSettings, actor: str, at_ns: int) -> AsyncIterator[Change]:
+    """One transaction. They take turns: a group's has many people in it, and they stand in others in other orders."""
+    async with writing(engine) as db:
+        await take_turn(db, _TURN)
+        change = Change(db, admin, actor, at_ns, [])
+        yield change
+        for each in change.notes:
+            await audit.append(db, actor=actor, at_ns=at_ns, **each)
 
 
 async def token_name(db: AsyncConnection, secret: str, *, at_ns: int) -> str | None:
@@ -112,7 +127,7 @@ async def create_user(change: Change, body: dict[str, Any]) -> User:
         user_id=made.id, user_name=name.lower(), external_id=external_id, resource=resource,
         created_at_ns=change.at_ns, changed_at_ns=change.at_ns,
     ))  # fmt: skip
-    await change.note("users.create", made.id, after={"name": name, "active": active})
+    change.note("users.create", made.id, after={"name": name, "active": active})
     if not active:
         await _switch(change, made.id, active=False)
     return await user(change.db, made.id)
@@ -135,7 +150,7 @@ async def replace_user(change: Change, ident: str, body: dict[str, Any]) -> User
         await _switch(change, ident, active=active)
     if (name, active) != (was.name, was.active):
         before, after = {"name": was.name, "active": was.active}, {"name": name, "active": active}
-        await change.note("users.update", ident, before=before, after=after)
+        change.note("users.update", ident, before=before, after=after)
     return await user(change.db, ident)
 
 
@@ -149,7 +164,7 @@ async def delete_user(change: Change, ident: str) -> None:
     person = schema.admin_users
     freed = {"name": f"{was.name[:170]} ({ident})", "password_hash": None}
     await change.db.execute(update(person).where(person.c.id == ident).values(freed))
-    await change.note("users.remove", ident, before={"name": was.name})
+    change.note("users.remove", ident, before={"name": was.name})
 
 
 async def _switch(change: Change, ident: str, *, active: bool) -> None:
@@ -262,7 +277,7 @@ async def put_group(change: Change, ident: str | None, body: dict[str, Any]) -> 
     for each in sorted(wanted - had):
         await change.db.execute(insert(belongs).values(group_id=ident, user_id=each))
     after = {"name": name, "added": sorted(wanted - had), "removed": sorted(gone)}
-    await change.note("groups.set", ident, before=before, after=after)
+    change.note("groups.set", ident, before=before, after=after)
     await regrant(change, had | wanted)
     return await group(change.db, ident)
 
@@ -273,7 +288,7 @@ async def delete_group(change: Change, ident: str) -> None:
     had = [each for each, _ in (await members(change.db, [ident])).get(ident, [])]
     await change.db.execute(delete(identity.scim_members).where(identity.scim_members.c.group_id == ident))
     await change.db.execute(delete(identity.scim_groups).where(identity.scim_groups.c.id == ident))
-    await change.note("groups.remove", ident, before={"name": was.name, "members": sorted(had)})
+    change.note("groups.remove", ident, before={"name": was.name, "members": sorted(had)})
     await regrant(change, had)
 
 
@@ -299,7 +314,7 @@ async def regrant(change: Change, user_ids: Iterable[str]) -> None:
         grants = granted(change.admin, SOURCE, [name for _, name in inside.get(each, [])])
         if await memberships.replace_source(change.db, each, SOURCE, grants, at_ns=change.at_ns):
             told = [f"{grant.role} of {grant.scope} {grant.scope_id}".strip() for grant in grants]
-            await change.note("users.grants", each, after={"grants": told})
+            change.note("users.grants", each, after={"grants": told})
 
 
 def _member_ids(said: Any) -> set[str]:
