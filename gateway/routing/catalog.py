@@ -46,15 +46,21 @@ CACHES: Final[Mapping[str, Cache]] = {
 
 
 # Tokens of the shortest prefix that hosts keep, by a part of the model's name, the most telling first. Sources, read
-# 2026-11: Anthropic's "Prompt caching" (the same on Bedrock and Vertex), ai.google.dev "Context caching", OpenAI's
-# "Prompt caching". A model that came later counts as its family's least.
+# 2026-11: OpenAI's own guide, developers.openai.com/api/docs/guides/prompt-caching ("prompts that are 1024 tokens or
+# longer"); ai.google.dev/gemini-api/docs/caching; docs.litellm.ai/docs/completion/prompt_caching (2026-10) for Claude,
+# at Anthropic as on Bedrock; of Opus 4.7 accounts differ (2,048, 4,096), and the longer is safe. A model that came
+# later counts as its family's usual.
 _HOSTED: Final = CACHES.keys() - {"groq", "cerebras"}
 _LEAST_KEPT: Final = (
     ("claude-opus-4-5", 4096),
     ("claude-opus-4-6", 4096),
+    ("claude-opus-4-7", 4096),
     ("claude-haiku-4-5", 4096),
     ("claude-3-5-haiku", 2048),
     ("claude-3-haiku", 2048),
+    ("claude-opus-5", 512),
+    ("claude-fable-5", 512),
+    ("claude-mythos-5", 512),
     ("claude", 1024),
     ("gemini-2.5", 2048),
     ("gemini", 4096),

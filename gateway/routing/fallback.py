@@ -265,18 +265,19 @@ class Dispatcher:
         self, run: _Run, leg: Leg, health: Health, attempt: Callable[[Leg], Awaitable[T]], streams: bool
     ) -> Arrival[T]:
         run.attempts += 1
+        number = run.attempts  # A second one may be asked beside it while it waits for its turn.
         leave = None if leg.deployment.max_parallel is None else await self._turn(leg, run)
         provider, began = leg.deployment.provider, self._clock()
-        if run.attempts == 1:
+        if number == 1:
             health.retries.requested(began)
             if run.plan.promise is not None:
                 run.plan.promise.keep()
         trip = Trip(health, began, leg.fresh_tokens)
         trace = TRAIL.get()
-        trail = None if trace is None else trace.attempt(leg, run.attempts)
+        trail = None if trace is None else trace.attempt(leg, number)
         going_on = False
         try:
-            if run.attempts == 1:
+            if number == 1:
                 got = await attempt(leg)  # bounded by the transport's own limits, which are the plan's
             else:
                 got = await _within(attempt(leg), run.deadline - began)

@@ -268,6 +268,31 @@ async def test_a_client_that_leaves_cancels_both() -> None:
     assert house.outlook(["two/m"]).of("two/m").in_flight == 0
 
 
+async def test_a_first_that_waits_for_its_turn_is_still_the_first() -> None:
+    """Its promise is kept by its call, though another one was asked meanwhile: it counts once."""
+    upstreams, house = Upstreams(), dispatcher()
+    one = replace(ONE, deployment=replace(ONE.deployment, max_parallel=1))
+    first = await house.first_arrival(RoutePlan((one,)), _at_once, streams=True)
+    plan = house.promised(replace(PLAN, legs=(one, TWO)))
+    arriving = asyncio.create_task(
+        house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
+    )
+    async with asyncio.timeout(30):
+        while upstreams.asked != ["two"]:
+            await asyncio.sleep(0.005)
+        assert house.health.of("one/m").in_flight == 2, "the one that holds the turn, and what was promised"
+        first.journey.end()
+        while upstreams.asked != ["two", "one"]:
+            await asyncio.sleep(0.005)
+    assert house.health.of("one/m").in_flight == 1
+    upstreams.goes["one"].set()
+    (await arriving).journey.end()
+
+
+async def _at_once(leg: Leg) -> str:
+    return leg.deployment.provider
+
+
 def test_the_share_is_kept() -> None:
     budget = HedgeBudget(0.05)
     taken = 0

@@ -123,7 +123,8 @@ def test_what_is_too_short_to_be_kept_is_warm_nowhere() -> None:
 
 @pytest.mark.parametrize(("kind", "model", "least"), [
     ("anthropic", "claude-sonnet-4-5", 1024), ("anthropic", "claude-opus-4-6", 4096),
-    ("vertex", "claude-3-haiku", 2048),
+    ("vertex", "claude-3-haiku", 2048), ("bedrock", "us.anthropic.claude-opus-4-7-v1", 4096),
+    ("anthropic", "claude-opus-5", 512),
     ("gemini", "gemini-2.5-flash", 2048), ("vertex", "gemini-3.8-flash", 4096), ("openai", "gpt-5-mini", 1024),
     ("azure_ai", "my-own-name", 1024), ("local", "qwen3", 0), ("openai_like", "claude-like", 0), ("groq", "llama", 0),
 ])  # fmt: skip
