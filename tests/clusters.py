@@ -7,8 +7,7 @@ import contextlib
 import random
 import shutil
 import signal
-import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,7 +87,7 @@ class Nodes:
     """`shards` masters, each with one replica that takes over when it is killed. `url` names two of them."""
 
     def __init__(self, folder: Path, shards: int = 3, seed: int = 0) -> None:
-        ports = _free_ports(4 * shards)
+        ports = services.free_ports(4 * shards)
         nodes = [Node(folder, *pair) for pair in zip(ports[::2], ports[1::2], strict=True)]
         self.masters, self.replicas = nodes[:shards], nodes[shards:]
         self._chance = random.Random(seed)
@@ -230,11 +229,3 @@ async def _done(node: Node, *command: Any) -> bool:
 
 async def _is(node: Node, role: str) -> bool:
     return str((await node.info("replication"))["role"]) == role
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -10,8 +10,10 @@ import ctypes
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,9 @@ T = TypeVar("T")
 START_TIMEOUT_S: Final = 30
 _POLL_S: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
+_GIVEN_AWAY: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUALLY_FROM: Final = 32_768
+_WORKERS: Final = 8
 
 
 class ServiceUnavailable(Exception):
@@ -123,6 +128,25 @@ class Databases:
                 await connection.close()
 
         in_thread(execute())
+
+
+def free_ports(count: int) -> list[int]:
+    """For servers of a test that have to know their port before they start, or keep it when they start again. From
+    below those that the kernel gives away, where no outgoing connection of another test takes one meanwhile, and each
+    of pytest's workers has its own."""
+    least = int(_GIVEN_AWAY.read_text().split()[0]) if _GIVEN_AWAY.exists() else _USUALLY_FROM
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    ports = range(max(1024, least // 2) + worker, least, _WORKERS)
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for port in random.sample(ports, len(ports)):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise ServiceUnavailable(f"no {count} ports are free")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.services import own_postgres, valkey
+from tests.services import free_ports, own_postgres, valkey
 
 KEY = "fbx-bench"
 READY_S = 60.0
@@ -89,7 +89,7 @@ def stack(
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="fbx-hotpath-")))
         redis_url = exits.enter_context(valkey())
         url = exits.enter_context(own_postgres()) if postgres else f"sqlite+aiosqlite:///{folder}/bench.db"
-        upstream, port = free_port(), free_port()
+        upstream, port = free_ports(2)
         others = ["taskset", "-c", f"1-{(os.cpu_count() or 2) - 1}"] if pin else []
         mock = subprocess.Popen([*others, sys.executable, "-m", "tests.bench.mock", str(upstream)])
         exits.callback(_stop, mock)
@@ -191,12 +191,6 @@ def _streams(gateway: Gateway, dialect: str, quick: bool, pin: bool) -> dict[str
     figures["us_a_chunk_burst"] = (gateway.cpu_s - cpu_before) / found["chunks"] * 1e6
     figures["chunks_per_s_burst"] = found["chunks_per_s"]
     return figures
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int) -> None:

@@ -28,10 +28,10 @@ from gateway.app import RequestIds
 from gateway.embedded.secrets import Secrets
 from gateway.ingress.hotpath import Asked
 from gateway.schema import virtual_keys
-from tests.bench.hotpath import free_port, wait_for
+from tests.bench.hotpath import wait_for
 from tests.bench.load import request_of
 from tests.e2e.harness import House, house, model, provider, settings_for
-from tests.services import valkey
+from tests.services import free_ports, valkey
 
 AT_ONCE = 64
 ROUND = 1_280
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--deployments", type=int, default=1_000)
     args = parser.parse_args()
-    upstream = free_port()
+    [upstream] = free_ports(1)
     mock = subprocess.Popen([sys.executable, "-m", "tests.bench.mock", str(upstream)])
     try:
         wait_for(upstream)

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bench.hotpath import free_port, load, wait_for
+from tests.bench.hotpath import load, wait_for
+from tests.services import free_ports
 
 
 @pytest.fixture
 def upstream() -> Iterator[int]:
-    port = free_port()
+    [port] = free_ports(1)
     process = subprocess.Popen([sys.executable, "-m", "tests.bench.mock", str(port)])
     try:
         wait_for(port)

@@ -49,7 +49,7 @@ from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from tests import services
 from tests.clusters import Valkey
-from tests.e2e.staging import Replica, free_ports
+from tests.e2e.staging import Replica
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.gemini import GeminiEmulator
 from tests.emulators.openai import OpenAIEmulator
@@ -87,7 +87,7 @@ async def run(
             await accounts.create_organisation(db, ORGANISATION, ORGANISATION, at_ns=time.time_ns())
             await accounts.create_project(db, "proj_exact", ORGANISATION, "exact", at_ns=time.time_ns())
         keys = await _make_keys(engine, valkey.url, Secrets.load(settings).key_pepper.encode())
-        replicas = [Replica(config, port) for port in free_ports(processes)]
+        replicas = [Replica(config, port) for port in services.free_ports(processes)]
         keeping = [asyncio.create_task(replica.keep()) for replica in replicas]
         try:
             await asyncio.gather(*(replica.ready() for replica in replicas))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -178,7 +177,8 @@ async def scene(
             places = upstream.url, database_url, valkey.url
             if through is not None:
                 places = await through.open(*places)
-            config.write_text(_config(folder, *places, admission) + config_more)
+            more = f"admission = {{ lease_s = {LEASE_S}{admission} }}"
+            config.write_text(config_text(folder / "data", *places, more) + config_more)
             settings = load(config, {})
             await upgrade(database_url)
             engine = create_engine(database_url)
@@ -186,7 +186,7 @@ async def scene(
                 await declare(db, settings, time.time_ns())
                 await accounts.create_organisation(db, ORGANISATION, ORGANISATION, at_ns=time.time_ns())
                 await accounts.create_project(db, "proj_chaos", ORGANISATION, "chaos", at_ns=time.time_ns())
-            replicas = [Replica(config, port) for port in free_ports(processes)]
+            replicas = [Replica(config, port) for port in services.free_ports(processes)]
             shipping = [Process(config, f"worker-{number}", "worker") for number in range(workers)]
             kept = [*replicas, *shipping]
             keeping = [asyncio.create_task(process.keep()) for process in kept]
@@ -216,13 +216,14 @@ async def make_keys(stage: Scene, lots: int) -> None:
         stage.keys.append((made.plain, made.key_id))
 
 
-def _config(folder: Path, upstream: str, database_url: str, redis_url: str, admission: str) -> str:
+def config_text(data_dir: Path | str, upstream: str, database_url: str, redis_url: str, more: str = "") -> str:
+    """A gateway's file with one model, `echo`, at an emulator. more: further keys, then sections."""
     return f"""
-data_dir = "{folder / "data"}"
-admission = {{ lease_s = {LEASE_S}{admission} }}
+data_dir = "{data_dir}"
 database_url = "{database_url}"
 redis_url = "{redis_url}"
 discover_providers = false
+{more}
 [log]
 level = "warning"
 [local]
@@ -235,11 +236,3 @@ credential = {{ api_key = "sk-test" }}
 alias = "echo"
 deployments = [{{ provider = "up", model = "echo-1", price = {{ input = "1.5", output = "7.25" }} }}]
 """
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

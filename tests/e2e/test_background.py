@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -35,6 +34,7 @@ from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.e2e.test_crash import prepare, serving, written
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -257,9 +257,7 @@ async def test_refused_at_once(pair: Pair, front: openai.AsyncOpenAI) -> None:
 @pytest.mark.timeout(180)
 async def test_kill_9_in_the_middle(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
     """The next process makes it anew: followed on behind the last event seen, whole, and charged once each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     async with OpenAIEmulator() as upstream:
         config = written(tmp_path, upstream.url, fresh_database_url, redis_url, port)
         config.write_text(config.read_text() + "\n[batches]\nparallel = 4\nlease_s = 1.0\n")

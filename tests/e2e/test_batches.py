@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -29,6 +28,7 @@ from tests.e2e.harness import House, house, model, provider, settings_for
 from tests.e2e.test_crash import prepare, serving, written
 from tests.emulators.anthropic import AnthropicEmulator
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -294,9 +294,7 @@ def _lines_run_by(each: House) -> int:
 @pytest.mark.asyncio(loop_scope="function")
 async def test_kill_9_in_the_middle(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
     """The next process goes on where the dead one was: each line answered once, each charged once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     count = 40
     async with OpenAIEmulator() as upstream:
         config = written(tmp_path, upstream.url, fresh_database_url, redis_url, port)

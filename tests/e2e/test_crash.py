@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -25,30 +24,16 @@ from gateway.admission.key_admin import KeyAdmin
 from gateway.config import Settings, load
 from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
+from tests.e2e.staging import config_text
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 STREAMS = 100
 
 
 def written(folder: Path, upstream: str, database_url: str, redis_url: str, port: int) -> Path:
     path = folder / "farebox.toml"
-    path.write_text(f"""
-data_dir = "{folder / "data"}"
-database_url = "{database_url}"
-redis_url = "{redis_url}"
-discover_providers = false
-[server]
-port = {port}
-[local]
-enabled = false
-[providers.up]
-kind = "openai"
-base_url = "{upstream}/v1"
-credential = {{ api_key = "sk-test" }}
-[[models]]
-alias = "echo"
-deployments = [{{ provider = "up", model = "echo-1", price = {{ input = "1.5", output = "7.25" }} }}]
-""")
+    path.write_text(config_text(folder / "data", upstream, database_url, redis_url, f"[server]\nport = {port}"))
     return path
 
 
@@ -119,9 +104,7 @@ async def open_streams(url: str, key: str, count: int, admitted: list[str], star
 async def test_kill_9_with_a_hundred_open_streams_loses_no_request_and_bills_none_twice(
     tmp_path: Path, fresh_database_url: str, redis_url: str
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     async with OpenAIEmulator() as upstream:
         config = written(tmp_path, upstream.url, fresh_database_url, redis_url, port)
         settings = load(config, {})

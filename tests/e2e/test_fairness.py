@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from tests.e2e.test_crash import serving, written
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 FLOOD, QUIET = 60, 4
 HEAVY = 5
@@ -50,9 +50,7 @@ IMPATIENT: dict[str, tuple[str, dict[str, Any], Callable[[Any], object]]] = {
 
 
 async def test_turns_at_a_saturated_deployment(tmp_path: Path, sqlite_template: Path, redis_url: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     url = f"sqlite+aiosqlite:///{shutil.copy(sqlite_template, tmp_path)}"
     async with OpenAIEmulator() as upstream:
         config = written(tmp_path, upstream.url, url, redis_url, port)

@@ -34,6 +34,7 @@ from gateway.config import load
 from gateway.embedded.prices import declare
 from gateway.embedded.secrets import Secrets
 from tests import services
+from tests.e2e.staging import config_text
 from tests.emulators.openai import OpenAIEmulator
 
 COUNT = 4
@@ -204,23 +205,12 @@ async def ask(http: httpx.AsyncClient, replicas: list[Replica], n: int, key: str
 
 
 def config(database: int, redis: int, upstream: int) -> str:
-    return f"""
-data_dir = "DATA"
-database_url = "postgresql+asyncpg://postgres@{NET}.1:{database}/four"
-redis_url = "redis://{NET}.1:{redis}/0"
-discover_providers = false
-[log]
-level = "warning"
-[local]
-enabled = false
-[providers.up]
-kind = "openai"
-base_url = "http://{NET}.1:{upstream}/v1"
-credential = {{ api_key = "sk-test" }}
-[[models]]
-alias = "echo"
-deployments = [{{ provider = "up", model = "echo-1", price = {{ input = "1.5", output = "7.25" }} }}]
-"""
+    return config_text(
+        "DATA",
+        f"http://{NET}.1:{upstream}",
+        f"postgresql+asyncpg://postgres@{NET}.1:{database}/four",
+        f"redis://{NET}.1:{redis}/0",
+    )
 
 
 @pytest.mark.timeout(240)

@@ -22,10 +22,11 @@ from gateway.config import load
 from tests.e2e.harness import House
 from tests.e2e.test_crash import prepare, written
 from tests.e2e.test_door import CHAT, fortress
-from tests.e2e.test_upgrade import free_port, serving
+from tests.e2e.test_upgrade import serving
 from tests.e2e.wire import PATIENCE_S, ask, chat, line, request
 from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.server import Out, Request
+from tests.services import free_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SLOW = os.environ.get("FAREBOX_TEST_SLOW") == "1"
@@ -145,7 +146,7 @@ async def test_a_crowd_of_connections_and_of_open_streams_is_served_by_one_worke
 ) -> None:
     connections, streams = (1_000, 2_000) if SLOW else (200, 150)
     _allow(4 * streams + 500)
-    port = free_port()
+    [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     async with Crowded() as upstream:

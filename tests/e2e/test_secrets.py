@@ -19,9 +19,10 @@ from gateway.observe import logs
 from tests.e2e.harness import house, model, provider, settings_for
 from tests.e2e.test_crash import prepare, written
 from tests.e2e.test_door import CHAT
-from tests.e2e.test_upgrade import free_port, serving
+from tests.e2e.test_upgrade import serving
 from tests.e2e.wire import ask, chat, request
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 PROVIDER_KEY = "sk-proj-PROVIDER0secret0PROVIDER0secret"
 OTHER_KEY = "no-known-look-4f9c1d7ab2"  # a credential that no pattern could know
@@ -130,7 +131,7 @@ def _nowhere(secrets: set[str], places: list[bytes], where: str) -> None:
 
 
 async def test_the_office_is_only_on_its_own_port(tmp_path: Path, sqlite_template: Path, redis_url: str) -> None:
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     url, office = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     async with OpenAIEmulator() as upstream:

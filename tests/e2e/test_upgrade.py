@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import pytest
 from gateway.config import load
 from tests.e2e.test_crash import prepare, written
 from tests.emulators.openai import OpenAIEmulator
+from tests.services import free_ports
 
 
 @asynccontextmanager
@@ -106,12 +106,6 @@ async def upstream() -> AsyncIterator[OpenAIEmulator]:
         yield emulator
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def knows(url: str, key: str, alias: str, times: int) -> None:
     """Returns when so many new connections in a row have found the alias: whoever is behind the port."""
     found = 0
@@ -129,7 +123,7 @@ async def knows(url: str, key: str, alias: str, times: int) -> None:
 async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
     tmp_path: Path, sqlite_template: Path, redis_url: str, upstream: OpenAIEmulator
 ) -> None:
-    port = free_port()
+    [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     database = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"
@@ -173,7 +167,7 @@ async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
 async def test_a_second_process_takes_the_port_over_while_the_first_drains(
     tmp_path: Path, sqlite_template: Path, redis_url: str, upstream: OpenAIEmulator
 ) -> None:
-    port = free_port()
+    [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     database = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"

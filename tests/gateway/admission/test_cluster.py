@@ -1,7 +1,6 @@
 """A real server in cluster mode, which refuses a script whose keys lie in different slots."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -36,12 +35,10 @@ BUDGETS = (
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Redis]:
     path = tmp_path / "c.sock"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        bus = str(probe.getsockname()[1])
+    [bus] = services.free_ports(1)
     process = await asyncio.create_subprocess_exec(
         services.valkey_server(), "--port", "0", "--unixsocket", str(path), "--cluster-enabled", "yes",
-        "--cluster-port", bus, "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", "",
+        "--cluster-port", str(bus), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", "",
         stdout=asyncio.subprocess.DEVNULL, preexec_fn=services._die_with_parent,
     )  # fmt: skip
     try:

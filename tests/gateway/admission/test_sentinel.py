@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from gateway.admission.store import link_to, store_from
 from gateway.errors import Unavailable
 from tests import services
-from tests.clusters import _free_ports
 from tests.gateway.admission.support import until
+from tests.services import free_ports
 
 WITHIN_S = 60.0
 
@@ -32,7 +32,7 @@ async def server(*words: str | Path) -> AsyncIterator[asyncio.subprocess.Process
 
 
 async def test_a_master_that_dies_is_followed_by_its_replica(tmp_path: Path) -> None:
-    one, two, watch = _free_ports(3)
+    one, two, watch = free_ports(3)
     config = tmp_path / "sentinel.conf"
     config.write_text(
         f"port {watch}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {one} 1\n"
