@@ -3,78 +3,92 @@
     python -m tests.bench.routing [--replicas 8 32 64] [--seconds 60] [--json] [--svg FILE]
     python -m tests.bench.routing --real [--json]      4 engine processes on this machine, through a gateway
 
-Ratios are of mean first-token time, ours to the best of the others in the same mix, load and number of replicas. Where
-the load is more than the fleet can bear, every first token waits for a full queue; `soon` is then ours to the best of
-the others in the share of requests that had a first token within a second."""
+Ratios are of mean first-token time, ours to the best of the four others in the same mix, load and number of replicas.
+Where the load is more than the fleet can bear, every first token waits for a full queue; `soon` is then ours to the
+best of the four in the share of requests that had a first token within a second. `oracle` is no router: it sees into
+every engine. `bound` is what no router can beat, however much it knows."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.routing.drawing import drawn
+from tests.bench.routing.rules import ORACLE, OURS, RULES
 from tests.bench.routing.simulation import RATES, Outcome, table
 from tests.bench.routing.workloads import MIXES
 
+OTHERS = RULES.keys() - {OURS}
 
-def ratios(outcomes: list[Outcome]) -> dict[str, float]:
-    """By "replicas/mix/load"."""
-    found = {}
+
+Cells = Iterator[tuple[str, dict[str, Outcome]]]
+
+
+def cells(outcomes: list[Outcome]) -> Cells:
+    """By "replicas/mix/load": each rule's."""
     for (replicas, mix, load), group in groupby(outcomes, key=lambda o: (o.replicas, o.mix, o.load)):
-        by_rule = {o.rule: o.first_token_s for o in group}
-        ours = by_rule.pop("ours")
-        found[f"{replicas}/{mix}/{load}"] = round(ours / min(by_rule.values()), 3)
-    return found
+        yield f"{replicas}/{mix}/{load}", {o.rule: o for o in group}
+
+
+def to_the_best_other(outcomes: list[Outcome], of: Callable[[dict[str, Outcome]], float]) -> dict[str, float]:
+    """First-token times: this one's to the best of the four."""
+    return {
+        name: round(of(cell) / min(o.first_token_s for rule, o in cell.items() if rule in OTHERS), 3)
+        for name, cell in cells(outcomes)
+    }
 
 
 def soon(outcomes: list[Outcome]) -> dict[str, float]:
-    """By "replicas/mix/overload": share of ours that came soon, to the best of the others."""
-    found = {}
-    for (replicas, mix, load), group in groupby(outcomes, key=lambda o: (o.replicas, o.mix, o.load)):
-        by_rule = {o.rule: o.soon for o in group}
-        ours = by_rule.pop("ours")
-        if load == "overload":
-            found[f"{replicas}/{mix}/{load}"] = round(ours / max(0.001, *by_rule.values()), 3)
-    return found
+    """Where there is more than the fleet can bear: share of ours that came soon, to the best of the four."""
+    return {
+        name: round(cell[OURS].soon / max(0.001, *(cell[rule].soon for rule in OTHERS)), 3)
+        for name, cell in cells(outcomes)
+        if name.endswith("/overload")
+    }
+
+
+def bound(cell: dict[str, Outcome]) -> float:
+    return min(o.bound_s for o in cell.values())
+
+
+def told(outcomes: list[Outcome]) -> dict[str, Any]:
+    """ratios: ours. oracle, bounds: what one who sees into the engines gets, and what nobody can beat: where a bound is
+    above 0.5, no router halves the best of the four."""
+    return {
+        "ratios": to_the_best_other(outcomes, lambda cell: cell[OURS].first_token_s),
+        "oracle": to_the_best_other(outcomes, lambda cell: cell[ORACLE].first_token_s),
+        "bounds": to_the_best_other(outcomes, bound),
+        "soon": soon(outcomes),
+    }
 
 
 def shown(outcomes: list[Outcome]) -> Table:
-    made = Table(
-        "replicas",
-        "mix",
-        "load",
-        "rule",
-        "first token ms",
-        "p99 ms",
-        "soon",
-        "refused",
-        "cached",
-        "floor ms",
-        "requests",
-    )
-    for o in outcomes:
-        style = "bold" if o.rule == "ours" else ""
-        made.add_row(
-            str(o.replicas),
-            o.mix,
-            o.load,
-            o.rule,
-            f"{o.first_token_s * 1e3:,.1f}",
-            f"{o.p99_s * 1e3:,.1f}",
-            f"{o.soon:.1%}",
-            f"{o.refused:.1%}",
-            f"{o.hit:.1%}",
-            f"{o.floor_s * 1e3:,.1f}",
-            f"{o.requests:,}",
-            style=style,
-        )
+    made = Table("replicas", "mix", "load", "rule", "first token ms", "p99 ms", "soon", "refused", "cached", "requests")
+    for _, cell in cells(outcomes):
+        for o in cell.values():
+            made.add_row(
+                str(o.replicas),
+                o.mix,
+                o.load,
+                o.rule,
+                f"{o.first_token_s * 1e3:,.1f}",
+                f"{o.p99_s * 1e3:,.1f}",
+                f"{o.soon:.1%}",
+                f"{o.refused:.1%}",
+                f"{o.hit:.1%}",
+                f"{o.requests:,}",
+                style="bold" if o.rule == OURS else "",
+            )
+        made.add_row(str(o.replicas), o.mix, o.load, "bound", f"{bound(cell) * 1e3:,.1f}", end_section=True)
     return made
 
 
@@ -97,11 +111,10 @@ def main() -> int:
     if said.svg is not None:
         said.svg.write_text(drawn(outcomes))
     if said.json:
-        told = {"ratios": ratios(outcomes), "soon": soon(outcomes), "outcomes": [asdict(o) for o in outcomes]}
-        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.write(json.dumps(told(outcomes) | {"outcomes": [asdict(o) for o in outcomes]}) + "\n")
     else:
         Console().print(shown(outcomes))
-        Console().print(ratios(outcomes), soon(outcomes))
+        Console().print(told(outcomes))
     return 0
 
 

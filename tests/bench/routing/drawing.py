@@ -40,6 +40,6 @@ def panel(group: Sequence[Outcome]) -> str:
             f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR_H}" fill="{colour}"/>'
             f'<text x="{LEFT + width + 4:.1f}" y="{y + 13}" font-size="10">{told}</text>'
         )
-    x, end = LEFT + first.floor_s * scale, 28 + len(group) * (BAR_H + 4)
+    x, end = LEFT + first.bound_s * scale, 28 + len(group) * (BAR_H + 4)
     rows.append(f'<path d="M{x:.1f} 24V{end}" stroke="#e03131" stroke-dasharray="3 2"/>')
     return "".join(rows)

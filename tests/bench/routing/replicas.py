@@ -10,7 +10,7 @@ import heapq
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 BLOCK_TOKENS = 64
 WEIGHTS_S = 15.0e9 / 3.0e12
@@ -37,7 +37,6 @@ class Job:
     fresh: int = 0
     first_token: float | None = None
     replica: int = -1
-    guessed: int = field(default=0, compare=False)
 
 
 class Replica:
@@ -73,6 +72,30 @@ class Replica:
                 break
             count += 1
         return count
+
+    def foreseen_s(self, job: Job) -> float:
+        """From the next step on to this job's first token, were it the last to come and nobody's answer to end."""
+        known = min(self.hit(job.blocks) * BLOCK_TOKENS, job.tokens - 1)
+        ahead = [(each.tokens, each.fresh) for each in self._reading]
+        ahead += [(each.tokens, each.tokens - self.hit(each.blocks) * BLOCK_TOKENS) for each in self.waiting]
+        seconds, decoding, base = 0.0, self._decoding, self._context
+        queue = deque([*ahead, (job.tokens, job.tokens - known)])
+        while queue:
+            budget, read, context = STEP_TOKENS - decoding, 0, base
+            base += decoding
+            while queue and budget > 0:
+                tokens, fresh = queue.popleft()
+                chunk = min(fresh, budget)
+                budget -= chunk
+                read += chunk
+                context += tokens - fresh + chunk
+                if chunk < fresh:
+                    queue.appendleft((tokens, fresh - chunk))
+                    break
+                decoding += 1
+                base += tokens + 1
+            seconds += step_s(read, context)
+        return seconds
 
     def alike(self) -> int:
         """How many of the next steps only write and change nobody's place: each is one token of each answer longer."""
@@ -152,16 +175,14 @@ def step_s(read: int, context: int) -> float:
     return max(WEIGHTS_S, read / PREFILL_TOKENS_PER_S) + context * KV_S_PER_TOKEN + OVERHEAD_S
 
 
-def alone_s(job: Job, cached: Container[int]) -> float:
-    """To the first token on an idle replica that holds these blocks."""
+def least_s(job: Job, cached: Container[int]) -> float:
+    """No replica gives this first token sooner, however idle, if nothing but these blocks was ever read: so many steps
+    are needed at least, each takes its weights' time or its tokens', and goes over what has been read by then."""
     known = next((at for at, block in enumerate(job.blocks) if block not in cached), len(job.blocks))
-    done = min(known * BLOCK_TOKENS, job.tokens - 1)
-    seconds = 0.0
-    while done < job.tokens:
-        chunk = min(STEP_TOKENS, job.tokens - done)
-        done += chunk
-        seconds += step_s(chunk, done)
-    return seconds
+    fresh = job.tokens - min(known * BLOCK_TOKENS, job.tokens - 1)
+    steps = -(-fresh // STEP_TOKENS)
+    context = sum(job.tokens - step * STEP_TOKENS for step in range(steps))
+    return max(steps * WEIGHTS_S, fresh / PREFILL_TOKENS_PER_S) + context * KV_S_PER_TOKEN + steps * OVERHEAD_S
 
 
 class Fleet:
@@ -173,8 +194,8 @@ class Fleet:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._stepping = [False] * count
+        self._step_ends = [0.0] * count
         self._gliding: dict[int, _Glide] = {}
-        self.refused = 0
         self.served: list[Job] = []
         self.on_first: Callable[[Job], None] = lambda _: None
         self.on_end: Callable[[Job], None] = lambda _: None
@@ -187,7 +208,6 @@ class Fleet:
         """Whether it was taken: a full queue refuses, as a server says 503."""
         chosen = self.replicas[replica]
         if chosen.full:
-            self.refused += 1
             return False
         job.replica = replica
         chosen.waiting.append(job)
@@ -214,6 +234,7 @@ class Fleet:
             self.at(self.now + engine.alike_s(steps), lambda: self._glided(replica, glide))
             return
         seconds, first, ended = engine.step()
+        self._step_ends[replica] = self.now + seconds
 
         def done() -> None:
             for job in first:
@@ -236,11 +257,25 @@ class Fleet:
 
     def _land(self, replica: int, glide: _Glide) -> None:
         """Somebody came in the middle of steps taken at once: whoever is under way is the last before its turn."""
+        steps, ends = self._under_way(replica, glide)
+        self.replicas[replica].skip(steps)
+        self._step_ends[replica] = ends
+        self.at(ends, lambda: self._step(replica))
+
+    def _under_way(self, replica: int, glide: _Glide) -> tuple[int, float]:
+        """Which step of them is, and when it ends."""
         engine = self.replicas[replica]
         steps = 1 + bisect_left(range(1, glide.steps), self.now - glide.began, key=engine.alike_s)
-        ends = glide.began + engine.alike_s(steps)
-        engine.skip(steps)
-        self.at(max(ends, self.now), lambda: self._step(replica))
+        return steps, max(self.now, glide.began + engine.alike_s(steps))
+
+    def first_token_s(self, job: Job, replica: int) -> float:
+        """Seconds to this job's first token there, were nobody else to come."""
+        wait_s = 0.0
+        if (glide := self._gliding.get(replica)) is not None:
+            wait_s = self._under_way(replica, glide)[1] - self.now
+        elif self._stepping[replica]:
+            wait_s = self._step_ends[replica] - self.now
+        return wait_s + self.replicas[replica].foreseen_s(job)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,13 @@
-"""Five rules that choose a replica. Ours is the product's own code on simulated time; the others are written from their
-sources (read 2026-11) and see what a router sees: their own requests, nothing inside an engine."""
+"""Five rules that choose a replica, and an oracle. Ours is the product's own code on simulated time; the other four are
+written from their sources (read 2026-11) and see what a router sees: their own requests, nothing inside an engine. Whom
+a replica refuses, every rule asks its next choice for."""
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Protocol
 
@@ -18,11 +19,20 @@ from gateway.routing.policy import plan
 from gateway.routing.strategies import Load
 from gateway.routing.warmth import Cache, Warmth
 from providers.base import Capabilities
+from providers.errors import Overloaded
 from tests.bench.routing.replicas import BLOCK_TOKENS, KV_TOKENS, Fleet, Job
+
+OURS, ORACLE = "ours", "oracle"
 
 
 class Rule(Protocol):
-    def choose(self, job: Job) -> int: ...
+    def order(self, job: Job) -> Iterable[int]:
+        """Whom to ask: the next one where one refuses."""
+
+    def sent(self, job: Job) -> None:
+        """To `job.replica`."""
+
+    def refused(self, job: Job) -> None: ...
 
     def first(self, job: Job) -> None: ...
 
@@ -40,24 +50,30 @@ class _Counting:
     def sent(self, job: Job) -> None:
         self.busy[job.replica] += 1
 
+    def refused(self, job: Job) -> None:
+        self.busy[job.replica] -= 1
+
     def first(self, job: Job) -> None:
         pass
 
     def ended(self, job: Job) -> None:
         self.busy[job.replica] -= 1
 
+    def idlest(self) -> list[int]:
+        return sorted(range(self.count), key=lambda n: (self.busy[n], self.rng.random()))
+
 
 class RoundRobin(_Counting):
     _next = 0
 
-    def choose(self, job: Job) -> int:
+    def order(self, job: Job) -> Iterator[int]:
         self._next += 1
-        return self._next % self.count
+        return ((self._next + step) % self.count for step in range(self.count))
 
 
 class LeastLoad(_Counting):
-    def choose(self, job: Job) -> int:
-        return min(range(self.count), key=lambda n: (self.busy[n], self.rng.random()))
+    def order(self, job: Job) -> list[int]:
+        return self.idlest()
 
 
 class BoundedHash(_Counting):
@@ -68,15 +84,17 @@ class BoundedHash(_Counting):
         super().__init__(fleet, rng)
         self._ring = sorted((_hash((n, point)), n) for n in range(self.count) for point in range(100))
 
-    def choose(self, job: Job) -> int:
+    def order(self, job: Job) -> Iterator[int]:
         key = job.blocks[min(len(job.blocks), 256 // BLOCK_TOKENS) - 1] if job.blocks else job.session
         at = bisect_left(self._ring, (_hash(key), 0))
         most = 1.25 * (sum(self.busy) + 1) / self.count
+        asked: set[int] = set()
         for step in range(len(self._ring)):
             n = self._ring[(at + step) % len(self._ring)][1]
-            if self.busy[n] + 1 <= most:
-                return n
-        return min(range(self.count), key=lambda n: self.busy[n])
+            if n not in asked and self.busy[n] + 1 <= most:
+                asked.add(n)
+                yield n
+        yield from (n for n in self.idlest() if n not in asked)
 
 
 class SglangRule(_Counting):
@@ -90,21 +108,26 @@ class SglangRule(_Counting):
         super().__init__(fleet, rng)
         self._seen: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(self.count)]
 
-    def choose(self, job: Job) -> int:
-        least = min(range(self.count), key=lambda n: (self.busy[n], self.rng.random()))
-        most = max(self.busy)
+    def order(self, job: Job) -> Iterator[int]:
+        idlest = self.idlest()
+        least, most = idlest[0], max(self.busy)
         if most - self.busy[least] > 32 and most > 1.1 * self.busy[least]:
             chosen = least
         else:
             matches = [self._match(n, job) for n in range(self.count)]
             best = max(range(self.count), key=lambda n: matches[n])
             chosen = best if job.blocks and matches[best] / len(job.blocks) > 0.5 else least
+        for n in dict.fromkeys((chosen, *idlest)):
+            self._insert(n, job)
+            yield n
+
+    def _insert(self, n: int, job: Job) -> None:
+        seen = self._seen[n]
         for block in job.blocks:
-            self._seen[chosen][block] = None
-            self._seen[chosen].move_to_end(block)
-        while len(self._seen[chosen]) > KV_TOKENS // BLOCK_TOKENS:
-            self._seen[chosen].popitem(last=False)
-        return chosen
+            seen[block] = None
+            seen.move_to_end(block)
+        while len(seen) > KV_TOKENS // BLOCK_TOKENS:
+            seen.popitem(last=False)
 
     def _match(self, n: int, job: Job) -> int:
         count = 0
@@ -116,6 +139,7 @@ class SglangRule(_Counting):
 
 
 _PRICES = {Meter.INPUT_TOKENS: 5, Meter.OUTPUT_TOKENS: 20}
+FULL = Overloaded("too many wait", status=503, retry_after_s=1.0)
 _SHEET = make_sheet("price", "x", "m", 0, Rates(_PRICES, _PRICES), "operator")
 
 
@@ -133,7 +157,7 @@ class Ours:
         self._warmth = Warmth(entries_max=50_000_000)
         self._trips: dict[Job, Trip] = {}
 
-    def choose(self, job: Job) -> int:
+    def order(self, job: Job) -> Iterator[int]:
         now = self._fleet.now
         route = plan(
             "m",
@@ -147,28 +171,60 @@ class Ours:
             load=Load(job.tokens, None),
             warm=self._warmth.tokens(self._caches, job.blocks, now),
         )
-        leg = route.legs[0]
-        name = leg.deployment.id
-        self._warmth.keep(name, leg.deployment.cache, job.blocks, now)
-        self._trips[job] = Trip(self._health.of(name), now, leg.fresh_tokens)
-        return int(leg.deployment.provider)
+        self._keep(route.legs[0].deployment, job)
+        for leg in route.legs:
+            self._trips[job] = Trip(self._health.of(leg.deployment.id), now, leg.fresh_tokens)
+            yield int(leg.deployment.provider)
+
+    def _keep(self, place: Deployment, job: Job) -> None:
+        self._warmth.keep(place.id, place.cache, job.blocks, self._fleet.now)
 
     def sent(self, job: Job) -> None:
         pass
 
+    def refused(self, job: Job) -> None:
+        trip, now = self._trips.pop(job), self._fleet.now
+        trip.failed(FULL, now)
+        trip.end(now)
+
     def first(self, job: Job) -> None:
+        self._keep(self._places[job.replica], job)
         self._trips[job].answered(self._fleet.now, streams=True)
 
     def ended(self, job: Job) -> None:
         self._trips.pop(job).end(self._fleet.now, job.output_tokens)
 
 
-RULES: dict[str, Callable[[Fleet, random.Random], RoundRobin | LeastLoad | BoundedHash | SglangRule | Ours]] = {
+class Oracle:
+    """No rule for a router: it looks into every engine, at its cache, its queue and its step under way, and takes the
+    one whose first token comes soonest."""
+
+    def __init__(self, fleet: Fleet, rng: random.Random) -> None:
+        self._fleet = fleet
+
+    def order(self, job: Job) -> list[int]:
+        soonest = self._fleet.first_token_s
+        return sorted(range(len(self._fleet.replicas)), key=lambda n: soonest(job, n))
+
+    def sent(self, job: Job) -> None:
+        pass
+
+    def refused(self, job: Job) -> None:
+        pass
+
+    def first(self, job: Job) -> None:
+        pass
+
+    def ended(self, job: Job) -> None:
+        pass
+
+
+RULES: dict[str, Callable[[Fleet, random.Random], Rule]] = {
     "round robin": RoundRobin,
     "least load": LeastLoad,
     "bounded hash": BoundedHash,
     "sglang": SglangRule,
-    "ours": Ours,
+    OURS: Ours,
 }
 
 
