@@ -75,7 +75,7 @@ def wrong_with(found: dict) -> list[str]:
     if found["kind"] in FOREIGN:
         return []
     if found["kind"] == GROUPS:
-        return [problem for pod in pods_of(found) for problem in wrong_pod(name, pod)]
+        return [problem for pod in pods_of(found) for problem in [*wrong_pod(name, pod), *cut_short(name, pod)]]
     wrong = []
     for version in VERSIONS:
         try:
@@ -109,6 +109,16 @@ def wrong_pod(name: str, template: dict) -> list[str]:
         except kubernetes_validate.ValidationError as error:
             wrong.append(f"{name} ({version}): {error.message}")
     return wrong
+
+
+def cut_short(name: str, template: dict) -> list[str]:
+    """Engines of other makes end at once when they are told to."""
+    spec = template["spec"]
+    [engine] = [each for each in spec["containers"] if each["name"] == "engine"]
+    lingers = engine.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["0"])
+    lasts_s = int(lingers[-1].split()[-1])
+    fits = 0 < lasts_s < spec.get("terminationGracePeriodSeconds", 30)
+    return [] if fits else [f"{name}: what its engine answers is cut short when its pod goes"]
 
 
 def main(path: str) -> int:

@@ -58,3 +58,12 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* vLLM drops what it is answering when it is told to end, and a group without one of its pods is none: all of them go
+on until the gateways know and what was asked is answered. */}}
+{{- define "farebox.sharded.lingers" -}}
+lifecycle:
+  preStop:
+    exec:
+      command: [sh, -c, sleep {{ sub .terminationGracePeriodSeconds 15 }}]
+{{- end }}
