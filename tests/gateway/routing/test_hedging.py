@@ -180,7 +180,7 @@ async def test_a_prompt_that_is_too_dear_is_asked_once(
     arriving = asyncio.create_task(
         house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await weighed.wait()
         while len(upstreams.asked) < len(asks):
             await asyncio.sleep(0.005)
@@ -277,7 +277,7 @@ async def test_a_first_that_waits_for_its_turn_is_still_the_first() -> None:
     arriving = asyncio.create_task(
         house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while upstreams.asked != ["two"]:
             await asyncio.sleep(0.005)
         assert house.health.of("one/m").in_flight == 2, "the one that holds the turn, and what was promised"

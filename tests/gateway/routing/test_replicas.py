@@ -63,9 +63,9 @@ async def test_a_lease_that_is_not_renewed_runs_out(redis_url: str) -> None:
     await place.one.join("own", "killed", HERE)
     await place.look()
     await place.redis.delete(LEASES)  # As if Redis' clock had gone on by a lease: it is not ours to turn.
-    await place.passes(LEASE_S - 1)
+    await place.passes(LEASE_S / 2)  # Not to the second: Redis' clock has gone on since it joined, on a busy machine.
     assert place.names() == [["killed"], ["killed"]]
-    await place.passes(1)
+    await place.passes(LEASE_S / 2)
     assert place.names() == [[], []]
 
 

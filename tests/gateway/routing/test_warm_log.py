@@ -43,7 +43,7 @@ async def gateway(redis: Redis, origin: str) -> AsyncIterator[tuple[WarmLog, War
 
 
 async def knows(warmth: Warmth, name: str, what: Chain) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while warmth.tokens(CACHES, what, time.monotonic()).get(name) is None:
             await asyncio.sleep(0.01)
 
