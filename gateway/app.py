@@ -259,7 +259,7 @@ class Gateway:
             )
             dispatcher = Dispatcher(tries, time.monotonic, random.random)
             self.health_table = dispatcher.health
-            offer.renewed = dispatcher.health.renew
+            offer.renewed = dispatcher.renewed
             shared = WarmLog(redis, dispatcher.warmth, lambda: offer.catalog.caches, time.monotonic, owner())
             dispatcher.tell_warm = shared.tell
             stack.push_async_callback(cancel, asyncio.create_task(shared.run(), name="share warm prefixes"))

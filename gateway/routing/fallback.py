@@ -18,7 +18,7 @@ from gateway.marking import wants_markers
 from gateway.observe.metrics import METRICS
 from gateway.observe.trail import TRAIL, Attempt
 from gateway.routing.catalog import Deployment
-from gateway.routing.health import Health, HealthTable, Outlook, Trip
+from gateway.routing.health import Health, HealthTable, Outlook, Trip, is_at
 from gateway.routing.hedging import HedgeBudget, raced
 from gateway.routing.policy import LOST, OK, Leg, RoutePlan, Try
 from gateway.routing.quotas import quota_of
@@ -112,6 +112,14 @@ class Dispatcher:
         # Of deployments with a `max_parallel`.
         self._turnstiles: dict[str, Turnstile] = {}
         self._hedges = HedgeBudget(terms.hedge_share)
+
+    def renewed(self, endpoints: set[str]) -> None:
+        """These providers (or `provider@account`) are reached otherwise now, or no more: whoever is there next has read
+        nothing, and what those who have left had read takes no room."""
+        self.health.renew(endpoints)
+        for name in self.warmth.names():
+            if is_at(name, endpoints):
+                self.warmth.drop(name)
 
     def promised(self, plan: RoutePlan) -> RoutePlan:
         """The same plan, whose first leg counts as busy from now on. Nothing to choose, nothing to promise."""

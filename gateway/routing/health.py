@@ -6,7 +6,7 @@ One process sees only its own calls: no round trip to learn what the next failur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import exp, inf
 from typing import Final, Literal
 
@@ -409,6 +409,13 @@ class Promise:
             self._health = None
 
 
+def is_at(deployment_id: str, endpoints: Collection[str]) -> bool:
+    """Whether it is asked at one of these providers (or `provider@account`). Models have an @ in their names, too: who
+    may be meant is."""
+    provider, _, model = deployment_id.partition("/")
+    return provider in endpoints or f"{provider}@{model.rpartition('@')[2]}" in endpoints
+
+
 class HealthTable:
     """Of every deployment that this process has called."""
 
@@ -438,11 +445,8 @@ class HealthTable:
     def renew(self, endpoints: set[str]) -> None:
         """These providers (or `provider@account`) have another address or credential now: what opened their breakers is
         over. Latencies are forgotten as well; trips under way keep the Health that they began with."""
-        for name in list(self._of):
-            provider, _, model = name.partition("/")
-            # Models have an @ in their names, too: what may be meant is renewed.
-            if provider in endpoints or f"{provider}@{model.rpartition('@')[2]}" in endpoints:
-                del self._of[name]
+        for name in [name for name in self._of if is_at(name, endpoints)]:
+            del self._of[name]
 
     def outlook(self, deployment_ids: Iterable[str], now: float) -> Outlook:
         while self._promises and self._promises[0].until <= now:

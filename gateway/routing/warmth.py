@@ -199,7 +199,6 @@ class Warmth:
         """It was restarted, or has left."""
         self._held.pop(name, None)
 
-    def retain(self, names: Iterable[str]) -> None:
-        """Forget deployments that are in no catalogue any more."""
-        for gone in self._held.keys() - set(names):
-            del self._held[gone]
+    def names(self) -> list[str]:
+        """Of whom anything is known."""
+        return list(self._held)

@@ -194,6 +194,19 @@ async def test_each_call_is_counted_once_by_how_it_ended(monkeypatch: pytest.Mon
     assert counted == [("a", "Overloaded"), ("b", "ok"), ("b", "ok"), ("b", "Interrupted")]
 
 
+def test_of_who_is_reached_otherwise_or_has_left_nothing_is_known() -> None:
+    """A replica that starts anew under its old name has read nothing, and breakers of its other life are over."""
+    dispatcher = World().dispatcher
+    ours = [Deployment("own", "x", "m", account=name) for name in ("one", "two")]
+    for each in (*ours, Deployment("up", "x", "m@v1")):
+        dispatcher.health.of(each.id)
+        dispatcher.warmth.keep(each.id, each.cache, (1, 2), 0.0)
+    for gone, left in (({"own@one"}, ["own/m@two", "up/m@v1"]), ({"up"}, ["own/m@two"])):
+        dispatcher.renewed(gone)
+        assert [name for name, _ in dispatcher.health.items()] == left
+        assert dispatcher.warmth.names() == left
+
+
 async def test_a_cancelled_try_leaves_nothing_in_flight() -> None:
     world = World()
 
