@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
+
+from tests.conformance.environments import python_of
 
 ROOT = Path(__file__).parents[2]
 NEEDS = ("helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0", "pyyaml")
@@ -18,9 +19,7 @@ NEEDS = ("helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0", "pyyaml")
 def test_every_object_is_one_that_kubernetes_takes(tmp_path: Path) -> None:
     if os.environ.get("FAREBOX_TEST_SLOW") != "1":
         pytest.skip("NOT RUN: rendering the Helm chart fetches 400 MB; FAREBOX_TEST_SLOW=1 does")
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS], check=True)
+    python = python_of(tmp_path / "venv", NEEDS)
     ran = subprocess.run(
         [python, ROOT / "tests" / "deploy" / "render.py", ROOT / "deploy" / "helm" / "farebox"],
         capture_output=True,

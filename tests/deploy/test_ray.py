@@ -7,18 +7,18 @@ import asyncio
 import json
 import os
 import sys
-import venv
 from pathlib import Path
 
 import httpx
 import pytest
 
 from gateway.config import DeploymentSettings, ModelSettings, ProviderSettings, ReplicaSettings, Secret, TimeoutSettings
+from tests.conformance.environments import python_of
 from tests.e2e.harness import PRICE, WITHIN_S, House, house, settings_for
 from tests.local_backend.support import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
-NEEDS = "ray[serve]==2.60.0"
+NEEDS = ("ray[serve]==2.60.0",)
 OWN = "own"
 TOKEN = "let-me-in-1"
 SLOW = TimeoutSettings(connect_s=5, first_byte_s=300, between_bytes_s=300, total_s=600)
@@ -49,9 +49,7 @@ async def test_engines_come_with_the_tokens_that_wait_and_go_again(
     tmp_path: Path, sqlite_template: Path, redis_url: str
 ) -> None:
     make_tiny_model(tmp_path / "tiny", max_position_embeddings=32768)
-    await asyncio.to_thread(venv.create, tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    await run(python, "-m", "pip", "install", "--quiet", NEEDS)
+    python = await asyncio.to_thread(python_of, tmp_path / "venv", NEEDS)
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     place = DeploymentSettings(provider=OWN, model="tiny", price=PRICE)
     settings = settings_for(
