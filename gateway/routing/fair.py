@@ -65,6 +65,10 @@ class FairQueue(Generic[T]):
         if tenant in self.served:
             self._count(tenant, OUTPUT_WEIGHT * output_tokens)
         self._go(tenant)
+        return self.turn()
+
+    def turn(self) -> tuple[str, T] | None:
+        """Whose it is, where one more may run: it counts as begun."""
         if not self.waiting or self.running >= self.slots:
             return None
         turn = min(self._queues, key=lambda key: (key[0], self.served[key[1]]))

@@ -259,7 +259,7 @@ class Dispatcher:
         if turnstile is None:
             turnstile = Turnstile(deployment.id, deployment.max_parallel or 1, self._terms.queue_max)
             self._turnstiles[deployment.id] = turnstile
-        turnstile.queue.slots = deployment.max_parallel or 1
+        turnstile.resize(deployment.max_parallel or 1)
         now = self._clock()
         if run.waits_until is None:  # However many deployments it waits for.
             run.waits_until = now + (self._terms.queue_s if turn.wait_s is None else turn.wait_s)

@@ -52,14 +52,23 @@ class Turnstile:
         if ticket.exception() is None:  # Its turn came in the same moment.
             self._pass_on(tenant, 0)
 
+    def resize(self, slots: int) -> None:
+        """As the catalogue says now: more of those who wait may have their turn at once."""
+        if slots != self.queue.slots:
+            self.queue.slots = slots
+            self._let_in(self.queue.turn())
+
     def _pass_on(self, tenant: str, output_tokens: int) -> None:
-        following = self.queue.leave(tenant, output_tokens)
+        self._let_in(self.queue.leave(tenant, output_tokens))
+
+    def _let_in(self, following: tuple[str, asyncio.Future[None]] | None) -> None:
         while following is not None:
             owner, ticket = following
-            if not ticket.done():
+            if ticket.done():  # It has just been cancelled, and its caller has not run since.
+                following = self.queue.leave(owner, 0)
+            else:
                 ticket.set_result(None)
-                return
-            following = self.queue.leave(owner, 0)  # It has just been cancelled, and its caller has not run since.
+                following = self.queue.turn()
 
     def _saturated(self, why: str) -> Saturated:
         return Saturated(f"{self._provider} is asked as much at once as it may be: {why}", retry_after_s=1.0)

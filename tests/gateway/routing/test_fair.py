@@ -144,6 +144,23 @@ async def test_whoever_leaves_whenever_no_turn_is_lost(seed: int) -> None:
     assert order[-1] == "last"
 
 
+async def test_more_room_lets_in_who_waits_at_once() -> None:
+    """An operator who raises `max_parallel` under load does so for those who wait."""
+    turnstile = Turnstile("up/echo", 1, 10)
+    leave = await turnstile.enter("a", 1, 1, 60.0)
+    waiting = [asyncio.create_task(turnstile.enter(tenant, 1, 1, 60.0)) for tenant in "bcd"]
+    await asyncio.sleep(0)
+    assert (turnstile.queue.running, turnstile.queue.waiting) == (1, 3)
+    turnstile.resize(3)
+    assert (turnstile.queue.running, turnstile.queue.waiting) == (3, 1)
+    turnstile.resize(1)  # Who runs goes on; nobody else begins until there is room again.
+    leave(0)
+    assert (turnstile.queue.running, turnstile.queue.waiting) == (2, 1)
+    for task in waiting:
+        (await task)(0)
+    assert turnstile.queue.running == turnstile.queue.waiting == 0
+
+
 async def test_a_deadline_ends_the_waiting() -> None:
     turnstile = Turnstile("up/echo", 1, 10)
     leave = await turnstile.enter("a", 1, 1, 1.0)
