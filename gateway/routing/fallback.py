@@ -120,6 +120,9 @@ class Dispatcher:
         for name in self.warmth.names():
             if is_at(name, endpoints):
                 self.warmth.drop(name)
+        for name, turnstile in list(self._turnstiles.items()):
+            if is_at(name, endpoints) and not turnstile.queue.running:
+                del self._turnstiles[name]
 
     def promised(self, plan: RoutePlan) -> RoutePlan:
         """The same plan, whose first leg counts as busy from now on. Nothing to choose, nothing to promise."""
