@@ -4,6 +4,9 @@ import type { RequestDetail } from "../api";
 import { count, dateTime, ms, words } from "../format";
 import { Money } from "./bits";
 
+/** Tries that did not fail. */
+const TRIED: Record<string, string> = { ok: "Answered", lost: "Asked too, then cancelled" };
+
 /** What happened to one request, in the order in which it happened. */
 export function Way({ data }: { data: RequestDetail }) {
   const { request, way } = data;
@@ -24,8 +27,10 @@ export function Way({ data }: { data: RequestDetail }) {
           ) : <>For {request.alias} there was one place to go: <b className="fb-wrap">{data.deployment}</b>.</>}
         </Step>
         {way && way.tries.length > 0 ? way.tries.map((each, index) => (
-          <Step key={index} title={each.result === "ok" ? "Answered" : each.result === "lost" ? "Asked beside, and later" : "Failed"} bad={each.result !== "ok" && each.result !== "lost"} aside={ms(each.ms)}>
-            <b className="fb-wrap">{each.deployment}</b>{each.result === "lost" && way.lost_usd && <Text span size="xs" c="dimmed"> cancelled; its provider may bill about <Money exact={way.lost_usd} /> for the prompt, to us</Text>}{each.result !== "ok" && each.result !== "lost" && <Badge ml="xs" size="sm" variant="default" tt="none">{words(each.result.replace(/([a-z])([A-Z])/g, "$1 $2"))}</Badge>}
+          <Step key={index} title={TRIED[each.result] ?? "Failed"} bad={!(each.result in TRIED)} aside={ms(each.ms)}>
+            <b className="fb-wrap">{each.deployment}</b>
+            {each.result === "lost" && way.lost_usd && <Text span size="xs" c="dimmed"> its provider may bill us about <Money exact={way.lost_usd} /> for the prompt</Text>}
+            {!(each.result in TRIED) && <Badge ml="xs" size="sm" variant="default" tt="none">{words(each.result.replace(/([a-z])([A-Z])/g, "$1 $2"))}</Badge>}
           </Step>
         )) : (
           <Step title={kept ? "Answered from what was kept" : "Asked"}>{kept ? "The same question had been answered before: no provider was asked." : <><b className="fb-wrap">{data.deployment}</b>{data.upstream_id ? `, as ${data.upstream_id}` : ""}</>}</Step>
