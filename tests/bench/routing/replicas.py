@@ -73,12 +73,12 @@ class Replica:
             count += 1
         return count
 
-    def foreseen_s(self, job: Job) -> float:
-        """From the next step on to this job's first token, were it the last to come and nobody's answer to end."""
+    def foreseen_s(self, job: Job, steps: int) -> float:
+        """To this job's first token, were it the last to come and nobody's answer to end, after so many steps alike."""
         known = min(self.hit(job.blocks) * BLOCK_TOKENS, job.tokens - 1)
         ahead = [(each.tokens, each.fresh) for each in self._reading]
         ahead += [(each.tokens, each.tokens - self.hit(each.blocks) * BLOCK_TOKENS) for each in self.waiting]
-        seconds, decoding, base = 0.0, self._decoding, self._context
+        seconds, decoding, base = 0.0, self._decoding, self._context + steps * self._decoding
         queue = deque([*ahead, (job.tokens, job.tokens - known)])
         while queue:
             budget, read, context = STEP_TOKENS - decoding, 0, base
@@ -270,12 +270,10 @@ class Fleet:
 
     def first_token_s(self, job: Job, replica: int) -> float:
         """Seconds to this job's first token there, were nobody else to come."""
-        wait_s = 0.0
+        steps, begins = 0, self._step_ends[replica] if self._stepping[replica] else self.now
         if (glide := self._gliding.get(replica)) is not None:
-            wait_s = self._under_way(replica, glide)[1] - self.now
-        elif self._stepping[replica]:
-            wait_s = self._step_ends[replica] - self.now
-        return wait_s + self.replicas[replica].foreseen_s(job)
+            steps, begins = self._under_way(replica, glide)
+        return begins - self.now + self.replicas[replica].foreseen_s(job, steps)
 
 
 @dataclass(frozen=True, eq=False)

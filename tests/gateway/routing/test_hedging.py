@@ -271,22 +271,24 @@ async def test_a_client_that_leaves_cancels_both() -> None:
 async def test_a_first_that_waits_for_its_turn_is_still_the_first() -> None:
     """Its promise is kept by its call, though another one was asked meanwhile: it counts once."""
     upstreams, house = Upstreams(), dispatcher()
-    one = replace(ONE, deployment=replace(ONE.deployment, max_parallel=1))
-    first = await house.first_arrival(RoutePlan((one,)), _at_once, streams=True)
-    plan = house.promised(replace(PLAN, legs=(one, TWO)))
+    one, two = (replace(leg, deployment=replace(leg.deployment, max_parallel=1)) for leg in (ONE, TWO))
+    busy = [await house.first_arrival(RoutePlan((leg,)), _at_once, streams=True) for leg in (one, two)]
+    plan = house.promised(replace(PLAN, legs=(one, two)))
     arriving = asyncio.create_task(
         house.first_arrival(plan, upstreams.attempt, streams=True, discard=upstreams.discard)
     )
     async with asyncio.timeout(60):
-        while upstreams.asked != ["two"]:
+        while dict(house.queues()) != {"one/m": 1, "two/m": 1}:
             await asyncio.sleep(0.005)
-        assert house.health.of("one/m").in_flight == 2, "the one that holds the turn, and what was promised"
-        first.journey.end()
-        while upstreams.asked != ["two", "one"]:
-            await asyncio.sleep(0.005)
+        assert house.health.of("one/m").in_flight == 2, "who holds its turn, and what was promised"
+        busy[0].journey.end()
+        while upstreams.asked != ["one"]:
+            await asyncio.sleep(0)
     assert house.health.of("one/m").in_flight == 1
     upstreams.goes["one"].set()
     (await arriving).journey.end()
+    busy[1].journey.end()
+    assert dict(house.queues()) == {"one/m": 0, "two/m": 0}
 
 
 async def _at_once(leg: Leg) -> str:
