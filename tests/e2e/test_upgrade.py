@@ -128,7 +128,7 @@ async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     database = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"
     config = written(tmp_path, upstream.url, database, redis_url, port)
-    config.write_text(config.read_text().replace("[server]", "[server]\ndrain_s = 60.0"))
+    config.write_text(config.read_text().replace("[server]", "[server]\ndrain_s = 600.0"))
     key = await prepare(load(config, {}))
     async with serving(config, url, "--workers", "2") as process:
 
@@ -172,7 +172,7 @@ async def test_a_second_process_takes_the_port_over_while_the_first_drains(
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
     database = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"
     config = written(tmp_path, upstream.url, database, redis_url, port)
-    config.write_text(config.read_text().replace("[server]", "[server]\ndrain_s = 60.0"))
+    config.write_text(config.read_text().replace("[server]", "[server]\ndrain_s = 600.0"))
     config.write_text(config.read_text().replace("[server]", "[server]\nreuse_port = true"))
     key = await prepare(load(config, {}))
     async with serving(config, url) as old:
