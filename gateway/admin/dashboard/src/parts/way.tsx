@@ -27,9 +27,9 @@ export function Way({ data }: { data: RequestDetail }) {
           ) : <>For {request.alias} there was one place to go: <b className="fb-wrap">{data.deployment}</b>.</>}
         </Step>
         {way && way.tries.length > 0 ? way.tries.map((each, index) => (
-          <Step key={index} title={TRIED[each.result] ?? "Failed"} bad={!(each.result in TRIED)} aside={ms(each.ms)}>
+          <Step key={index} title={TRIED[each.result] ?? "Failed"} bad={!(each.result in TRIED)} idle={each.result === "lost"} aside={ms(each.ms)}>
             <b className="fb-wrap">{each.deployment}</b>
-            {each.result === "lost" && way.lost_usd && <Text span size="xs" c="dimmed"> its provider may bill us about <Money exact={way.lost_usd} /> for the prompt</Text>}
+            {each.result === "lost" && way.lost_usd && <Text span size="xs" c="dimmed">, whose provider may bill us about <Money exact={way.lost_usd} /> for the prompt</Text>}
             {!(each.result in TRIED) && <Badge ml="xs" size="sm" variant="default" tt="none">{words(each.result.replace(/([a-z])([A-Z])/g, "$1 $2"))}</Badge>}
           </Step>
         )) : (
@@ -49,9 +49,9 @@ export function Way({ data }: { data: RequestDetail }) {
   );
 }
 
-function Step({ title, aside, children, bad = false, last = false }: { title: string; aside?: ReactNode; children?: ReactNode; bad?: boolean; last?: boolean }) {
+function Step({ title, aside, children, bad = false, idle = false, last = false }: { title: string; aside?: ReactNode; children?: ReactNode; bad?: boolean; idle?: boolean; last?: boolean }) {
   return (
-    <li data-bad={bad || undefined} data-last={last || undefined}>
+    <li data-bad={bad || undefined} data-idle={idle || undefined} data-last={last || undefined}>
       <Group justify="space-between" gap="xs" wrap="nowrap" align="baseline"><Text size="sm" fw={600}>{title}</Text>{aside && <Text size="xs" c="dimmed" className="fb-num">{aside}</Text>}</Group>
       {children && <Text size="sm" component="div">{children}</Text>}
     </li>
