@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import count
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -24,6 +24,7 @@ from billing.db import create_engine, reading, take_turn, writing
 from billing.errors import InsufficientFunds
 from billing.partitions import NS_PER_DAY
 from billing.rating import Charge
+from billing.schema import alert_states
 from billing.usage import UsageRecord
 from gateway import audit
 from gateway.admin.auth import people
@@ -238,6 +239,63 @@ async def test_a_migration_keeps_no_trace_waiting(engine: AsyncEngine) -> None:
         await take_turn(migrating, migrate._TURN)
         async with asyncio.timeout(60), writing(engine) as db:
             await audit.append(db, actor="olga", action="keys.create", subject="it", at_ns=NOW_NS)
+
+
+@ON_POSTGRESQL
+async def test_who_has_to_wait_has_nothing_that_others_want(engine: AsyncEngine) -> None:
+    """One by one, what the above meets by chance."""
+    first, second = (accounts.customer(each) for each in ORGANISATIONS[:2])
+    async with writing(engine) as db:
+        # Expires before the other, though its account comes after.
+        await payments.grant_until(db, ORGANISATIONS[1], 100, "soon", NOW_NS + 1, at_ns=NOW_NS)
+        await payments.grant_until(db, ORGANISATIONS[0], 100, "late", NOW_NS + 2, at_ns=NOW_NS)
+        await alerts.add_rule(db, Rule("rule", Kind.BUDGET, 1, Channel.WEBHOOK, "https://example.com", 1))
+        await alerts.evaluate(db, now_ns=NOW_NS)
+        ann = await people.create_user(db, "ann", Role.ADMIN, at_ns=1)
+        gone = [await people.begin_session(db, ann.id, at_ns=1, lasts_ns=1) for _ in range(2)]
+
+    async def expire() -> None:
+        async with writing(engine) as db:
+            await payments.expire_grants(db, at_ns=NOW_NS + 9)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group, writing(engine) as db:
+        await ledger.lock(db, [first])
+        group.create_task(expire())
+        await until_one_waits(engine)
+        await ledger.lock(db, [accounts.GRANTS, second])
+
+    async def forget() -> None:
+        async with writing(engine) as db:
+            await alerts.remove_rule(db, "rule")
+
+    states = select(alert_states).order_by(alert_states.c.subject.desc()).with_for_update()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group, writing(engine) as db:
+        await alerts.rules(db, hold=True)
+        await db.execute(states.limit(1))
+        group.create_task(forget())
+        await until_one_waits(engine)
+        await db.execute(states)
+
+    async with asyncio.timeout(60), writing(engine) as db:
+        await people.end_session(db, gone[0])
+        async with writing(engine) as other:  # Clears out what has expired, but for that one.
+            await people.begin_session(other, ann.id, at_ns=NOW_NS)
+
+    async with asyncio.timeout(60), scim.changing(engine, HOUSE, "scim (test)", NOW_NS) as change:
+        await scim.create_user(change, {"userName": "bob"})
+        async with writing(engine) as db:
+            await audit.append(db, actor="olga", action="keys.create", subject="it", at_ns=NOW_NS)
+
+
+async def until_one_waits(engine: AsyncEngine) -> None:
+    waits = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    while True:
+        async with reading(engine) as db:
+            if (await db.execute(waits)).scalar_one():
+                return
+        await asyncio.sleep(0.01)
 
 
 @ON_POSTGRESQL
