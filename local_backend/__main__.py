@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
 def bind(settings: Settings) -> socket.socket:
     """The listening socket. Raises OSError if the address is taken."""
     if settings.uds is not None:
-        Path(settings.uds).unlink(missing_ok=True)
+        if Path(settings.uds).is_socket():  # whose process is gone; a file of somebody's is left where it is
+            Path(settings.uds).unlink()
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(settings.uds)
         Path(settings.uds).chmod(0o600)

@@ -124,7 +124,7 @@ class CoreClient:
         self._ids = itertools.count(1)
         self._became_ready = asyncio.Event()
         self._last_progress = 0.0
-        self._closing = False
+        self._closed = asyncio.Event()
 
     @property
     def open_sequences(self) -> int:
@@ -138,7 +138,7 @@ class CoreClient:
 
     def submit(self, sequences: list[tuple[list[int], Sampling]], cache_salt: str, terms: Terms) -> Flight:
         """Start the sequences of one request, all or none. Raises NotReady or QueueFull."""
-        if self.ready is None or self._closing:
+        if self.ready is None or self._closed.is_set():
             raise NotReady("the engine is loading, restarting or shutting down")
         bound = self.settings.max_running + self.settings.max_waiting
         if len(self._flights) + len(sequences) > bound:
@@ -196,6 +196,8 @@ class CoreClient:
                 limit=2**24,
                 env=core_environment(),
             )
+            if self._closed.is_set():
+                self._hang_up()  # `close` came while this one was being started, and knew of none or of the one before
             try:
                 self._send(Configure(self.settings, self.model_dir))
                 watchdog = asyncio.create_task(self._watch())
@@ -207,7 +209,7 @@ class CoreClient:
                 with suppress(ProcessLookupError):
                     self._process.kill()
                 status = await self._process.wait()
-            self.ready = None
+            self.ready = self.stats = None  # whoever routes by figures of the dead spares the living
             if self.publisher is not None:
                 self.publisher.clear()
             self._fail_all(CoreDied("the engine's core ended while this request ran; it may be sent again"))
@@ -217,14 +219,19 @@ class CoreClient:
             self.restarts += 1
             delay = FIRST_RESTART_DELAY_S if served else min(2 * delay, LAST_RESTART_DELAY_S)
             log.error("core ended with status %s; starting it again in %.1f s", status, delay)
-            await asyncio.sleep(delay)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), delay)
 
     def _is_over(self) -> bool:
-        return self._closing or self.fatal is not None
+        return self._closed.is_set() or self.fatal is not None
 
     async def close(self) -> None:
         """End the core; requests still in it fail. `run` returns soon after."""
-        self._closing = True
+        self._closed.set()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """A core whose input ends, ends."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -295,5 +302,6 @@ class CoreClient:
             if hasattr(signal, "SIGUSR1"):
                 self._process.send_signal(signal.SIGUSR1)
                 await asyncio.sleep(0.5)
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                self._process.kill()
             return

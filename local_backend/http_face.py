@@ -76,13 +76,12 @@ class Exchange:
     async def until_gone(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The deltas; when the client leaves, the source is closed and Gone is raised."""
         gone = asyncio.ensure_future(self._disconnected())
+        coming: asyncio.Task[Delta] | None = None
         try:
             while True:
                 coming = asyncio.ensure_future(anext(deltas))
                 await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
-                    coming.cancel()
-                    await asyncio.wait({coming})
                     raise Gone
                 try:
                     delta = coming.result()
@@ -91,6 +90,10 @@ class Exchange:
                 yield delta
         finally:
             gone.cancel()
+            if coming is not None and not coming.done():
+                # The client has left, or the server gives up on us: a generator that still runs cannot be closed.
+                coming.cancel()
+                await asyncio.wait({coming})
             await deltas.aclose()
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from local_backend import client
+from local_backend.generate import Delta
+from local_backend.http_face import Exchange
 from tests.local_backend.support import (
     ROOT,
     EngineProcess,
@@ -22,6 +29,7 @@ from tests.local_backend.support import (
     is_alive,
     make_tiny_model,
     running_engine,
+    settings,
     wait_until,
 )
 
@@ -57,7 +65,7 @@ def test_sigterm_waits_no_longer_than_drain_s(slow: Path) -> None:
             next(lines)
             started = time.monotonic()
             assert engine.stop() == 0
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25, "the default is 30 s"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -107,9 +115,66 @@ def test_a_killed_core_fails_what_ran_and_is_started_again(slow: Path) -> None:
         assert http.get("/health/live").status_code == 200
         assert http.get("/health/ready").status_code == 503
         wait_until(lambda: http.get("/health/ready").status_code == 200, 60)
+        assert "num_requests_running" not in http.get("/metrics").text, "what ran in the dead core runs no more"
         reply = http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
         assert reply.status_code == 200
         assert 'farebox:engine_core_restarts_total{model_name="tiny"} 1.0' in http.get("/metrics").text
+
+
+async def test_closing_ends_a_core_that_is_being_started_or_started_again(
+    slow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_RESTART_DELAY_S", 1000.0)
+    monkeypatch.setattr(client, "LAST_RESTART_DELAY_S", 1000.0)
+    given = settings(model=str(slow))
+    core = client.CoreClient(given, str(slow))
+    running = asyncio.create_task(core.run())
+    await asyncio.sleep(0)  # the process is being made; nobody knows it yet
+    assert core.core_pid is None
+    await core.close()
+    await asyncio.wait_for(running, 60)
+    core = client.CoreClient(given, str(slow))
+    running = asyncio.create_task(core.run())
+    async with asyncio.timeout(60):
+        while core.core_pid is None:
+            await asyncio.sleep(0.01)
+        os.kill(core.core_pid, signal.SIGKILL)
+        while not core.restarts:
+            await asyncio.sleep(0.01)
+    await core.close()
+    await asyncio.wait_for(running, 60)
+
+
+async def test_an_answer_that_the_server_gives_up_is_closed() -> None:
+    """As at the end of a drain: the task is cancelled while it waits for the next token."""
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[Delta, None]:
+        try:
+            await asyncio.Event().wait()
+            yield Delta(0, "", [], None)
+        finally:
+            closed.set()
+
+    async def silent() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def nowhere(message: dict[str, Any]) -> None: ...
+
+    async def answer() -> None:
+        exchange = Exchange({"method": "POST", "path": "/", "headers": []}, silent, nowhere, 1)
+        async with contextlib.aclosing(exchange.until_gone(endless())) as deltas:
+            async for _ in deltas:
+                pass
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert closed.is_set()
 
 
 def test_a_core_without_progress_is_ended_by_the_watchdog(slow: Path) -> None:
@@ -168,6 +233,13 @@ def test_key_is_asked_for_where_one_is_set(slow: Path) -> None:
 
 def test_unix_socket_is_private(slow: Path, tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
+    path.write_text("a file of somebody's")
+    engine = EngineProcess(str(slow), "--uds", str(path))
+    assert engine.process.wait(timeout=60) == 2
+    assert path.read_text() == "a file of somebody's"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # and nobody there any more
     with running_engine(slow, "--uds", str(path)):
         assert path.stat().st_mode & 0o777 == 0o600
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://engine") as http:
@@ -216,7 +288,7 @@ def test_a_bad_start_ends_with_two_and_says_why(tiny: Path, argv: list[str], sai
         assert engine.process.wait(timeout=60) == 2
     finally:
         engine.process.kill()
-    wait_until(lambda: said in "".join(engine.errors), 5)
+    wait_until(lambda: said in "".join(engine.errors))
 
 
 def test_a_truncated_checkpoint_stops_the_start(tiny: Path, tmp_path: Path) -> None:
@@ -226,7 +298,7 @@ def test_a_truncated_checkpoint_stops_the_start(tiny: Path, tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:-1000])
     engine = EngineProcess(str(tmp_path), "--port", "0")
     assert engine.process.wait(timeout=60) == 2
-    wait_until(lambda: "cannot read" in "".join(engine.errors), 5)
+    wait_until(lambda: "cannot read" in "".join(engine.errors))
 
 
 def test_no_torch_in_the_front_and_the_catalogue() -> None:
