@@ -15,11 +15,15 @@ import logging
 import random
 import signal
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, TypeVar
 from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta, Struct
 
 from local_backend.config import REGISTER_TOKEN, BadSetting, register_token
 
@@ -28,6 +32,22 @@ log = logging.getLogger("local_backend")
 ASK_S = 5.0
 # Until the gateway has told how often it wants to hear from us, and while none answers.
 RENEW_S = 2.0
+
+
+class Kept(Struct, frozen=True):
+    """What a gateway says to a renewal."""
+
+    lease_s: float
+    renew_s: Annotated[float, Meta(gt=0)]
+
+
+class Left(Struct, frozen=True):
+    """What it says to a farewell."""
+
+    quiet_s: Annotated[float, Meta(ge=0)]
+
+
+Told = TypeVar("Told", Kept, Left)
 
 
 class Lease:
@@ -53,41 +73,50 @@ class Lease:
         self._said = json.dumps({"base_url": base_url, "models": list(models)} | told).encode()
         self._renew_s = RENEW_S
         self._held = False
+        self._asked = False
+        self._one_at_a_time = threading.Lock()
 
     async def keep(self) -> None:
         """Until cancelled: take the place and renew it. No gateway there, or none that wants us, is told in the log."""
         well = True
         while True:
-            told = await asyncio.to_thread(self._ask, "PUT", self._said)
+            self._asked = True
+            told = await asyncio.to_thread(self._ask, "PUT", self._said, Kept)
             if told is not None:
                 if not self._held or not well:
-                    log.info("registered as a replica; the lease lasts %g s", told["lease_s"])
-                self._held, self._renew_s = True, float(told["renew_s"])
+                    log.info("registered as a replica; the lease lasts %g s", told.lease_s)
+                self._held, self._renew_s = True, told.renew_s
             elif well:
                 log.warning("not registered as a replica; trying on")
             well = told is not None
             await asyncio.sleep(self._renew_s * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all come at once
 
     async def leave(self) -> float:
-        """Give the place back. Returns: seconds for which requests may still come, and are to be answered."""
-        if not self._held:
-            return 0.0
-        self._held = False
-        told = await asyncio.to_thread(self._ask, "DELETE", None)
-        return 0.0 if told is None else float(told["quiet_s"])
+        """Give the place back, whatever became of the last renewal: a thread goes on with it when `keep` is cancelled,
+        and must not take the place again behind us.
 
-    def _ask(self, method: str, body: bytes | None) -> dict[str, Any] | None:
+        Returns: seconds for which requests may still come, and are to be answered."""
+        if not self._asked:
+            return 0.0
+        self._asked = False
+        told = await asyncio.to_thread(self._ask, "DELETE", None, Left)
+        return 0.0 if told is None else told.quiet_s
+
+    def _ask(self, method: str, body: bytes | None, kind: type[Told]) -> Told | None:
         """The first gateway's answer. None: nobody took it."""
+        with self._one_at_a_time:
+            return self._ask_in_turn(method, body, kind)
+
+    def _ask_in_turn(self, method: str, body: bytes | None, kind: type[Told]) -> Told | None:
         for url in self._urls:
             headers = {"authorization": f"Bearer {self._token}", "content-type": "application/json"}
             request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - the operator's own URL
             try:
                 with urllib.request.urlopen(request, timeout=ASK_S) as answer:  # noqa: S310
-                    told: dict[str, Any] = json.load(answer)
-                    return told
+                    return msgspec.json.decode(answer.read(), type=kind)
             except urllib.error.HTTPError as error:
                 log.warning("%s: %s %s", url, error.code, error.read(500).decode("utf-8", "replace"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, msgspec.DecodeError) as error:  # the last: who answers is no gateway of ours
                 log.warning("%s: %s", url, error)
         return None
 

@@ -28,7 +28,12 @@ class Door(BaseHTTPRequestHandler):
     """A gateway's, as far as an engine sees of it."""
 
     asked: ClassVar[list[tuple[str, str, str, Any]]] = []
+    answered: ClassVar[list[str]] = []
     news = threading.Condition()
+    slow: ClassVar[threading.Event | None] = None
+    """Until it is set, renewals have no answer."""
+    odd: ClassVar[list[bytes]] = []
+    """Said first."""
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -37,8 +42,11 @@ class Door(BaseHTTPRequestHandler):
                 (self.command, self.path, self.headers["authorization"], json.loads(body) if body else None)
             )
             self.news.notify_all()
+        if self.command == "PUT" and self.slow is not None:
+            assert self.slow.wait(WITHIN_S)
+        self.answered.append(self.command)
         told = {"quiet_s": QUIET_S} if self.command == "DELETE" else {"lease_s": 1.0, "renew_s": 0.2}
-        answer = json.dumps(told).encode()
+        answer = self.odd.pop(0) if self.odd else json.dumps(told).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
@@ -57,6 +65,7 @@ class Door(BaseHTTPRequestHandler):
 @pytest.fixture
 def gateway() -> Iterator[str]:
     Door.asked.clear()
+    Door.answered.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -84,6 +93,35 @@ def test_it_joins_when_it_can_answer_renews_and_leaves_before_it_stops(tiny: Pat
         assert engine.process.wait(timeout=WITHIN_S) == 0
     assert [asked[0] for asked in Door.asked].count("DELETE") == 1
     assert Door.asked[-1][0] == "DELETE", "who has left renews nothing"
+
+
+async def test_who_leaves_amid_a_renewal_has_left(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that arrives behind the farewell would have a dead engine asked until its lease runs out."""
+    slow = threading.Event()
+    monkeypatch.setattr(Door, "slow", slow)
+    lease = lease_of(gateway, "x", "own", "first", "http://10.0.0.3:8000/v1", [])
+    keeping = asyncio.create_task(lease.keep())
+    await asyncio.to_thread(Door.wait_for, "PUT")
+    keeping.cancel()
+    leaving = asyncio.create_task(lease.leave())
+    await asyncio.wait({keeping})
+    threading.Timer(0.2, slow.set).start()  # long enough for a farewell that does not wait
+    assert await asyncio.wait_for(leaving, WITHIN_S) == QUIET_S
+    assert Door.answered == ["PUT", "DELETE"]
+
+
+async def test_what_no_gateway_says_is_no_place_and_no_end(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's page, or a gateway of another day: the engine serves on, and asks again."""
+    monkeypatch.setattr(local_backend.lease, "RENEW_S", 0.02)
+    odd = [b"<html>", b"[]", b"{}", b'{"lease_s": 1, "renew_s": 0}', b'{"lease_s": 1, "renew_s": "soon"}']
+    monkeypatch.setattr(Door, "odd", odd)
+    lease = lease_of(gateway, "x", "own", "first", "http://10.0.0.3:8000/v1", [])
+    keeping = asyncio.create_task(lease.keep())
+    await asyncio.to_thread(Door.wait_for, "PUT", 7)
+    assert not keeping.done()
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert await lease.leave() == QUIET_S
 
 
 class Loading(BaseHTTPRequestHandler):
