@@ -102,6 +102,12 @@ class BlockManager:
         seq.block_table.clear()
         seq.computed = 0
 
+    def forget(self, seq: Sequence) -> None:
+        """Nobody shall find what the sequence's blocks hold: it led to numbers that are none, and would again."""
+        for block in seq.block_table:
+            if (dropped := self._drop(block)) is not None and self.host is not None:
+                self.host.drop(dropped)
+
     def check(self, live: Iterable[Sequence]) -> None:
         """Assert the invariants against the sequences that should hold blocks."""
         held = Counter(block for seq in live for block in seq.block_table)
@@ -112,13 +118,17 @@ class BlockManager:
     def _evict(self) -> int:
         """The free block that is worth least; what it holds goes to host memory if there is any. It stays free."""
         block = next(iter(self._free))
-        dropped = self.cache.drop(block)
-        if dropped is not None:
-            if self.events is not None:
-                self.events.append(BlockRemoved([dropped]))
-            if self.host is not None and (slot := self.host.put(dropped)) is not None:
-                self._moves.append(Move(block, slot, out=True))
+        dropped = self._drop(block)
+        if dropped is not None and self.host is not None and (slot := self.host.put(dropped)) is not None:
+            self._moves.append(Move(block, slot, out=True))
         return block
+
+    def _drop(self, block: int) -> bytes | None:
+        """Forget under which hash a block is known, and tell whoever wants to know."""
+        dropped = self.cache.drop(block)
+        if dropped is not None and self.events is not None:
+            self.events.append(BlockRemoved([dropped]))
+        return dropped
 
     def _fetch(self, seq: Sequence, index: int) -> int | None:
         """A free block for what host memory holds of the sequence at `index`; None if it holds nothing."""

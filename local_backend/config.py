@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_running: Positive = 64  # sequences in one step
     max_waiting: Positive = 512  # sequences beyond those; then 429
     token_budget: Positive | None = None  # tokens in one step
+    prompt_tokens: Positive | None = None  # of prompts in a step beside running answers; two more for each of these
     block_size: Positive = 16  # tokens in one KV block
     kv_cache_bytes: Positive | None = None
     kv_host_bytes: Positive | None = None
@@ -93,6 +94,8 @@ HELP = {
     "kv_cache_bytes": "memory for the KV cache, of each rank; accepts 512MiB, 2GiB",
     "kv_host_bytes": "host memory for prefixes that the cache had to give up; they come back by a copy (for GPUs)",
     "token_budget": "tokens computed in one step, prefill and decode together",
+    "prompt_tokens": "of prompts in a step beside running answers, and two more for each of those (default: CPU 64, "
+    "CUDA what the budget leaves); fewer hold answers up less, more answer long prompts sooner",
     "kv_events": "ZeroMQ address at which changes of the prefix cache are published, as vLLM does: tcp://*:5557",
     "kv_events_replay": "ZeroMQ address at which missed changes are asked for: tcp://*:5558",
     "register": "gateways to join as a replica, with commas between several: http://gateway:4000",

@@ -56,7 +56,7 @@ from local_backend.speculative import Lookups, Speculation
 
 Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
-
+DEFAULT_PROMPT_TOKENS = {"cpu": 64, "cuda": None}  # what a step of one answer costs on a CPU, two or three times
 SPECULATE_UP_TO = {"cpu": 4, "cuda": 16}  # sequences; with more the device is busy, and a wrong guess costs the others
 
 
@@ -161,9 +161,11 @@ class Engine:
 
     def _spoilt(self, seq: Sequence) -> Failed:
         """End a sequence that has no next token: its logits were no numbers, or its constraint broke on them."""
-        self.scheduler.finish(seq)
         if seq.constraint is not None and seq.constraint.error is not None:
+            self.scheduler.finish(seq)
             return Failed(seq.id, ConstraintFailed.code, seq.constraint.error[:500])
+        self.scheduler.blocks.forget(seq)
+        self.scheduler.finish(seq)
         return Failed(seq.id, BadLogits.code, "the model produced numbers that are none")
 
     def _commit_guessed(self, chunk: Chunk, sampled: Sampled, finish: str | None) -> list[TokenOut]:
@@ -234,6 +236,7 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
         max_model_len=plan.max_model_len,
+        prompt_tokens=settings.prompt_tokens or DEFAULT_PROMPT_TOKENS[runner.device.type],
     )
     if settings.kv_events is not None:
         scheduler.blocks.events = []

@@ -91,3 +91,8 @@ class HostTier:
         slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
         self._slot_of[hash_] = slot
         return slot
+
+    def drop(self, hash_: bytes) -> None:
+        """Forget this prefix, if it is here."""
+        if (slot := self._slot_of.pop(hash_, None)) is not None:
+            self._free.append(slot)

@@ -63,8 +63,17 @@ class Scheduler:
     """Running answers before newcomers; when blocks run short, whoever stands last in this step's order gives way."""
 
     def __init__(
-        self, blocks: BlockManager, *, token_budget: int, max_running: int, max_waiting: int, max_model_len: int
+        self,
+        blocks: BlockManager,
+        *,
+        token_budget: int,
+        max_running: int,
+        max_waiting: int,
+        max_model_len: int,
+        prompt_tokens: int | None = None,
     ) -> None:
+        """prompt_tokens: of prompts beside running answers in one step, and two more for each of those; None: as many
+        as the budget leaves."""
         # One sequence alone must always fit, or the oldest could wait for blocks that will never be free.
         assert blocks.blocks_for(max_model_len) <= blocks.total_blocks
         self.blocks = blocks
@@ -72,6 +81,7 @@ class Scheduler:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
+        self.prompt_tokens = prompt_tokens
         self.running: list[Sequence] = []  # in the order of their rank
         self.fairness = Fairness()
         self.preemptions = 0
@@ -123,9 +133,9 @@ class Scheduler:
 
     def plan(self) -> Step:
         """Choose the next forward pass of at most `token_budget` tokens."""
-        step, preempted = Step(self.token_budget), False
         self._rebalance()
         order, grow = self._order(), self.blocks.grow
+        step, preempted = Step(self._budget(order)), False
         for at, seq in enumerate(order):
             while seq.state is State.RUNNING and step.room:
                 count = min(len(seq.tokens) - seq.computed, step.room)
@@ -202,6 +212,14 @@ class Scheduler:
         if not several or 2 * (len(order) - len(several)) > self.token_budget:
             return order
         return [seq for seq in order if len(seq.tokens) - seq.computed == 1] + several
+
+    def _budget(self, order: list[Sequence]) -> int:
+        """Tokens of this step: where answers go on, prompts get so much that it takes about three times as long as one
+        without any. Who reads along then sees an answer slow down, not stand still."""
+        if self.prompt_tokens is None:
+            return self.token_budget
+        going = sum([1 + len(seq.draft) for seq in order if len(seq.tokens) - seq.computed == 1])
+        return min(self.token_budget, self.prompt_tokens + 3 * going) if going else self.token_budget
 
     def _next(self) -> Sequence | None:
         """Who is to be admitted next."""

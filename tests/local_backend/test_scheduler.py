@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from local_backend.block_manager import BlockManager
 from local_backend.engine import Engine
-from local_backend.errors import QueueFull
+from local_backend.errors import BadLogits, QueueFull
 from local_backend.messages import Abort, AddRequest, Sampling
 from local_backend.prefix_cache import block_hash, root_hash
 from local_backend.sampler import Sampled
@@ -86,9 +86,17 @@ def make(
     caching: bool = True,
     waiting: int = 1000,
     host: int = 0,
+    prompt_tokens: int | None = None,
 ) -> Engine:
     manager = BlockManager(blocks, block_size, prefix_caching=caching, host_slots=host)
-    scheduler = Scheduler(manager, token_budget=budget, max_running=running, max_waiting=waiting, max_model_len=MAX_LEN)
+    scheduler = Scheduler(
+        manager,
+        token_budget=budget,
+        max_running=running,
+        max_waiting=waiting,
+        max_model_len=MAX_LEN,
+        prompt_tokens=prompt_tokens,
+    )
     return Engine(scheduler, FakeRunner(blocks, block_size, budget))
 
 
@@ -120,10 +128,20 @@ class EngineMachine(RuleBasedStateMachine):
         running=st.integers(1, 6),
         caching=st.booleans(),
         host=st.integers(0, 6),
+        prompt_tokens=st.sampled_from([None, 1, 3, 9]),
     )
-    def start(self, block_size: int, spare: int, budget: int, running: int, caching: bool, host: int) -> None:
+    def start(
+        self,
+        block_size: int,
+        spare: int,
+        budget: int,
+        running: int,
+        caching: bool,
+        host: int,
+        prompt_tokens: int | None,
+    ) -> None:
         blocks = -(-MAX_LEN // block_size) + spare
-        self.engine = make(blocks, block_size, budget, running, caching=caching, host=host)
+        self.engine = make(blocks, block_size, budget, running, caching=caching, host=host, prompt_tokens=prompt_tokens)
         self.scheduler = self.engine.scheduler
         self.next_id = 0
         self.open: dict[int, tuple[list[int], Sampling, str]] = {}
@@ -243,6 +261,25 @@ def test_running_answers_are_not_held_up_by_a_long_newcomer() -> None:
         )
 
 
+def test_beside_running_answers_prompts_are_computed_in_smaller_pieces() -> None:
+    engine = make(blocks=100, block_size=2, budget=50, running=9, prompt_tokens=4)
+    runner = engine.runner
+    assert isinstance(runner, FakeRunner)
+
+    def steps(count: int) -> list[list[int]]:
+        for _ in range(count):
+            engine.step()
+        return [[tokens for _, _, tokens in step] for step in runner.steps[-count:]]
+
+    engine.take(AddRequest(0, [1] * 20, Sampling(max_tokens=4)))
+    assert steps(2) == [[20], [1]], "alone: as much as the budget allows"
+    engine.take(AddRequest(1, [2] * 8, Sampling(max_tokens=9)))
+    assert steps(1) == [[1, 6]], "four, and two for the answer"
+    engine.take(AddRequest(2, [3] * 20, Sampling(max_tokens=1)))
+    assert steps(1) == [[1, 2, 4]]
+    assert steps(2) == [[1, 6], [1, 6]]
+
+
 def test_queue_is_bounded_and_says_so() -> None:
     engine = make(blocks=24, block_size=1, budget=4, running=1, waiting=1)
     for i in range(3):
@@ -307,6 +344,34 @@ def test_what_the_cache_gave_up_comes_back_from_host_memory() -> None:
         without.step()
     without.take(AddRequest(9, first, Sampling(max_tokens=1)))
     assert without.step().tokens[0].cached_tokens < 16
+
+
+def test_what_led_to_numbers_that_are_none_is_not_found_again() -> None:
+    """A prompt in chunks: all but the last are in the cache by then, and on the host what another time left there."""
+    engine = make(blocks=6, block_size=4, budget=4, running=1, host=8)
+    first, other = [1, 2, 3, 4] * 5, [4, 3, 2, 1] * 5
+    engine.scheduler.blocks.events = []
+    sound = engine.runner
+
+    def ask(id_: int, prompt: list[int]) -> int | str:
+        engine.take(AddRequest(id_, prompt, Sampling(max_tokens=1)))
+        while True:
+            output = engine.step()
+            if output.failed:
+                return output.failed[0].code
+            if output.tokens:
+                return output.tokens[0].cached_tokens
+
+    class Broken:
+        def run(self, step: Step) -> list[Sampled | None]:
+            return [one and Sampled(None) for one in sound.run(step)]
+
+    assert [ask(0, first), ask(1, other), ask(2, first)] == [0, 0, 16]
+    engine.runner = Broken()
+    assert ask(3, first) == BadLogits.code
+    engine.runner = sound
+    assert [ask(4, first), ask(5, first)] == [0, 16]
+    assert not engine.scheduler.blocks.used_blocks
 
 
 def test_hash_depends_on_everything_before_the_block() -> None:
