@@ -10,6 +10,7 @@ from local_backend.prefix_cache import Move
 from local_backend.scheduler import Step
 
 SEVERAL = 2**40  # sorts spans of several tokens behind all single ones; no context is so long
+FEW_PAIRS = 2048  # of a token and one that it sees: up to so many a span is attended row by row, as single tokens are
 
 
 class Span(Struct, frozen=True, array_like=True, gc=False):
@@ -30,11 +31,17 @@ class Span(Struct, frozen=True, array_like=True, gc=False):
         """The position after the last token; also the context that it sees."""
         return self.start + len(self.tokens)
 
+    @property
+    def is_short(self) -> bool:
+        """True if it costs less to attend its tokens one by one than to make matrices of them."""
+        return len(self.tokens) == 1 or len(self.tokens) * self.end <= FEW_PAIRS
+
 
 class Pass(Struct, frozen=True, array_like=True, tag=True):
     """Spans side by side, and after which of their tokens logits are wanted.
 
-    Single tokens come first, those with contexts of like length together: attention takes them as one batch."""
+    Single tokens come first, those with contexts of like length together: attention takes them as one batch. Then come
+    the other short spans."""
 
     spans: list[Span]
     wanted: list[int]
@@ -63,7 +70,7 @@ def arranged(made: list[tuple[Span, int]], moves: Sequence[Move] = ()) -> tuple[
     wanted: list[int] = []
     owners: list[int] = []
     tokens = 0
-    keys = [span.start + (1 if len(span.tokens) == 1 else SEVERAL + len(span.tokens)) for span, _ in made]
+    keys = [span.start + 1 if len(span.tokens) == 1 else (2 - span.is_short) * SEVERAL + span.end for span, _ in made]
     for index in sorted(range(len(made)), key=keys.__getitem__):
         span, rows = made[index]
         spans.append(span)

@@ -130,8 +130,8 @@ class PrefillChunk:
 class AttentionBatch:
     """What attention must know about a step; the same for every layer, and made from integers once.
 
-    Spans of one token come first, shortest context first: they are attended together. The views that one kernel or
-    another wants are made when it first asks."""
+    Spans of one token come first, shortest context first: they are attended together. Then come the other short ones.
+    The views that one kernel or another wants are made when it first asks."""
 
     def __init__(self, spans: list[Span], block_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.spans = spans
@@ -141,8 +141,10 @@ class AttentionBatch:
         self.pages = [-(-(span.start + count) // block_size) for span, count in zip(spans, self.counts, strict=True)]
         self.tokens = sum(self.counts)
         self.decode_rows = self.counts.count(1)
+        self.short_rows = self.decode_rows + sum(s.count for s in spans[self.decode_rows :] if s.is_short)
         self._tiles: dict[int, torch.Tensor | None] = {}
-        self._views: dict[tuple[str, int], list[DecodeGroup] | list[PrefillChunk]] = {}
+        self._decode: dict[int, list[DecodeGroup]] = {}
+        self._prefill: dict[tuple[int, int], list[PrefillChunk]] = {}
 
     @cached_property
     def inputs(self) -> torch.Tensor:
@@ -190,17 +192,16 @@ class AttentionBatch:
 
     def decode_groups(self, window: int = 0) -> list[DecodeGroup]:
         """Single tokens, shortest context first, cut so that padding at most doubles the pages read."""
-        key = ("decode", window)
-        if key not in self._views:
-            self._views[key] = self._make_decode_groups(window)
-        return self._views[key]  # type: ignore[return-value]
+        if window not in self._decode:
+            self._decode[window] = self._make_decode_groups(window)
+        return self._decode[window]
 
-    def prefill_chunks(self, window: int = 0) -> list[PrefillChunk]:
-        """Spans of several tokens; the first of a prompt needs no pages, for it is its own context."""
-        key = ("prefill", window)
-        if key not in self._views:
-            self._views[key] = self._make_prefill_chunks(window)
-        return self._views[key]  # type: ignore[return-value]
+    def prefill_chunks(self, window: int = 0, from_row: int = 0) -> list[PrefillChunk]:
+        """Spans of several tokens, `from_row` on; the first of a prompt needs no pages, for it is its own context."""
+        key = (window, from_row)
+        if key not in self._prefill:
+            self._prefill[key] = self._make_prefill_chunks(window, from_row)
+        return self._prefill[key]
 
     def tiles(self, rows: int) -> torch.Tensor | None:
         """(n, 4) spans of several tokens in pieces of at most `rows`: span, first row, rows, position; None: none."""
@@ -236,11 +237,11 @@ class AttentionBatch:
             start = end
         return groups
 
-    def _make_prefill_chunks(self, window: int) -> list[PrefillChunk]:
+    def _make_prefill_chunks(self, window: int, from_row: int) -> list[PrefillChunk]:
         out: list[PrefillChunk] = []
         row = 0
         for index, span in enumerate(self.spans):
-            if span.count > 1:
+            if span.count > 1 and row >= from_row:
                 blocks = mask = None
                 at = torch.arange(span.start, span.end, device=self.device).unsqueeze(1)
                 if span.start:

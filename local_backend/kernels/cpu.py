@@ -1,4 +1,4 @@
-"""The fused operations on CPU: cpu.c and products.c, compiled once for this machine and called through ctypes.
+"""The fused operations on CPU: cpu.c, products.c and integers.c, compiled once for this machine, called through ctypes.
 
 A step of a small model is some 700 torch calls of 5 to 30 us each, more than its matrix products at one stream; this
 makes it a few hundred. A compiler is asked for, not required: without one the plain forms run, and the log says so.
@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.reference import ReferenceOps
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "products.c", "lanes.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "products.c", "integers.c", "lanes.h")]
 # Sums are vectorised by hand in one fixed order, so nothing here may let the compiler reorder them: no -ffast-math,
 # which with gcc before 13 would also make the whole process flush denormals.
 FLAGS = (
@@ -37,6 +38,8 @@ FLAGS = (
 )
 FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 PANEL = 16  # outputs that are computed side by side: `LANES` of lanes.h
+TILE = 64  # inputs that rows of codes are filled up to a multiple of: `TILE` of integers.c
+MOST_INPUTS = 65_536  # of 8-bit products whose sums surely fit into 32 bits
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -59,20 +62,51 @@ class CacheLayer(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Weights in the order in which `panel_product` reads them; see products.c."""
+
+    data: torch.Tensor
+    outs: int
+    form: tuple[int, int, int, int]  # bits, group, bytes of a scale, bytes of a shift
+
+    @property
+    def wide(self) -> int:
+        """Outputs of whole panels."""
+        return -(-self.outs // PANEL) * PANEL
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """8-bit weights in the order in which `byte_product` reads them, and what it takes to undo the rows' offset."""
+
+    data: torch.Tensor
+    sums: torch.Tensor
+    scale: torch.Tensor  # (outs,) float32
+
+    @property
+    def step(self) -> int:
+        """Bytes of a row of codes."""
+        return len(self.data) // len(self.sums)
+
+
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rms_norm": (POINTER, POINTER, POINTER, FLOAT, INT, INT),
     "add_rms_norm": (POINTER, POINTER, POINTER, POINTER, FLOAT, INT, INT),
     "silu_mul": (POINTER, POINTER, INT, INT),
     "rope_store": (POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
     "attend": (POINTER, POINTER, LONG, POINTER, POINTER, INT, POINTER, POINTER, INT, INT, FLOAT, FLOAT, INT),
-    "quantize_rows": (POINTER, POINTER, POINTER, INT, INT),
-    "split_rows": (POINTER, POINTER, POINTER, INT, INT),
+    "packed_bytes": (INT, INT, INT, INT, INT, INT),
+    "pack_panels": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT, INT),
+    "panel_product": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT, INT, INT),
+    "quantize_rows": (POINTER, POINTER, POINTER, INT, INT, INT),
+    "split_rows": (POINTER, POINTER, POINTER, INT, INT, INT),
     "join_planes": (POINTER, POINTER, POINTER, POINTER, INT, INT),
-    "widen": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT),
-    "weight_only": (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT),
-    "pack_halves": (POINTER, POINTER, INT, INT),
-    "half_product": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
+    "pack_bytes": (POINTER, POINTER, POINTER, INT, INT, INT),
+    "byte_product": (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
 }
+RETURNS = {"packed_bytes": LONG}
+WANT_VNNI = ("pack_bytes", "byte_product")  # not there on other processors
 
 
 def library(cache_dir: Path | None) -> ctypes.CDLL:
@@ -125,8 +159,10 @@ def _load(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise NoCompiler(f"the compiled kernels do not load: {error}") from error
     for name, arguments in SIGNATURES.items():
+        if name in WANT_VNNI and not hasattr(loaded, name):
+            continue
         function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, RETURNS.get(name)
     return loaded
 
 
@@ -148,6 +184,7 @@ class CpuOps(ReferenceOps):
         """`invariant`: prompts too are attended row by row, so that no number depends on how they were cut."""
         self.invariant = invariant
         self._c = library(cache_dir)
+        self.multiplies_bytes = hasattr(self._c, "byte_product")
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See ReferenceOps."""
@@ -214,14 +251,15 @@ class CpuOps(ReferenceOps):
         softcap: float = 0.0,
         window: int = 0,
     ) -> torch.Tensor:
-        """See ReferenceOps. Single tokens run in C; longer chunks are matrix products, which torch does better."""
+        """See ReferenceOps. Single tokens and short spans run in C, row by row; longer ones are matrix products, which
+        torch does better, but in some ten calls each."""
         if cache.dtype not in FORMS:
             return super().attend(qkv, kv_heads, cache, layer, batch, scale=scale, softcap=softcap, window=window)
         qkv = qkv.contiguous()
         tokens, all_heads, dim = qkv.shape
         heads = all_heads - 2 * kv_heads
         out = qkv.new_empty(tokens, heads, dim)
-        if rows := tokens if self.invariant else batch.decode_rows:
+        if rows := tokens if self.invariant else batch.short_rows:
             self._c.attend(
                 out.data_ptr(),
                 qkv.data_ptr(),
@@ -238,25 +276,25 @@ class CpuOps(ReferenceOps):
                 window,
             )
         if rows < tokens:
-            self.attend_prefill(out, qkv, kv_heads, cache, layer, batch, scale, softcap, window)
+            self.attend_prefill(out, qkv, kv_heads, cache, layer, batch, scale, softcap, window, from_row=rows)
         return out.flatten(1)
 
     def quantize_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens, n) float32 -> int8 codes and one scale a row (tokens, 1)."""
+        """(tokens, n) float32 -> codes for `byte_product`, and one scale a row (tokens,)."""
         x = x.contiguous()
         rows, n = x.shape
-        codes = torch.empty(rows, n, dtype=torch.int8)
-        scale = torch.empty(rows, 1)
-        self._c.quantize_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n)
+        codes = _codes(rows, n)
+        scale = torch.empty(rows)
+        self._c.quantize_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n, codes.shape[1])
         return codes, scale
 
     def split_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens, n) float32 -> int8 codes (2 tokens, n), high bytes above low ones, and one scale a row."""
+        """(tokens, n) float32 -> codes of two planes, all high bytes above all low ones, and one scale a row."""
         x = x.contiguous()
         rows, n = x.shape
-        codes = torch.empty(2 * rows, n, dtype=torch.int8)
-        scale = torch.empty(rows, 1)
-        self._c.split_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n)
+        codes = _codes(2 * rows, n)
+        scale = torch.empty(rows)
+        self._c.split_rows(codes.data_ptr(), scale.data_ptr(), x.data_ptr(), rows, n, codes.shape[1])
         return codes, scale
 
     def join_planes(
@@ -264,89 +302,84 @@ class CpuOps(ReferenceOps):
     ) -> torch.Tensor:
         """The products of the planes (2 tokens, outs) and (tokens, outs) as one (tokens, outs), in place."""
         rows, outs = low.shape
-        self._c.join_planes(
-            both.data_ptr(),
-            low.data_ptr(),
-            scale.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            rows,
-            outs,
-        )
+        self._c.join_planes(both.data_ptr(), low.data_ptr(), scale.data_ptr(), _address(bias), rows, outs)
         return both[:rows]
 
-    def weight_only(
+    def in_bytes(self, codes: torch.Tensor, scale: torch.Tensor) -> Bytes:
+        """int8 weights (outs, ins) with a scale each output, as `byte_product` reads them."""
+        codes = codes.contiguous()
+        outs, ins = codes.shape
+        assert ins <= MOST_INPUTS
+        step, wide = -(-ins // TILE) * TILE, -(-outs // (2 * PANEL)) * 2 * PANEL
+        made = Bytes(
+            torch.empty(wide * step, dtype=torch.int8),
+            torch.empty(wide, dtype=torch.int32),
+            scale.float().flatten().contiguous(),
+        )
+        self._c.pack_bytes(made.data.data_ptr(), made.sums.data_ptr(), codes.data_ptr(), outs, ins, step)
+        return made
+
+    def byte_product(
+        self, codes: torch.Tensor, rows: int, weights: Bytes, scale: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The first rows of codes times weights, as float32; `scale` (rows,) and `bias` (outs,) if they are given."""
+        outs = len(weights.scale)
+        out = torch.empty(rows, outs)
+        self._c.byte_product(
+            out.data_ptr(),
+            codes.data_ptr(),
+            _address(scale),
+            weights.data.data_ptr(),
+            weights.sums.data_ptr(),
+            weights.scale.data_ptr(),
+            _address(bias),
+            rows,
+            outs,
+            weights.step,
+        )
+        return out
+
+    def in_panels(
         self,
-        x: torch.Tensor,
         codes: torch.Tensor,
-        scale: torch.Tensor,
-        zero: torch.Tensor | None,
-        bias: torch.Tensor | None,
         *,
         bits: int,
         group: int,
-    ) -> torch.Tensor:
-        """x (tokens, ins) float32 times weights as stored: codes of 4 or 8 bits, float16 scale and zero."""
-        x = x.contiguous()
-        rows, ins = x.shape
-        out = x.new_empty(rows, len(codes))
-        self._c.weight_only(
-            out.data_ptr(),
-            x.data_ptr(),
-            codes.data_ptr(),
-            scale.data_ptr(),
-            None if zero is None else zero.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            bits,
-            group,
-            rows,
-            len(codes),
-            ins,
-        )
-        return out
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+    ) -> Panels:
+        """Weights (outs, ins), float16 or codes of the neutral form, as `panel_product` reads them.
 
-    def widen(
-        self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, *, bits: int, group: int
-    ) -> torch.Tensor:
-        """Weights as float32 (outs, ins)."""
-        outs = len(codes)
-        ins = codes.shape[1] * 2 if bits == 4 else codes.shape[1]
-        out = torch.empty(outs, ins)
-        self._c.widen(
-            out.data_ptr(),
-            codes.data_ptr(),
-            scale.data_ptr(),
-            None if zero is None else zero.data_ptr(),
-            bits,
-            group,
-            outs,
-            ins,
-        )
-        return out
+        scale, shift: (outs, groups), float16 or float32: weight = scale * code + shift, and of 4 bits scale * (code -
+        8) + shift."""
+        codes = codes.contiguous()
+        outs, stored = codes.shape
+        ins = stored * 2 if bits == 4 else stored
+        scale, shift = (None if given is None else given.contiguous() for given in (scale, shift))
+        form = (bits, group, 0 if scale is None else scale.itemsize, 0 if shift is None else shift.itemsize)
+        data = torch.empty(self._c.packed_bytes(*form, outs, ins), dtype=torch.uint8)
+        self._c.pack_panels(data.data_ptr(), codes.data_ptr(), _address(scale), _address(shift), *form, outs, ins)
+        return Panels(data, outs, form)
 
-    def pack_halves(self, weight: torch.Tensor) -> torch.Tensor:
-        """float16 weights (outs, ins) in the order in which `half_product` reads them, as one row of numbers."""
-        weight = weight.contiguous()
-        outs, ins = weight.shape
-        packed = torch.empty(-(-outs // PANEL) * PANEL * ins, dtype=torch.float16)
-        self._c.pack_halves(packed.data_ptr(), weight.data_ptr(), outs, ins)
-        return packed
-
-    def half_product(self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, outs: int) -> torch.Tensor:
+    def panel_product(self, x: torch.Tensor, weights: Panels, bias: torch.Tensor | None) -> torch.Tensor:
         """x (tokens, ins) float32 times packed weights; the bias has a number for each output of a last whole panel."""
         x = x.contiguous()
         rows, ins = x.shape
-        wide = -(-outs // PANEL) * PANEL
+        wide = weights.wide
         out = x.new_empty(rows, wide)
-        self._c.half_product(
-            out.data_ptr(),
-            x.data_ptr(),
-            packed.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            rows,
-            wide,
-            ins,
+        self._c.panel_product(
+            out.data_ptr(), x.data_ptr(), weights.data.data_ptr(), _address(bias), *weights.form, rows, wide, ins
         )
-        return out if wide == outs else out[:, :outs].contiguous()
+        return out if wide == weights.outs else out[:, : weights.outs].contiguous()
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _codes(rows: int, n: int) -> torch.Tensor:
+    """Room for rows of codes; AMX reads 16 rows at a time, whoever's they are."""
+    return torch.empty(-(-rows // PANEL) * PANEL, -(-n // TILE) * TILE, dtype=torch.uint8)
 
 
 def cache_layer(cache: KVCache, layer: int) -> Any:

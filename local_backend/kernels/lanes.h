@@ -39,6 +39,26 @@ static inline lanes load_some(const float *p, int count, float filling) {
   return load(s);
 }
 
+/* a * b + c with one rounding, or two, but the same wherever it stands: the compiler makes its own choice at each place
+   where it finds a product and a sum. */
+static inline lanes fused(lanes a, lanes b, lanes c) {
+#if defined(__AVX512F__)
+  return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  __m256 x[2], y[2], z[2];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  memcpy(z, &c, sizeof c);
+  for (int half = 0; half < 2; half++) z[half] = _mm256_fmadd_ps(x[half], y[half], z[half]);
+  memcpy(&c, z, sizeof c);
+  return c;
+#else
+  lanes product = a * b;
+  __asm__("" : "+m"(product)); /* hides from the compiler that a sum follows */
+  return product + c;
+#endif
+}
+
 static inline lanes choose(int_lanes where, lanes yes, lanes no) {
   return (lanes)(((int_lanes)yes & where) | ((int_lanes)no & ~where));
 }
@@ -107,4 +127,26 @@ static inline lanes from_bytes(signed_bytes codes) {
   for (int i = 0; i < LANES; i++) wide[i] = (float)codes[i];
 #endif
   return wide;
+}
+
+/* The four bits of each number that begin at bit `at`, less 8. */
+static inline lanes from_nibbles(int_lanes words, int at) {
+#if defined(__AVX512F__)
+  /* The table is asked with the lowest four bits of each index. */
+  const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  return (lanes)_mm512_permutexvar_ps(_mm512_srli_epi32((__m512i)words, at), table);
+#else
+  int_lanes codes = ((words >> at) & 15) - 8;
+  lanes wide;
+#if defined(__AVX2__)
+  __m256i halves[2];
+  memcpy(halves, &codes, sizeof codes);
+  __m256 low = _mm256_cvtepi32_ps(halves[0]), high = _mm256_cvtepi32_ps(halves[1]);
+  memcpy(&wide, &low, 32);
+  memcpy((char *)&wide + 32, &high, 32);
+#else
+  for (int i = 0; i < LANES; i++) wide[i] = (float)codes[i];
+#endif
+  return wide;
+#endif
 }

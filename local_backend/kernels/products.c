@@ -1,231 +1,246 @@
-/* Products with weights that are narrower than the activations: 4 and 8 bits by groups, float16 in panels; and rows of
-   activations as codes. In float32; each sum runs in one order, whatever the batch. Compiled with cpu.c. */
+/* Products with weights that are narrower than the activations: float16, or codes of 8 and 4 bits under a scale for
+   some inputs each. In float32; each sum runs in one order, whatever the batch. Compiled with cpu.c. */
 #include "lanes.h"
 
 #if defined(__AVX512F__)
-enum { TILE_ROWS = 4, TILE_OUTS = 4 }; /* sums that stay in registers */
-enum { GROUP = 16 };                   /* the same for panels: rows times panels */
+enum { GROUP = 16 }; /* sums that stay in registers: rows times panels */
 #else
-enum { TILE_ROWS = 2, TILE_OUTS = 2 };
 enum { GROUP = 4 };
 #endif
 enum { DEPTH = 256 };  /* inputs at a time: a group of rows then stays in the first cache for all panels */
 enum { AHEAD = 2048 }; /* bytes of weights that are asked of memory before they are needed */
 
-/* ---- products with quantized weights ---- */
+/* ---- weights in panels ---- */
 
-/* The bits of the largest magnitude in a row: as integers they order like the numbers, and a NaN is above infinity. */
-static inline int32_t peak_bits(const float *row, int n) {
-  int32_t peak = 0;
-  for (int i = 0; i < n; i++) {
-    int32_t bits;
-    memcpy(&bits, row + i, 4);
-    bits &= 0x7fffffff;
-    peak = bits > peak ? bits : peak;
-  }
-  return peak;
+/* Weights lie in the order in which they are read: for each DEPTH of inputs panels of LANES outputs, in a panel one
+   input after the other (4 bits: eight inputs in 32 bits of each output). A panel is made of pieces, the inputs of one
+   DEPTH under one scale; before the codes of each stand a scale for every output and, where codes have a zero, a shift:
+   weight = scale * code + shift. Either is float16 or float32: 2 or 4 bytes a number, 0 if there is none. Codes of 4
+   bits lie 8 above what they mean. */
+typedef struct {
+  int bits, group, scale_bytes, shift_bytes, n;
+} form_t;
+
+static inline int header_bytes(form_t form) { return LANES * (form.scale_bytes + form.shift_bytes); }
+
+/* How many inputs from input `k` on are of its piece. */
+static inline int piece_at(form_t form, int k) {
+  int depth = (k / DEPTH + 1) * DEPTH, group = (k / form.group + 1) * form.group, end = depth < group ? depth : group;
+  return (end < form.n ? end : form.n) - k;
 }
 
-/* Rows of x to int8, each by its own largest value: x ~ codes * scale. A row that holds a NaN gets a NaN scale. */
-void quantize_rows(int8_t *codes, float *scale, const float *x, int rows, int n) {
-#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
-  for (int t = 0; t < rows; t++) {
-    const float *row = x + (size_t)t * n;
-    int8_t *to = codes + (size_t)t * n;
-    int32_t bits = peak_bits(row, n);
-    float peak;
-    memcpy(&peak, &bits, 4);
-    float back = peak > 0 ? 127.0f / peak : 0.0f;
-    for (int i = 0; i < n; i++) to[i] = (int8_t)(int32_t)rintf(row[i] * back);
-    scale[t] = peak / 127.0f;
-  }
+/* From input `start` to `end`, both at the border of a piece. */
+static int pieces_in(form_t form, int start, int end) {
+  int count = 0;
+  for (int k = start; k < end; k += piece_at(form, k)) count++;
+  return count;
 }
 
-/* Rows of x to 16 bits in two planes: x ~ (256 * high + low) * scale. codes: the high rows, then the low ones. */
-void split_rows(int8_t *codes, float *scale, const float *x, int rows, int n) {
-#pragma omp parallel for if ((long)rows * n > PARALLEL_FROM)
-  for (int t = 0; t < rows; t++) {
-    const float *row = x + (size_t)t * n;
-    int8_t *high = codes + (size_t)t * n, *low = codes + (size_t)(rows + t) * n;
-    int32_t bits = peak_bits(row, n);
-    float peak;
-    memcpy(&peak, &bits, 4);
-    float back = peak > 0 ? 32639.0f / peak : 0.0f;
-    for (int i = 0; i < n; i++) {
-      int32_t code = (int32_t)rintf(row[i] * back), upper = (code + 128) >> 8;
-      high[i] = (int8_t)upper;
-      low[i] = (int8_t)(code - 256 * upper);
-    }
-    scale[t] = peak / 32639.0f;
-  }
+/* Of one panel. */
+static size_t panel_bytes(form_t form, int start, int end) {
+  return (size_t)pieces_in(form, start, end) * header_bytes(form) + (size_t)(end - start) * LANES * form.bits / 8;
 }
 
-/* What the planes' products come to, in the first rows of `a`: both planes of x times the high weights stand in `a`
-   (2 rows, outs), the high plane times the low weights in `b`. */
-void join_planes(float *a, const float *b, const float *scale, const float *bias, int rows, int outs) {
-#pragma omp parallel for if ((long)rows * outs > PARALLEL_FROM)
-  for (int t = 0; t < rows; t++) {
-    float *to = a + (size_t)t * outs;
-    const float *low = a + (size_t)(rows + t) * outs, *more = b + (size_t)t * outs;
-    for (int o = 0; o < outs; o++) to[o] = (to[o] + low[o] * (1.0f / 256) + more[o]) * scale[t];
-    for (int o = 0; bias && o < outs; o++) to[o] += bias[o];
-  }
+int64_t packed_bytes(int bits, int group, int scale_bytes, int shift_bytes, int outs, int n) {
+  form_t form = {bits, group, scale_bytes, shift_bytes, n};
+  return (outs + LANES - 1) / LANES * panel_bytes(form, 0, n);
 }
 
-/* One row of weights as floats: scale * (code - zero) in groups of inputs. */
-static inline void decode_row(float *to, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero, int bits,
-                              int group, int n) {
-  for (int at = 0, g = 0; at < n; at += group, g++) {
-    float s = half_to_float(scale[g]), shift = zero ? -half_to_float(zero[g]) * s : 0.0f;
-    if (bits == 8) {
-      const int8_t *c = (const int8_t *)codes + at;
-      int i = 0;
-      for (; i + LANES <= group; i += LANES) {
-        signed_bytes some;
-        memcpy(&some, c + i, sizeof some);
-        *(lanes *)(to + at + i) = from_bytes(some) * s + shift;
-      }
-      for (; i < group; i++) to[at + i] = (float)c[i] * s + shift;
-    } else {
-      for (int run = at; run < at + group; run += 2 * LANES) { /* 16 bytes: low halves first, then high ones */
-        signed_bytes pairs;
-        memcpy(&pairs, codes + run / 2, sizeof pairs);
-        *(lanes *)(to + run) = from_bytes(pairs & 15) * s + shift;
-        *(lanes *)(to + run + LANES) = from_bytes((pairs >> 4) & 15) * s + shift;
-      }
+/* One number for each output of a piece: column `at` of `from` (outs, groups). */
+static uint8_t *pack_numbers(uint8_t *to, const uint8_t *from, int bytes, int first, int outs, int groups, int at) {
+  for (int o = first; o < first + LANES; o++, to += bytes) {
+    if (o < outs)
+      memcpy(to, from + ((size_t)o * groups + at) * bytes, bytes);
+    else
+      memset(to, 0, bytes);
+  }
+  return to;
+}
+
+static inline int nibble_of(const uint8_t *row, int k) { /* of the neutral form: see neutral.py */
+  int pair = row[k / 32 * 16 + k % 16];
+  return k % 32 < 16 ? pair & 15 : pair >> 4;
+}
+
+/* Codes of LANES outputs, from input `k` to `stop`. */
+static inline __attribute__((always_inline)) void pack_codes(uint8_t *to, const uint8_t *codes, int first, int outs,
+                                                             int k, int stop, int n, int bits) {
+  int each = bits == 4 ? 8 : 1, bytes = each * bits / 8;
+  for (int o = first; o < first + LANES; o++, to += bytes) {
+    const uint8_t *row = codes + (size_t)o * n * bits / 8;
+    uint8_t *at = to;
+    for (int i = k; i < stop; i += each, at += LANES * bytes) {
+      uint32_t some = 0;
+      if (o < outs && bits == 4)
+        for (int j = 0; j < 8; j++) some |= (uint32_t)nibble_of(row, i + j) << 4 * j;
+      else if (o < outs)
+        memcpy(&some, row + (size_t)i * bytes, bytes);
+      memcpy(at, &some, bytes);
     }
   }
 }
 
-/* A tile of products: every sum is one chain over n in steps of LANES, so the tile's size cannot change a result. */
-static inline __attribute__((always_inline)) void tile(float *y, size_t step, const float *x, const float *weights,
-                                                       int rows, int outs, int n) {
-  lanes sums[TILE_ROWS][TILE_OUTS] = {{{0}}};
-  int i = 0;
-  for (; i + LANES <= n; i += LANES)
-    for (int t = 0; t < rows; t++)
-      for (int o = 0; o < outs; o++) sums[t][o] += load(x + (size_t)t * n + i) * load(weights + (size_t)o * n + i);
-  for (int t = 0; t < rows; t++)
-    for (int o = 0; o < outs; o++) {
-      float sum = total(sums[t][o]);
-      for (int j = i; j < n; j++) sum += x[(size_t)t * n + j] * weights[(size_t)o * n + j];
-      y[t * step + o] = sum;
-    }
-}
-
-/* Weights (outs, n) as floats. */
-void widen(float *to, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero, int bits, int group, int outs,
-           int n) {
-  int groups = n / group;
-  size_t bytes = (size_t)n * bits / 8;
-#pragma omp parallel for if ((long)outs * n > PARALLEL_FROM)
-  for (int o = 0; o < outs; o++)
-    decode_row(to + (size_t)o * n, codes + (size_t)o * bytes, scale + (size_t)o * groups,
-               zero ? zero + (size_t)o * groups : NULL, bits, group, n);
-}
-
-/* y (rows, outs) = x (rows, n) times weights (outs, n) as they are stored, in float32. */
-void weight_only(float *y, const float *x, const uint8_t *codes, const uint16_t *scale, const uint16_t *zero,
-                 const float *bias, int bits, int group, int rows, int outs, int n) {
-  int groups = n / group;
-  size_t bytes = (size_t)n * bits / 8;
-#pragma omp parallel if ((long)rows * outs * n > PARALLEL_FROM)
-  {
-    float *weights = aligned_alloc(64, (((size_t)TILE_OUTS * n * sizeof(float)) | 63) + 1);
-#pragma omp for schedule(static)
-    for (int o = 0; o < outs; o += TILE_OUTS) {
-      int few = outs - o < TILE_OUTS ? outs - o : TILE_OUTS;
-      for (int k = 0; k < few; k++)
-        decode_row(weights + (size_t)k * n, codes + (size_t)(o + k) * bytes, scale + (size_t)(o + k) * groups,
-                   zero ? zero + (size_t)(o + k) * groups : NULL, bits, group, n);
-      float *at = y + o;
-      int t = 0;
-      if (few == TILE_OUTS) {
-        for (; t + TILE_ROWS <= rows; t += TILE_ROWS)
-          tile(at + (size_t)t * outs, outs, x + (size_t)t * n, weights, TILE_ROWS, TILE_OUTS, n);
-        for (; t < rows; t++) tile(at + (size_t)t * outs, outs, x + (size_t)t * n, weights, 1, TILE_OUTS, n);
-      } else {
-        for (int k = 0; k < few; k++)
-          for (t = 0; t < rows; t++)
-            tile(at + (size_t)t * outs + k, outs, x + (size_t)t * n, weights + (size_t)k * n, 1, 1, n);
-      }
-      for (t = 0; bias && t < rows; t++)
-        for (int k = 0; k < few; k++) at[(size_t)t * outs + k] += bias[o + k];
-    }
-    free(weights);
-  }
-}
-
-/* ---- products with float16 weights ---- */
-
-/* Weights (outs, n) in the order in which they are read: for each DEPTH of inputs panels of LANES outputs, in a panel
-   one input after the other. `to` holds the last panel whole. */
-void pack_halves(uint16_t *to, const uint16_t *from, int outs, int n) {
-  int wide = (outs + LANES - 1) / LANES * LANES;
+/* Weights (outs, n) in panels. scale, shift: (outs, groups). What a last panel has more than `outs` is filled with
+   zeros. */
+void pack_panels(uint8_t *to, const uint8_t *codes, const uint8_t *scale, const uint8_t *shift, int bits, int group,
+                 int scale_bytes, int shift_bytes, int outs, int n) {
+  form_t form = {bits, group, scale_bytes, shift_bytes, n};
+  int groups = (n + group - 1) / group;
   for (int start = 0; start < n; start += DEPTH) {
-    int depth = n - start < DEPTH ? n - start : DEPTH;
-    for (int o = 0; o < wide; o++) {
-      uint16_t *at = to + (size_t)start * wide + (size_t)(o / LANES) * LANES * depth + o % LANES;
-      for (int k = 0; k < depth; k++) at[k * LANES] = o < outs ? from[(size_t)o * n + start + k] : 0;
+    int end = n - start < DEPTH ? n : start + DEPTH;
+    for (int first = 0; first < outs; first += LANES) {
+      for (int k = start; k < end;) {
+        int stop = k + piece_at(form, k);
+        to = pack_numbers(to, scale, scale_bytes, first, outs, groups, k / group);
+        to = pack_numbers(to, shift, shift_bytes, first, outs, groups, k / group);
+        if (bits == 16) pack_codes(to, codes, first, outs, k, stop, n, 16);
+        if (bits == 8) pack_codes(to, codes, first, outs, k, stop, n, 8);
+        if (bits == 4) pack_codes(to, codes, first, outs, k, stop, n, 4);
+        to += (size_t)(stop - k) * LANES * bits / 8;
+        k = stop;
+      }
     }
   }
 }
 
-/* y (rows, step) += x times some panels over `depth` inputs; x is (depth, rows), of which the first `real` are somebody's.
-   Every sum is one chain over the inputs, so neither rows nor panels at a time can change a result. */
-static inline __attribute__((always_inline)) void panels_of(float *y, size_t step, const float *x,
-                                                            const uint16_t *weights, int depth, int real, int rows,
-                                                            int panels) {
-  lanes sums[GROUP];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows * panels; i++)
-    sums[i] = i / panels < real ? load(y + i / panels * step + i % panels * LANES) : (lanes){0};
-  for (int k = 0; k < depth; k++) {
-    lanes wide[GROUP];
-#pragma GCC unroll 16
-    for (int p = 0; p < panels; p++) {
-      const uint16_t *at = weights + ((size_t)p * depth + k) * LANES;
-      __builtin_prefetch((const char *)at + AHEAD);
-      wide[p] = from_halves(at);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < rows * panels; i++) sums[i] += x[k * rows + i / panels] * wide[i % panels];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows * panels; i++)
-    if (i / panels < real) *(lanes *)(y + i / panels * step + i % panels * LANES) = sums[i];
+/* ---- products ---- */
+
+static inline lanes numbers_at(const uint8_t *at, int bytes) {
+  return bytes == 2 ? from_halves(at) : load((const float *)at);
 }
 
-static void panels_for(float *y, size_t step, const float *x, const uint16_t *weights, int depth, int real, int rows,
-                       int panels) {
-  switch (rows) { /* fewer rows leave registers for more panels: memory is then read in more places at once */
-#define ROWS(R)                                                                              \
-  case R:                                                                                    \
-    if (panels == GROUP / R) return panels_of(y, step, x, weights, depth, real, R, GROUP / R); \
-    for (int p = 0; p < panels; p++)                                                         \
-      panels_of(y + p * LANES, step, x, weights + (size_t)p * depth * LANES, depth, real, R, 1); \
+/* A DEPTH of inputs, as all its products need it. */
+typedef struct {
+  form_t form;
+  int start, end;
+  size_t size;  /* bytes of a panel */
+  int piece;    /* number of the first one */
+  int pieces;   /* of a whole row */
+  size_t step;  /* of y */
+} block_t;
+
+/* y += the sums (rows, panels) over a piece as what they mean; what that is stands at `numbers` in the first panel. */
+static __attribute__((noinline)) void add_piece(float *y, const lanes *sums, const float *totals,
+                                                const uint8_t *numbers, const block_t *block, int real, int panels) {
+  int scale = block->form.scale_bytes, shift = block->form.shift_bytes;
+  for (int r = 0; r < real; r++)
+    for (int p = 0; p < panels; p++, sums++) {
+      const uint8_t *at = numbers + p * block->size;
+      lanes *to = (lanes *)(y + r * block->step + p * LANES), sum = *to;
+      sum = scale ? fused(*sums, numbers_at(at, scale), sum) : sum + *sums;
+      if (shift) sum = fused((lanes){0} + totals[(size_t)r * block->pieces], numbers_at(at + LANES * scale, shift), sum);
+      *to = sum;
+    }
+}
+
+/* y (rows, step) += x times some panels over the inputs of a block; x is (inputs, rows), of which the first `real` are
+   somebody's, and `totals` (rows, pieces) the sums of x. Every sum is one chain over the inputs of a piece, and then
+   over the pieces, so neither rows nor panels at a time can change a result. */
+static inline __attribute__((always_inline)) void panels_of(float *y, const float *x, const float *totals,
+                                                            const uint8_t *weights, const block_t *block, int real,
+                                                            int rows, int panels, int bits) {
+  form_t form = block->form;
+  size_t size = block->size;
+  int left = form.group - block->start % form.group; /* of the scale that the block begins with */
+  for (int k = block->start; k < block->end; left = form.group, totals += form.shift_bytes ? 1 : 0) {
+    int piece = block->end - k < left ? block->end - k : left;
+    const uint8_t *codes = weights + header_bytes(form);
+    lanes sums[GROUP];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows * panels; i++) sums[i] = (lanes){0};
+    if (bits == 4) {
+      for (int i = 0; i < piece; i += 8) {
+#pragma GCC unroll 16
+        for (int p = 0; p < panels; p++) {
+          const uint8_t *at = codes + p * size + (size_t)i * LANES / 2;
+          __builtin_prefetch(at + AHEAD);
+          int_lanes eight = *(const int_lanes *)at;
+#pragma GCC unroll 8
+          for (int j = 0; j < 8; j++) {
+            lanes wide = from_nibbles(eight, 4 * j);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) sums[r * panels + p] += x[(i + j) * rows + r] * wide;
+          }
+        }
+      }
+    } else {
+      for (int i = 0; i < piece; i++) {
+        lanes wide[GROUP];
+#pragma GCC unroll 16
+        for (int p = 0; p < panels; p++) {
+          const uint8_t *at = codes + p * size + (size_t)i * LANES * bits / 8;
+          __builtin_prefetch(at + AHEAD);
+          if (bits == 16) {
+            wide[p] = from_halves(at);
+          } else {
+            signed_bytes some;
+            memcpy(&some, at, sizeof some);
+            wide[p] = from_bytes(some);
+          }
+        }
+#pragma GCC unroll 16
+        for (int s = 0; s < rows * panels; s++) sums[s] += x[i * rows + s / panels] * wide[s % panels];
+      }
+    }
+    add_piece(y, sums, totals, weights, block, real, panels);
+    weights = codes + (size_t)piece * LANES * bits / 8;
+    x += (size_t)piece * rows;
+    k += piece;
+  }
+}
+
+#define FOR_ROWS(NAME, BITS)                                                                                     \
+  static void NAME(float *y, const float *x, const float *totals, const uint8_t *weights, const block_t *block,  \
+                   int real, int rows, int panels) {                                                             \
+    switch (rows) { /* fewer rows leave registers for more panels: memory is then read in more places at once */ \
+      WITH(1, BITS) WITH(2, BITS) WITH(4, BITS) WIDER(BITS)                                                      \
+    }                                                                                                            \
+  }
+#define WITH(R, BITS)                                                                                           \
+  case R:                                                                                                       \
+    if (panels == GROUP / R) return panels_of(y, x, totals, weights, block, real, R, GROUP / R, BITS);          \
+    for (int p = 0; p < panels; p++)                                                                            \
+      panels_of(y + p * LANES, x, totals, weights + p * block->size, block, real, R, 1, BITS);                  \
     return;
-    ROWS(1) ROWS(2) ROWS(4)
 #if defined(__AVX512F__)
-    ROWS(8) ROWS(16)
+#define WIDER(BITS) WITH(8, BITS) WITH(16, BITS)
+#else
+#define WIDER(BITS)
 #endif
-#undef ROWS
+FOR_ROWS(halves_for, 16)
+FOR_ROWS(bytes_for, 8)
+FOR_ROWS(nibbles_for, 4)
+
+/* The sums of a row over each piece. */
+static void add_up(float *totals, const float *x, form_t form) {
+  for (int k = 0; k < form.n;) {
+    int end = k + piece_at(form, k);
+    lanes sums = {0};
+    for (; k + LANES <= end; k += LANES) sums += load(x + k);
+    float sum = total(sums);
+    for (; k < end; k++) sum += x[k];
+    *totals++ = sum;
   }
 }
 
-/* y (rows, wide) = x (rows, n) times weights as `pack_halves` left them, plus the bias (wide) if there is one; `wide` is
+/* y (rows, wide) = x (rows, n) times weights as `pack_panels` left them, plus the bias (wide) if there is one; `wide` is
    a whole number of panels. In float32 throughout. */
-void half_product(float *y, const float *x, const uint16_t *weights, const float *bias, int rows, int wide, int n) {
-  int groups = (rows + GROUP - 1) / GROUP, rest = rows - (groups - 1) * GROUP, width = 1;
+void panel_product(float *y, const float *x, const uint8_t *weights, const float *bias, int bits, int group,
+                   int scale_bytes, int shift_bytes, int rows, int wide, int n) {
+  form_t form = {bits, group, scale_bytes, shift_bytes, n};
+  int pieces = pieces_in(form, 0, n), groups = (rows + GROUP - 1) / GROUP, rest = rows - (groups - 1) * GROUP, width = 1;
   while (width < rest) width *= 2; /* of the last group */
   float *turned = rows == 1 ? NULL : aligned_alloc(64, (size_t)groups * GROUP * n * sizeof(float));
+  float *totals = shift_bytes ? malloc((size_t)rows * pieces * sizeof(float)) : NULL;
   int together = groups > 1 ? 1 : GROUP / width;
 #pragma omp parallel if ((long)rows * wide * n > PARALLEL_FROM)
   {
 #pragma omp for schedule(static)
-    for (int t = 0; t < rows; t++)
+    for (int t = 0; t < rows; t++) {
       for (int o = 0; o < wide; o += LANES)
         *(lanes *)(y + (size_t)t * wide + o) = bias ? load(bias + o) : (lanes){0};
+      if (totals) add_up(totals + (size_t)t * pieces, x + (size_t)t * n, form);
+    }
 #pragma omp for schedule(static)
     for (int g = 0; g < (turned ? groups : 0); g++) {
       int own = g < groups - 1 ? GROUP : width, real = g < groups - 1 ? GROUP : rest;
@@ -233,20 +248,28 @@ void half_product(float *y, const float *x, const uint16_t *weights, const float
       for (int t = 0; t < own; t++)
         for (int k = 0; k < n; k++) to[k * own + t] = t < real ? x[(size_t)(g * GROUP + t) * n + k] : 0.0f;
     }
-    for (int start = 0; start < n; start += DEPTH) {
-      int depth = n - start < DEPTH ? n - start : DEPTH;
+    const uint8_t *read = weights;
+    block_t block = {.form = form, .pieces = pieces, .step = wide};
+    for (block.start = 0; block.start < n; block.start = block.end) {
+      block.end = n - block.start < DEPTH ? n : block.start + DEPTH;
+      block.size = panel_bytes(form, block.start, block.end);
       /* Each thread keeps to its panels, so it need not wait for the others between depths. */
 #pragma omp for schedule(static) nowait
       for (int o = 0; o < wide; o += together * LANES) {
         int panels = (wide - o) / LANES < together ? (wide - o) / LANES : together;
-        const uint16_t *from = weights + (size_t)start * wide + (size_t)o * depth;
+        const uint8_t *from = read + (size_t)(o / LANES) * block.size;
         for (int g = 0; g < groups; g++) {
           int own = g < groups - 1 ? GROUP : width, real = g < groups - 1 ? GROUP : rest;
-          const float *rows_of = (turned ? turned : x) + (size_t)g * GROUP * n + (size_t)start * own;
-          panels_for(y + (size_t)g * GROUP * wide + o, wide, rows_of, from, depth, real, own, panels);
+          (bits == 16 ? halves_for : bits == 8 ? bytes_for : nibbles_for)(
+              y + (size_t)g * GROUP * wide + o,
+              (turned ? turned : x) + (size_t)g * GROUP * n + (size_t)block.start * own,
+              totals ? totals + (size_t)g * GROUP * pieces + block.piece : NULL, from, &block, real, own, panels);
         }
       }
+      read += (size_t)(wide / LANES) * block.size;
+      block.piece += pieces_in(form, block.start, block.end);
     }
   }
   free(turned);
+  free(totals);
 }

@@ -113,10 +113,11 @@ class ReferenceOps:
         scale: float,
         softcap: float,
         window: int,
+        from_row: int = 0,
     ) -> None:
         """Chunks of several tokens, one by one."""
         heads = out.shape[1]
-        for chunk in batch.prefill_chunks(window):
+        for chunk in batch.prefill_chunks(window, from_row):
             rows = qkv[chunk.start : chunk.end]
             if chunk.blocks is None:
                 keys = rows[:, heads : heads + kv_heads].transpose(0, 1).unsqueeze(0)

@@ -161,6 +161,12 @@ def _nonzero(scale: torch.Tensor) -> torch.Tensor:
     return scale.clamp(min=torch.finfo(torch.float16).tiny)
 
 
+def narrowest(values: torch.Tensor) -> torch.Tensor:
+    """As float16 if that loses nothing, else as float32."""
+    half = values.half()
+    return half if torch.equal(half.float(), values.float()) else values.float()
+
+
 def pack4(codes: torch.Tensor) -> torch.Tensor:
     """(outs, ins) unsigned codes below 16 -> (outs, ins / 2)."""
     outs, ins = codes.shape

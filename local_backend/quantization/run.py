@@ -11,14 +11,12 @@ import torch.nn.functional as F
 
 from local_backend.kernels.cpu import PANEL, CpuOps
 from local_backend.kernels.reference import ReferenceOps
-from local_backend.quantization.neutral import QuantizedWeight
+from local_backend.quantization.neutral import QuantizedWeight, narrowest
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """(tokens, in) -> (tokens, out)."""
 
-DECODE_UP_TO = 32  # rows; beyond them it pays to widen a block of weights once and let torch multiply
 PLANES_TOP = 127 * 256 + 127  # the largest number that two planes of int8 hold
-WIDENED_BYTES = 4 * 2**20  # of weights at a time: what stays in the cache between widening and use
 
 
 class Forms(Protocol):
@@ -53,16 +51,18 @@ class PanelLinear:
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, ops: CpuOps, scale: torch.Tensor | None = None
     ) -> None:
-        self._run, self._outs, self._scale = ops.half_product, len(weight), scale
-        self._packed = ops.pack_halves(weight if weight.dtype == torch.float16 else to_half(weight))
+        self._run, self._scale = ops.panel_product, scale
+        self._panels = ops.in_panels(
+            weight if weight.dtype == torch.float16 else to_half(weight), bits=16, group=weight.shape[1]
+        )
         self._before = self._after = None  # the bias, which a scale must not multiply
-        if bias is not None and scale is None:
-            self._before = F.pad(bias.float(), (0, -len(bias) % PANEL))
+        if scale is None:
+            self._before = of_panels(bias)
         elif bias is not None:
             self._after = bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._run(x, self._packed, self._before, self._outs)
+        out = self._run(x, self._panels, self._before)
         if self._scale is not None:
             out.mul_(self._scale)
         return out if self._after is None else out.add_(self._after)
@@ -71,6 +71,11 @@ class PanelLinear:
     def available(ops: ReferenceOps) -> bool:
         """True where panels are the fastest form: with registers for 16 rows at a time."""
         return isinstance(ops, CpuOps) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def of_panels(bias: torch.Tensor | None) -> torch.Tensor | None:
+    """A bias with a number for every output of whole panels."""
+    return None if bias is None else F.pad(bias.float(), (0, -len(bias) % PANEL))
 
 
 def to_half(weight: torch.Tensor) -> torch.Tensor:
@@ -108,45 +113,28 @@ class HalfWeightLinear:
         return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def packed_int8(codes: torch.Tensor, scale: torch.Tensor) -> Linear:
-    """int8 rows times int8 weights (outs, ins) with a scale each output, as float32; through oneDNN."""
-    onednn: Any = torch.ops.onednn
-    run, packed = onednn.qlinear_pointwise, onednn.qlinear_prepack(codes.contiguous(), None)
-    zero = torch.zeros(len(scale), dtype=torch.int32)
-
-    def product(rows: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = run(rows, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
-        return out
-
-    return product
-
-
 class Int8Linear:
-    """int8 weights (a scale each output) times int8 activations (a scale each token), through oneDNN.
+    """int8 weights (a scale each output) times int8 activations (a scale each token): integers.c.
 
-    Wants VNNI or AMX: there 8-bit products are summed in 32 bits without saturating. The sum is exact, so neither batch
-    size nor tiling can change a result, and one user's outliers touch no other row."""
+    Wants VNNI, and is faster with AMX: there 8-bit products are summed in 32 bits without saturating. The sum is exact,
+    so neither batch size nor tiling can change a result, and one user's outliers touch no other row."""
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, ops: CpuOps) -> None:
-        self._run = packed_int8(weight.codes, weight.scale.float().flatten().contiguous())
-        self._bias = None if bias is None else bias.float()
-        self._quantize = ops.quantize_rows
+        self._ops, self._weights = ops, ops.in_bytes(weight.codes, weight.scale)
+        self._bias = None if bias is None else bias.float().contiguous()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        codes, scale = self._quantize(x)
-        out = self._run(codes)
-        out.mul_(scale)
-        return out if self._bias is None else out.add_(self._bias)
+        codes, scale = self._ops.quantize_rows(x)
+        return self._ops.byte_product(codes, len(x), self._weights, scale, self._bias)
 
     @staticmethod
     def available(ops: ReferenceOps) -> bool:
-        """True on a processor with VNNI, with our own kernels beside it."""
-        supported: Any = torch.cpu
-        return isinstance(ops, CpuOps) and bool(supported._is_vnni_supported())
+        """True on a processor with VNNI, with our own kernels."""
+        return isinstance(ops, CpuOps) and ops.multiplies_bytes
 
 
 class PlanesLinear:
-    """Weights and activations in 16 bits, each as two planes of int8: three exact integer products through oneDNN.
+    """Weights and activations in 16 bits, each as two planes of int8: three exact integer products.
 
     Two bytes a weight, like float16. Numbers are exact to 2**-16 of the largest in their row: a product errs by 1e-4,
     where bfloat16 would by 3e-3. With AMX's units for 8-bit products this is 2 to 3 times as fast as float16 widened
@@ -159,13 +147,15 @@ class PlanesLinear:
         high = (codes + 128) >> 8  # 127 at most, as 32639 + 128 is the largest int16
         low = codes - 256 * high
         self._ops = ops
-        self._high = packed_int8(high.to(torch.int8), scale * 65536.0)
-        self._low = packed_int8(low.to(torch.int8), scale * 256.0)
+        self._high = ops.in_bytes(high.to(torch.int8), scale * 65536.0)
+        self._low = ops.in_bytes(low.to(torch.int8), scale * 256.0)
         self._bias = None if bias is None else bias.float().contiguous()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        run, rows = self._ops.byte_product, len(x)
         codes, scale = self._ops.split_rows(x)
-        return self._ops.join_planes(self._high(codes), self._low(codes[: len(x)]), scale, self._bias)
+        both, low = run(codes, 2 * rows, self._high, None, None), run(codes, rows, self._low, None, None)
+        return self._ops.join_planes(both, low, scale, self._bias)
 
     @staticmethod
     def available(ops: ReferenceOps) -> bool:
@@ -200,38 +190,25 @@ class SevenBitLinear:
 
 
 class WeightOnlyLinear:
-    """Codes of 4 or 8 bits under float32 activations, widened on the way. Nothing but the codes is lost."""
+    """Codes of 4 or 8 bits under float32 activations, widened on the way (products.c). Nothing is lost but by the
+    codes, and no sum depends on the batch."""
 
-    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, ops: CpuOps, *, invariant: bool) -> None:
-        self._ops, self._invariant = ops, invariant
-        self._bias = None if bias is None else bias.float().contiguous()
-        self.bits, self.group = weight.bits, weight.group
-        self._codes = weight.codes.clone(memory_format=torch.contiguous_format)
-        self._scale = weight.scale.half().contiguous()
-        self._zero = None if weight.zero is None else weight.zero.half().contiguous()
-        self._order = weight.order
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, ops: CpuOps) -> None:
+        scale = weight.scale.float()
+        zero = torch.zeros(1) if weight.zero is None else weight.zero.float()
+        # Products take 4-bit codes as -8 to 7: most zeros are 8, and then nothing is to be added.
+        shift = (8.0 - zero if weight.bits == 4 else -zero) * scale
+        self._run, self._bias, self._order = ops.panel_product, of_panels(bias), weight.order
+        self._panels = ops.in_panels(
+            weight.codes,
+            bits=weight.bits,
+            group=weight.group,
+            scale=narrowest(scale),
+            shift=narrowest(shift) if bool(shift.any()) else None,
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._order is not None:
-            x = x[:, self._order]
-        if len(x) <= DECODE_UP_TO or self._invariant:
-            return self._ops.weight_only(
-                x, self._codes, self._scale, self._zero, self._bias, bits=self.bits, group=self.group
-            )
-        outs, ins = len(self._codes), x.shape[1]
-        out = x.new_empty(len(x), outs)
-        step = max(1, WIDENED_BYTES // (4 * ins))
-        for start in range(0, outs, step):
-            end = min(start + step, outs)
-            wide = self._ops.widen(
-                self._codes[start:end],
-                self._scale[start:end],
-                None if self._zero is None else self._zero[start:end],
-                bits=self.bits,
-                group=self.group,
-            )
-            torch.mm(x, wide.t(), out=out[:, start:end])
-        return out if self._bias is None else out.add_(self._bias)
+        return self._run(x if self._order is None else x[:, self._order], self._panels, self._bias)
 
 
 class CpuForms:
@@ -273,7 +250,7 @@ class CpuForms:
             if HalfWeightLinear.available():
                 return SevenBitLinear(matrix, bias)
         if isinstance(self.ops, CpuOps) and (matrix.bits == 8 or matrix.group % 32 == 0):
-            return WeightOnlyLinear(matrix, bias, self.ops, invariant=self.invariant)
+            return WeightOnlyLinear(matrix, bias, self.ops)
         return self._plain(matrix.dequantize(), bias)
 
     def _plain(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

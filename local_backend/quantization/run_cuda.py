@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from local_backend.quantization.neutral import E4M3_MAX, QuantizedWeight
+from local_backend.quantization.neutral import E4M3_MAX, QuantizedWeight, narrowest
 from local_backend.quantization.run import DenseLinear, Linear
 
 INT_MM_ROWS = 32  # cuBLASLt's int8 product wants more than 16 rows; fewer are padded
@@ -55,8 +55,8 @@ class CudaWeightOnlyLinear:
         from local_backend.kernels.triton_ops import weight_only  # only CUDA's torch brings triton
 
         self._run, self._group = weight_only, weight.group
-        self._codes, self._scale = weight.codes.contiguous(), weight.scale.half().contiguous()
-        self._zero = None if weight.zero is None else weight.zero.half().contiguous()
+        self._codes, self._scale = weight.codes.contiguous(), narrowest(weight.scale).contiguous()
+        self._zero = None if weight.zero is None else narrowest(weight.zero).contiguous()
         self._order = weight.order
         self._bias = None if bias is None else bias.to(dtype)
 

@@ -44,7 +44,7 @@ def fused() -> CpuOps:
 
 
 def step(block_size: int, chunks: list[tuple[int, int]]) -> AttentionBatch:
-    """Chunks (start, count) of sequences whose blocks lie scattered; single tokens must come first."""
+    """Chunks (start, count) of sequences whose blocks lie scattered; single tokens must come first, then short ones."""
     made = []
     next_block = 40
     for start, count in chunks:
@@ -77,7 +77,11 @@ def test_norms_and_gate_equal_the_plain_forms(fused: CpuOps, rows: int, width: i
 
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"softcap": 3.0}, {"window": 7, "softcap": 2.0}], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("chunks", [[(0, 1)], [(3, 1), (16, 1), (40, 1)], [(9, 1), (0, 12), (20, 9)]], ids=str)
+@pytest.mark.parametrize(
+    "chunks",
+    [[(0, 1)], [(3, 1), (16, 1), (40, 1)], [(9, 1), (0, 12), (20, 9)], [(9, 1), (4, 3), (0, 50), (13, 43)]],
+    ids=str,
+)
 def test_rope_store_and_attention_equal_the_plain_forms(
     fused: CpuOps, shape: tuple[int, int, int, int], chunks: list[tuple[int, int]], options: dict[str, Any]
 ) -> None:
@@ -172,9 +176,32 @@ def test_weight_only_products_are_those_of_the_dequantized_matrix(
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
     packed = quantize(weight, SCHEMES[scheme])
-    for invariant in (False, True):
-        out = WeightOnlyLinear(packed, bias, fused, invariant=invariant)(x)
-        torch.testing.assert_close(out, reference_product(packed.dequantize(), x) + bias, atol=2e-3, rtol=1e-3)
+    linear = WeightOnlyLinear(packed, bias, fused)
+    out = linear(x)
+    torch.testing.assert_close(out, reference_product(packed.dequantize(), x) + bias, atol=2e-3, rtol=1e-3)
+    for row in range(rows):
+        assert torch.equal(linear(x[row : row + 1])[0], out[row])
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float16 scales", "float32 scales"])
+@pytest.mark.parametrize(
+    ("bits", "group", "ins"), [(8, 16, 256), (8, 40, 600), (8, 300, 300), (4, 96, 576), (4, 512, 512)]
+)
+def test_scales_of_any_length_and_zeros_are_those_of_the_plain_form(
+    fused: CpuOps, bits: int, group: int, ins: int, wide: bool
+) -> None:
+    torch.manual_seed(ins)
+    outs, groups = 50, ins // group
+    codes = torch.randint(0, 16, (outs, ins), dtype=torch.uint8) if bits == 4 else torch.randint(-128, 128, (outs, ins))
+    packed = pack4(codes) if bits == 4 else codes.to(torch.int8)
+    scale, x = torch.rand(outs, groups) * 0.1, torch.randn(19, ins)
+    scale = scale if wide else scale.half()
+    for zero in (None, torch.full((outs, groups), 8.0), torch.randn(outs, groups) * 5):
+        weight = QuantizedWeight(packed, scale, zero, group)
+        wanted = reference_product(weight.dequantize(), x)
+        torch.testing.assert_close(
+            WeightOnlyLinear(weight, None, fused)(x), wanted, atol=1e-6 * float(wanted.abs().max()), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("shape", [*MATRICES, (16, 1), (50, 300), (259, 513)], ids=str)
@@ -254,5 +281,5 @@ def test_inputs_that_were_sorted_are_put_in_order_first(fused: CpuOps) -> None:
     packed = quantize(torch.randn(32, 64), SCHEMES["int4wo"])
     packed = QuantizedWeight(packed.codes, packed.scale, packed.zero, packed.group, order)
     x = torch.randn(3, 64)
-    out = WeightOnlyLinear(packed, None, fused, invariant=False)(x)
+    out = WeightOnlyLinear(packed, None, fused)(x)
     torch.testing.assert_close(out, reference_product(packed.dequantize(), x), atol=2e-3, rtol=1e-3)
