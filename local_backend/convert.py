@@ -1,4 +1,7 @@
-"""GGUF -> a Hugging Face directory: float16 safetensors, config and tokenizer. No torch; done once, then kept.
+"""GGUF -> a directory as the engine reads it: safetensors, config and tokenizer. No torch; done once, then kept.
+
+Quantized matrices stay what they are, in the neutral form; or all is widened to float16, and the directory is one of
+Hugging Face's that others read, too.
 
 Source: GGUF specification (ggml docs/gguf.md) and llama.cpp's convert_hf_to_gguf.py, which this undoes; read 2026-11.
 """
@@ -16,11 +19,13 @@ from gguf.quants import dequantize
 from safetensors.numpy import save_file
 
 from local_backend.errors import ModelUnavailable
+from local_backend.quantization import gguf_blocks
 from local_backend.storage import make_directory
 from local_backend.tokenizer_import import tokenizer_from_gguf
 
 Q = GGMLQuantizationType
-QUANTIZATIONS = {Q.F32, Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K}
+QUANTIZATIONS = {Q.F32, Q.F16, Q.BF16, *gguf_blocks.TAKE}
+QUANTIZED = {"quantization_config": {"quant_method": "farebox"}}
 
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -43,8 +48,10 @@ MODEL_NAMES = {
 Progress = Callable[[int, int | None, str], None]
 
 
-def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
+def convert_gguf(path: Path, target: Path, progress: Progress | None = None, *, widened: bool = False) -> None:
     """Write the model of a GGUF file into the empty directory `target`. The caller makes the result visible at once.
+
+    widened: quantized matrices as float16.
 
     Raises ModelUnavailable for a file that is broken, of another architecture, or in a quantization not known here."""
     try:
@@ -61,11 +68,20 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for tensor in reader.tensors:
         name = hf_name(tensor.name)
-        tensors[name] = _half(_unpermuted(tensor, _values(tensor, path), config))
+        if tensor.tensor_type in gguf_blocks.TAKE and not widened:
+            config |= QUANTIZED
+            for part, values in gguf_blocks.neutral(tensor.data, tensor.tensor_type).items():
+                tensors[f"{name.removesuffix('weight')}{part}"] = _unpermuted(tensor, values, config)
+        else:
+            tensors[name] = _half(_unpermuted(tensor, _values(tensor, path), config))
         done += int(tensor.n_bytes)
         if progress is not None:
             progress(done, total, "converting weights")
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: np.ascontiguousarray(values) for name, values in tensors.items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (target / "config.json").write_bytes(msgspec.json.encode(config))
     tokenizer_from_gguf(fields, target)
 

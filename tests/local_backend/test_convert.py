@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,10 @@ from transformers import AutoModelForCausalLM
 from local_backend.convert import LAYER_NAMES, MODEL_NAMES, convert_gguf, converted
 from local_backend.errors import ModelUnavailable
 from local_backend.model_config import read_model_config
+from local_backend.quantization.gguf_blocks import TAKE, neutral
+from local_backend.quantization.neutral import QuantizedWeight
 from local_backend.tokenizer import Tokenizer, byte_level_alphabet
+from local_backend.weights import Weights
 from tests.local_backend.support import SPECIAL, greedy, make_engine, make_tiny_model, run_all
 
 Q = GGMLQuantizationType
@@ -47,8 +50,16 @@ def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     )
 
 
-def write_gguf(path: Path, folder: Path, quantization: Q, *, architecture: str = "llama", pre: str = "smollm") -> None:
-    """A GGUF file of the model in `folder`, as llama.cpp's converter would write it."""
+def write_gguf(
+    path: Path,
+    folder: Path,
+    quantization: Q,
+    *,
+    architecture: str = "llama",
+    pre: str = "smollm",
+    forms: dict[str, Q] | None = None,
+) -> None:
+    """A GGUF file of the model in `folder`, as llama.cpp's converter would write it; `forms`: of some, by name."""
     config = read_model_config(folder)
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position)
@@ -72,44 +83,80 @@ def write_gguf(path: Path, folder: Path, quantization: Q, *, architecture: str =
         for part, heads in (("q_proj", config.heads), ("k_proj", config.kv_heads)):
             if part in name:
                 values = permuted(values, heads)
-        if values.ndim == 1 or quantization == Q.F32:
+        form = next((own for part, own in (forms or {}).items() if part in name), quantization)
+        if values.ndim == 1 or form == Q.F32:
             writer.add_tensor(gguf_name(name), values)
         else:
-            data = quantize(values, quantization)
-            writer.add_tensor(gguf_name(name), data, raw_dtype=quantization)
+            writer.add_tensor(gguf_name(name), quantize(values, form), raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+@pytest.mark.parametrize("widened", [False, True], ids=["as stored", "widened"])
 @pytest.mark.parametrize("quantization", [Q.F32, Q.F16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1], ids=lambda q: q.name)
-def test_gguf_gives_the_weights_it_was_made_from(tmp_path: Path, quantization: Q) -> None:
+def test_gguf_gives_the_weights_it_was_made_from(tmp_path: Path, quantization: Q, widened: bool) -> None:
     make_tiny_model(tmp_path / "hf", **WIDE)
     write_gguf(tmp_path / "tiny.gguf", tmp_path / "hf", quantization)
     notes: list[tuple[int, int | None, str]] = []
     (tmp_path / "out").mkdir()
-    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "out", lambda *note: notes.append(note))
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "out", lambda *note: notes.append(note), widened=widened)
     assert notes[-1][0] == notes[-1][1]
-    got = load_file(tmp_path / "out" / "model.safetensors")
+    got = Weights(tmp_path / "out", torch.device("cpu"))
+    coded = quantization in TAKE and not widened
     for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
         values = tensor.float().numpy()
-        if values.ndim == 2 and quantization != Q.F32:
+        if values.ndim == 1:
+            assert torch.equal(got.get(name, *values.shape), tensor.float())
+            continue
+        if quantization != Q.F32:
             # Blocks run along a row and permuting moves whole rows: quantizing before or after is the same.
             values = dequantize(quantize(values, quantization), quantization)
-        torch.testing.assert_close(got[name].float(), torch.from_numpy(values), atol=1e-4, rtol=1e-3)
+        matrix = got.matrix(name.removesuffix(".weight"), *values.shape)
+        assert isinstance(matrix, QuantizedWeight) == coded
+        plain = matrix.dequantize() if isinstance(matrix, QuantizedWeight) else matrix.float()
+        loss = {"atol": 1e-7, "rtol": 1e-6} if coded else {"atol": 1e-4, "rtol": 1e-3}
+        torch.testing.assert_close(plain, torch.from_numpy(values), **loss)
     theirs, ours = read_model_config(tmp_path / "hf"), read_model_config(tmp_path / "out")
     for field in ("heads", "kv_heads", "head_dim", "layers", "vocab_size", "tied_embeddings", "eos_token_ids"):
         assert getattr(ours, field) == getattr(theirs, field)
     assert ours.norm_eps == pytest.approx(theirs.norm_eps)
 
 
-def test_converted_model_says_what_transformers_says(tmp_path: Path) -> None:
+SCALES_AT = {Q.Q6_K: (208,)} | dict.fromkeys((Q.Q4_1, Q.Q5_1, Q.Q4_K, Q.Q5_K), (0, 2))
+"""Where in a block its float16 numbers stand, if not at its beginning alone."""
+
+
+@pytest.mark.parametrize("kind", TAKE, ids=lambda q: q.name)
+def test_every_block_that_can_be_is_read_as_what_it_means(kind: Q) -> None:
+    """The library quantizes to few of these forms; but any bytes are blocks, if only their scales are numbers."""
+    chance = np.random.default_rng(3)
+    inputs, size = GGML_QUANT_SIZES[kind]
+    blocks = chance.integers(0, 256, (40 * 3, size), dtype=np.uint8)
+    for at in SCALES_AT.get(kind, (0,)):
+        numbers = chance.standard_normal((len(blocks), 1)).astype(np.float16)
+        numbers[::7] = 0
+        blocks[:, at : at + 2] = numbers.view(np.uint8)
+    data = blocks.reshape(40, -1)
+    found = {name: torch.from_numpy(values) for name, values in neutral(data, kind).items()}
+    scale, outs = found["scale"], len(data)
+    read = QuantizedWeight(found["codes"], scale, found.get("zero"), 3 * inputs // scale.shape[1])
+    assert read.shape == (outs, 3 * inputs)
+    wanted = torch.from_numpy(dequantize(data, kind))
+    assert wanted.isfinite().all()
+    # A weight is a difference of two numbers: what rounding is left is of the larger one.
+    torch.testing.assert_close(read.dequantize(), wanted, atol=2e-7 * float(wanted.abs().max()), rtol=1e-6)
+
+
+def test_a_converted_model_says_what_transformers_says_of_its_widened_self(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "hf", **WIDE, tie_word_embeddings=False)
     write_gguf(tmp_path / "tiny.gguf", tmp_path / "hf", Q.Q8_0)
     folder = converted(tmp_path / "tiny.gguf", tmp_path / "data")
     assert converted(tmp_path / "tiny.gguf", tmp_path / "data") == folder, "made once"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    (tmp_path / "wide").mkdir()
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "wide", widened=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype=torch.float32)
     prompt = Tokenizer(folder).encode("12 é", special=True)
     assert len(prompt) == 5
     assert Tokenizer(folder).encode("cab", special=True) == [3 + ord("c"), 259]
@@ -119,6 +166,20 @@ def test_converted_model_says_what_transformers_says(tmp_path: Path) -> None:
     assert output == likeliest[len(prompt) - 1 : -1]
     os.utime(tmp_path / "tiny.gguf", (1, 1))
     assert converted(tmp_path / "tiny.gguf", tmp_path / "data") != folder, "a changed file is another model"
+
+
+def test_matrices_of_one_product_may_differ_in_form(tmp_path: Path) -> None:
+    """As files of llama.cpp do: 4 bits for most, more where a layer can bear less."""
+    make_tiny_model(tmp_path / "hf", **WIDE)
+    forms = {"v_proj": Q.Q8_0, "gate_proj": Q.F16}
+    write_gguf(tmp_path / "mixed.gguf", tmp_path / "hf", Q.Q4_0, forms=forms)
+    folder = converted(tmp_path / "mixed.gguf", tmp_path / "data")
+    (tmp_path / "wide").mkdir()
+    convert_gguf(tmp_path / "mixed.gguf", tmp_path / "wide", widened=True)
+    prompts = [[5, 6, 7], [40, 41, 42, 43]]
+    assert run_all(make_engine(folder), prompts, greedy(12)) == run_all(
+        make_engine(tmp_path / "wide"), prompts, greedy(12)
+    )
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ class Constant:
 def soak(minutes: float, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Mixed traffic for so long: streams, long prompts, constraints, clients that leave, bad requests.
 
-    Says a line now and then. Returns: requests, failures, and resident memory at the start and end of the second half,
-    when the cache is full of pages that were touched."""
+    Says a line now and then. Returns: requests, failures with the first reasons, and of the second half, when the cache
+    is full of touched pages, resident memory at its start and end and its slope."""
     model = pull(SMOLLM2, cache_dir(), lambda done, total, note: None)
     with running_engine(model, "--served-name", SMOLLM2, "--kv-cache-bytes", "128MiB") as engine:
         return asyncio.run(_soak(engine, 60 * minutes, say))
@@ -150,6 +150,7 @@ async def _soak(engine: EngineProcess, seconds: float, say: Callable[[dict[str, 
     begun = time.monotonic()
     counts = {"asked": 0, "refused as they should": 0, "left": 0, "failed": 0}
     seen: list[dict[str, Any]] = []
+    why: list[str] = []
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=engine.url, timeout=600, limits=limits) as http:
 
@@ -160,14 +161,15 @@ async def _soak(engine: EngineProcess, seconds: float, say: Callable[[dict[str, 
                 counts["asked"] += 1
                 try:
                     await _one(http, number, n, counts)
-                except (AssertionError, httpx.HTTPError):
+                except (AssertionError, httpx.HTTPError) as error:
                     counts["failed"] += 1
+                    why.append(f"{(number + n) % 5}: {error!r}"[:300])
 
         async def watch() -> None:
             pids = [engine.process.pid, *children_of(engine.process.pid)]
             while time.monotonic() - begun < seconds:
                 await asyncio.sleep(seconds / 20)
-                line = {"s": round(time.monotonic() - begun), "rss_mib": [rss_mib(pid) for pid in pids]} | counts
+                line = {"s": round(time.monotonic() - begun, 2), "rss_mib": [rss_mib(pid) for pid in pids]} | counts
                 seen.append(line)
                 say(line)
 
@@ -180,8 +182,16 @@ async def _soak(engine: EngineProcess, seconds: float, say: Callable[[dict[str, 
                 break
             assert time.monotonic() < until, "blocks are still held when nobody asks any more"
             await asyncio.sleep(0.05)
-    half, last = seen[len(seen) // 2]["rss_mib"], seen[-1]["rss_mib"]
-    return counts | {"minutes": round(seconds / 60, 1), "rss_mib_half": half, "rss_mib_end": last, "blocks_held": 0}
+    late = seen[len(seen) // 2 :]
+    slope = statistics.linear_regression([line["s"] for line in late], [sum(line["rss_mib"]) for line in late]).slope
+    return counts | {
+        "why": why[:10],
+        "minutes": round(seconds / 60, 1),
+        "rss_mib_half": late[0]["rss_mib"],
+        "rss_mib_end": late[-1]["rss_mib"],
+        "rss_mib_h": round(3600 * slope, 1),
+        "blocks_held": 0,
+    }
 
 
 async def _one(http: httpx.AsyncClient, number: int, n: int, counts: dict[str, int]) -> None:
