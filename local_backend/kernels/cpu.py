@@ -275,8 +275,8 @@ class CpuOps(ReferenceOps):
                 softcap,
                 window,
             )
-        if rows < tokens:
-            self.attend_prefill(out, qkv, kv_heads, cache, layer, batch, scale, softcap, window, from_row=rows)
+        for chunk in batch.prefill_chunks(window, rows) if rows < tokens else ():
+            self.attend_chunk(out, qkv, kv_heads, cache, layer, chunk, scale, softcap)
         return out.flatten(1)
 
     def quantize_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

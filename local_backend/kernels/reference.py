@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from local_backend.kernels.cache import AttentionBatch, KVCache
+from local_backend.kernels.cache import AttentionBatch, KVCache, PrefillChunk
 
 
 class ReferenceOps:
@@ -113,35 +113,48 @@ class ReferenceOps:
         scale: float,
         softcap: float,
         window: int,
-        from_row: int = 0,
     ) -> None:
         """Chunks of several tokens, one by one."""
+        for chunk in batch.prefill_chunks(window):
+            self.attend_chunk(out, qkv, kv_heads, cache, layer, chunk, scale, softcap)
+
+    def attend_chunk(
+        self,
+        out: torch.Tensor,
+        qkv: torch.Tensor,
+        kv_heads: int,
+        cache: KVCache,
+        layer: int,
+        chunk: PrefillChunk,
+        scale: float,
+        softcap: float,
+    ) -> None:
+        """One of them; its window is in its mask."""
         heads = out.shape[1]
-        for chunk in batch.prefill_chunks(window, from_row):
-            rows = qkv[chunk.start : chunk.end]
-            if chunk.blocks is None:
-                keys = rows[:, heads : heads + kv_heads].transpose(0, 1).unsqueeze(0)
-                values = rows[:, heads + kv_heads :].transpose(0, 1).unsqueeze(0)
-            else:
-                keys, values = cache.gather(layer, chunk.blocks, qkv.dtype)
-            query = rows[:, :heads].transpose(0, 1).unsqueeze(0)
-            mask = chunk.mask
-            if softcap:
-                keys, values = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (keys, values))
-                if mask is None:
-                    mask = causal_mask(len(rows), qkv.dtype, qkv.device)
-                attended = scaled_dot_product(query, keys, values, mask, scale, softcap)
-            else:
-                attended = F.scaled_dot_product_attention(
-                    query,
-                    keys,
-                    values,
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    scale=scale,
-                    enable_gqa=heads != kv_heads,
-                )
-            out[chunk.start : chunk.end] = attended[0].transpose(0, 1)
+        rows = qkv[chunk.start : chunk.end]
+        if chunk.blocks is None:
+            keys = rows[:, heads : heads + kv_heads].transpose(0, 1).unsqueeze(0)
+            values = rows[:, heads + kv_heads :].transpose(0, 1).unsqueeze(0)
+        else:
+            keys, values = cache.gather(layer, chunk.blocks, qkv.dtype)
+        query = rows[:, :heads].transpose(0, 1).unsqueeze(0)
+        mask = chunk.mask
+        if softcap:
+            keys, values = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (keys, values))
+            if mask is None:
+                mask = causal_mask(len(rows), qkv.dtype, qkv.device)
+            attended = scaled_dot_product(query, keys, values, mask, scale, softcap)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=heads != kv_heads,
+            )
+        out[chunk.start : chunk.end] = attended[0].transpose(0, 1)
 
 
 def scaled_dot_product(
