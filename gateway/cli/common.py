@@ -299,7 +299,15 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, Elsewhere):
         return error.failure
     code, fix = _classify(error)
-    return None if code is None else Failure(type(error).__name__, str(error), fix, code)
+    return None if code is None else Failure(type(error).__name__, _said(error), fix, code)
+
+
+def _said(error: Exception) -> str:
+    from billing.errors import InsufficientFunds
+
+    if isinstance(error, InsufficientFunds):  # Its own words are in pUSD.
+        return f"{error.account}: {usd(error.wanted_pusd)} USD wanted, {usd(error.available_pusd)} USD available"
+    return str(error)
 
 
 def _classify(error: Exception) -> tuple[int | None, str]:

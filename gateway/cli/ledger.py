@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -23,8 +24,14 @@ from gateway.cli.common import (
     usd,
 )
 from gateway.cli.keys import key_admin
+from gateway.cli.site import acting
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 app = App(name="ledger")
+
+ACTOR = "farebox ledger"
 
 
 @app.command
@@ -114,6 +121,7 @@ async def open_(
             await accounts.create_organisation(db, account, name, at_ns=time.time_ns())
             await accounts.set_credit_limit(db, account, limit_pusd)
             await money.set_currency(db, account, currency)
+            await _note(db, "organisations.create", account, name=name, limit_usd=_limit(limit_pusd), currency=currency)
     except IntegrityError as error:
         raise Problem(f"{name!r} or {account!r} is there already", fix="`farebox ledger organisations`") from error
     except ValueError as error:
@@ -137,6 +145,7 @@ async def limit(organisation_id: str, amount: str, /, *, common: Changes = CHANG
             async with writing(engine) as db:
                 organisation_id = await organisation_of(db, organisation_id)
                 await accounts.set_credit_limit(db, organisation_id, limit_pusd)
+                await _note(db, "ledger.limit", organisation_id, limit_usd=_limit(limit_pusd))
             async with key_admin(settings, engine) as keys:
                 await keys.changed()
     except ValueError as error:
@@ -157,11 +166,23 @@ async def currency(organisation_id: str, currency: str, /, *, common: Changes = 
         async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
             organisation_id = await organisation_of(db, organisation_id)
             await money.set_currency(db, organisation_id, currency)
+            await _note(db, "ledger.currency", organisation_id, currency=currency)
     except ValueError as error:
         raise Problem(str(error), fix="`farebox ledger currency ORGANISATION EUR`", code=WRONG_USAGE) from error
     value = {"organisation": organisation_id, "currency": currency}
     emit(common, value, lambda: f"invoices of {organisation_id} are shown in {currency}")
     return OK
+
+
+def _limit(limit_pusd: int | None) -> str:
+    return usd(limit_pusd) or "none"
+
+
+async def _note(db: AsyncConnection, action: str, organisation_id: str, **after: str) -> None:
+    from gateway import audit
+
+    now_ns = time.time_ns()
+    await audit.append(db, actor=acting(ACTOR), action=action, subject=organisation_id, at_ns=now_ns, after=after)
 
 
 @app.command

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
@@ -23,8 +23,9 @@ from gateway.cli.common import (
     day_ns,
     emit,
     make_table,
+    organisation_of,
 )
-from gateway.cli.site import Read, read_file
+from gateway.cli.site import Read, acting, read_file
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from gateway.config import PricedUnit, Settings
 
 app = App(name="prices")
+
+ACTOR = "farebox prices"
 
 Usd = Annotated[Decimal | None, Parameter(help="USD per million tokens.")]
 _SHOWN = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_5m_tokens")
@@ -152,6 +155,8 @@ async def set_(
         async with writing(engine) as db:
             now_ns = time.time_ns()
             sheet = await set_price(db, provider, model, sale, cost, at_ns=now_ns, variant=variant_of(variant))
+            after = {"id": sheet.id, "variant": sheet.variant, "said": _told(input, output, per)}
+            await _note(db, "prices.set", f"{provider}/{model}", now_ns, after)
             waited = await _post_waiting(db, now_ns)
         posted = await _added_up(settings, engine, waited)
     value_out = {"provider": provider, "model": model, "variant": sheet.variant, "price_id": sheet.id, "posted": posted}
@@ -239,6 +244,8 @@ async def import_(file: Read, /, *, provider: str = "", replace: bool = False, c
         async with writing(engine) as db:
             now_ns = time.time_ns()
             count = await import_prices(db, chosen, file.name, at_ns=now_ns)
+            after = {"listed": len(listed), "imported": count, "kept": kept, "replace": replace}
+            await _note(db, "prices.import", file.name, now_ns, after)
             waited = await _post_waiting(db, now_ns)
         posted = await _added_up(settings, engine, waited)
     value = {"listed": len(listed), "imported": count, "disagreeing_and_kept": kept, "posted": posted}
@@ -276,7 +283,12 @@ async def margin(
     if percent is not None and (bps != percent * 100 or percent < 0 or percent > 10_000):
         raise Problem(f"{percent} is no margin", fix="0 to 10000, at most two decimals", code=WRONG_USAGE)
     async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
-        await set_margin(db, scope, scope_id, bps, at_ns=time.time_ns())
+        if scope == "organisation":
+            scope_id = await organisation_of(db, scope_id)
+        now_ns = time.time_ns()
+        await set_margin(db, scope, scope_id, bps, at_ns=now_ns)
+        said = "listed prices" if bps is None else f"{percent} % of cost"
+        await _note(db, "prices.margin", scope_id, now_ns, {"scope": scope, "margin": said})
     value = {"scope": scope, "scope_id": scope_id, "margin_bps": bps}
     text = "pays the listed prices" if bps is None else f"pays {percent} % of cost"
     emit(common, value, lambda: f"{scope} {scope_id} {text}; running gateways charge it within seconds")
@@ -290,7 +302,9 @@ async def plan(organisation_id: str, plan: str | None = None, /, *, common: Chan
     from billing.pricelist import set_plan
 
     async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
+        organisation_id = await organisation_of(db, organisation_id)
         await set_plan(db, organisation_id, plan)
+        await _note(db, "prices.plan", organisation_id, time.time_ns(), {"plan": plan})
     emit(
         common, {"organisation": organisation_id, "plan": plan}, lambda: f"{organisation_id} is on {plan or 'no plan'}"
     )
@@ -329,6 +343,7 @@ async def rate(
         nano = money.parse_rate(per_usd)
         async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
             made = await money.set_rate(db, currency, nano, effective_from_ns=from_ns, source=source, at_ns=now_ns)
+            await _note(db, "prices.rate", currency, now_ns, {"per_usd": made.per_usd, "since": made.day})
     except ValueError as error:
         raise Problem(
             str(error), fix="`farebox prices rate EUR 0.912345 --since 2026-11-01`", code=WRONG_USAGE
@@ -359,6 +374,12 @@ async def _post_waiting(db: AsyncConnection, now_ns: int) -> Counter[str]:
     from billing.worker import post_unpriced
 
     return await post_unpriced(db, await load_prices(db), at_ns=now_ns)
+
+
+async def _note(db: AsyncConnection, action: str, subject: str, now_ns: int, after: dict[str, Any]) -> None:
+    from gateway import audit
+
+    await audit.append(db, actor=acting(ACTOR), action=action, subject=subject, at_ns=now_ns, after=after)
 
 
 async def _added_up(settings: Settings, engine: AsyncEngine, waited: Counter[str]) -> int:

@@ -35,7 +35,8 @@ async def reconcile(
     by:
         day: all models of a day together, where the bill's names of models are not ours.
     name:
-        What the bill calls a model, and what we do, as --name "*Sonnet*=claude-sonnet-5"; may be repeated.
+        What the bill calls a model, and what we do, as `--name "*Sonnet*=claude-sonnet-5"`; may be
+        repeated.
     differing:
         Only lines with an unexplained difference.
     """

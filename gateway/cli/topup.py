@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from gateway.cli.common import CHANGES, OK, WRONG_USAGE, Changes, Common, Problem, database, emit, organisation_of, usd
 from gateway.cli.keys import key_admin
+from gateway.cli.site import acting
 from gateway.config import Settings
 
 if TYPE_CHECKING:
@@ -18,12 +21,14 @@ if TYPE_CHECKING:
 
 app = App(name="topup")
 
+ACTOR = "farebox topup"
+
 _YEAR_MAX = 2262  # Nanoseconds in 64 bits end there.
 
 
 @app.command
 async def pay(
-    organisation_id: str,
+    organisation: str,
     amount: str,
     /,
     *,
@@ -35,26 +40,21 @@ async def pay(
 
     Parameters
     ----------
+    organisation:
+        Whose, by id or name; `farebox ledger organisations` lists them.
+    amount:
+        In US dollars, as 25usd or 25.50.
     id:
         The payment's own reference. Saying it again books nothing, so a script may be run twice.
     """
-    from billing.db import writing
     from billing.ledger import top_up
 
-    reference, amount_pusd = id or f"cli-{secrets.token_hex(8)}", _amount(amount)
-    settings = common.settings()
-    async with database(settings, dry=common.dry_run) as engine:
-        async with writing(engine) as db:
-            organisation_id = await organisation_of(db, organisation_id)
-            new = await top_up(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note or None)
-        await _announce(settings, engine)
-    _say(common, organisation_id, amount_pusd, reference, new=new, done="paid in")
-    return OK
+    return await _move(common, organisation, _amount(amount), id, note, top_up, "ledger.top_up", "paid in")
 
 
 @app.command
 async def grant(
-    organisation_id: str,
+    organisation: str,
     amount: str,
     /,
     *,
@@ -72,32 +72,19 @@ async def grant(
     id:
         A reference; saying it again grants nothing.
     """
-    from billing.db import writing
     from billing.ledger import grant as grant_for_ever
     from billing.payments import grant_until
 
-    reference, amount_pusd, now_ns = id or f"cli-{secrets.token_hex(8)}", _amount(amount), time.time_ns()
     until_ns = _end_of(expires) if expires else None
-    if until_ns is not None and until_ns <= now_ns:
+    if until_ns is not None and until_ns <= time.time_ns():
         raise Problem(f"{expires} is over", fix="a day to come", code=WRONG_USAGE)
-    settings = common.settings()
-    async with database(settings, dry=common.dry_run) as engine:
-        async with writing(engine) as db:
-            organisation_id = await organisation_of(db, organisation_id)
-            if until_ns is None:
-                new = await grant_for_ever(db, organisation_id, amount_pusd, reference, at_ns=now_ns, note=note or None)
-            else:
-                new = await grant_until(
-                    db, organisation_id, amount_pusd, reference, until_ns, at_ns=now_ns, note=note or None
-                )
-        await _announce(settings, engine)
-    _say(common, organisation_id, amount_pusd, reference, new=new, done="granted")
-    return OK
+    move = grant_for_ever if until_ns is None else partial(grant_until, expires_at_ns=until_ns)
+    return await _move(common, organisation, _amount(amount), id, note, move, "ledger.top_up", "granted", granted=True)
 
 
 @app.command
 async def refund(
-    organisation_id: str,
+    organisation: str,
     amount: str,
     /,
     *,
@@ -108,12 +95,12 @@ async def refund(
     """Take a sale back: the organisation has it to spend again."""
     from billing.ledger import refund as give_back
 
-    return await _move(common, organisation_id, _amount(amount), id, note, give_back, "refunded")
+    return await _move(common, organisation, _amount(amount), id, note, give_back, "ledger.refund", "refunded")
 
 
 @app.command
 async def payout(
-    organisation_id: str,
+    organisation: str,
     amount: str,
     /,
     *,
@@ -124,12 +111,12 @@ async def payout(
     """Hand unused credit back as money, no more than is left."""
     from billing.ledger import pay_out
 
-    return await _move(common, organisation_id, _amount(amount), id, note, pay_out, "paid out")
+    return await _move(common, organisation, _amount(amount), id, note, pay_out, "ledger.pay_out", "paid out")
 
 
 @app.command
 async def adjust(
-    organisation_id: str,
+    organisation: str,
     amount: str,
     /,
     *,
@@ -148,21 +135,44 @@ async def adjust(
 
     sign = -1 if amount.startswith("-") else 1
     amount_pusd = sign * _amount(amount.removeprefix("-"))
-    return await _move(common, organisation_id, amount_pusd, id, note, correct, "adjusted")
+    return await _move(common, organisation, amount_pusd, id, note, correct, "ledger.adjust", "adjusted")
 
 
 async def _move(
-    common: Changes, organisation_id: str, amount_pusd: int, reference: str, note: str, move: Any, done: str
+    common: Changes,
+    organisation: str,
+    amount_pusd: int,
+    reference: str,
+    note: str,
+    move: Callable[..., Awaitable[bool]],
+    action: str,
+    done: str,
+    *,
+    granted: bool = False,
 ) -> int:
+    """Move the money and write down who did, once for each reference. note: for the books and the audit."""
+    from billing import accounts
     from billing.db import writing
+    from gateway import audit
 
-    reference, settings = reference or f"cli-{secrets.token_hex(8)}", common.settings()
+    reference, now_ns, settings = reference or f"cli-{secrets.token_hex(8)}", time.time_ns(), common.settings()
     async with database(settings, dry=common.dry_run) as engine:
         async with writing(engine) as db:
-            organisation_id = await organisation_of(db, organisation_id)
-            new = await move(db, organisation_id, amount_pusd, reference, at_ns=time.time_ns(), note=note)
+            ident = await organisation_of(db, organisation)
+            new = await move(db, ident, amount_pusd, reference, at_ns=now_ns, note=note or None)
+            if new:
+                after = {"amount_usd": usd(amount_pusd), "id": reference} | ({"granted": True} if granted else {})
+                await audit.append(
+                    db,
+                    actor=acting(ACTOR),
+                    action=action,
+                    subject=accounts.customer(ident),
+                    at_ns=now_ns,
+                    after=after,
+                    note=note or None,
+                )
         await _announce(settings, engine)
-    _say(common, organisation_id, amount_pusd, reference, new=new, done=done)
+    _say(common, ident, amount_pusd, reference, new=new, done=done)
     return OK
 
 

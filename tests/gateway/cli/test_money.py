@@ -130,7 +130,7 @@ def test_who_pays_how_and_money_by_hand(folder: Path) -> None:
     }  # fmt: skip
     assert farebox_json("ledger", "trial", cwd=folder)["sound"]
     refused = farebox("topup", "payout", "org_1", "1000usd", "--note", "x", cwd=folder, check=1)
-    assert "available" in refused.stderr
+    assert "1000.00 USD wanted, 14.00 USD available" in refused.stderr
     month = farebox("invoice", "org_1", "2026-11", cwd=folder, check=1)
     assert "farebox prices rate EUR" in month.stderr
     farebox("prices", "rate", "EUR", "0.5", "--since", "2026-01-01", "--source", "ECB", cwd=folder)
@@ -151,6 +151,17 @@ def test_who_pays_how_and_money_by_hand(folder: Path) -> None:
     opened = farebox_json("ledger", "open", "Two", "--limit", "9usd", "--id", "org_2", cwd=folder)
     assert opened == {"id": "org_2", "name": "Two", "credit_limit_usd": "9.00", "currency": "USD"}
     assert "already" in farebox("ledger", "open", "Two", cwd=folder, check=1).stderr
+    farebox("prices", "margin", "organisation", "Two", "120", cwd=folder)
+    farebox("prices", "plan", "nobody", "team", cwd=folder, check=1)
+    # Each once, by whom, and nothing of what was refused.
+    rows = farebox_json("audit", "list", "--limit", "50", cwd=folder)["audit"]
+    assert [row["action"] for row in rows] == [
+        "ledger.limit", "ledger.currency", "ledger.top_up", "ledger.pay_out", "ledger.refund", "ledger.adjust",
+        "prices.rate", "ledger.limit", "organisations.create", "prices.margin",
+    ]  # fmt: skip
+    assert rows[2]["after"] == {"amount_usd": "20.00", "id": "p1"}
+    assert {row["actor"] for row in rows} == {"farebox ledger", "farebox topup", "farebox prices"}
+    farebox("audit", "verify", cwd=folder)
 
 
 def test_sums_are_made_anew_by_the_command(folder: Path) -> None:
