@@ -275,5 +275,13 @@ async def test_whoever_belongs_somewhere_is_offered_nothing_that_is_refused(
                     if path == "/ui/audit":
                         whole = scope == "organisation"
                         await expect(visit.get_by_text("Kept by the organisation")).to_have_count(0 if whole else 1)
+                if role is Role.VIEWER:  # Nor by an address that somebody else sent them.
+                    await visit.goto(f"{base}/ui/money?tab=prices")
+                    await expect(visit.get_by_text("Not for your role")).to_be_visible()
+                    await visit.goto(f"{base}/ui/settings?tab=tokens")
+                    await expect(visit.get_by_role("heading", name="Your password")).to_be_visible()
+                    await visit.goto(f"{base}/ui/keys?new=1")
+                    await expect(visit.get_by_text("web-production")).to_be_visible()
+                    await expect(visit.get_by_role("dialog")).to_have_count(0)
                 assert not refused
                 watched.check()

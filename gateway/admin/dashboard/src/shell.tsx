@@ -6,7 +6,8 @@ import { Activity, Bell, BookOpen, Boxes, ChartColumn, Cpu, Gauge, KeyRound, Mes
 import { lazy, Suspense, useEffect } from "react";
 import { remove, type SignedOut } from "./api";
 import { Logo } from "./parts/logo";
-import { Failure, Loading } from "./parts/states";
+import { Page } from "./parts/page";
+import { Empty, Failure, Loading } from "./parts/states";
 import { sessionQuery } from "./session";
 
 const PersonMenu = lazy(() => import("./parts/person"));
@@ -70,6 +71,7 @@ function Frame({ name, role, may }: { name: string; role: string; may: string[] 
   };
   useHotkeys([["mod+K", search], ["/", search]]);
   const location = useLocation();
+  const here = PLACES.flatMap(({ places }) => places).find(({ to }) => location.pathname.startsWith(to));
   useEffect(close, [location.pathname, close]);
   return (
     <AppShell header={{ height: 56 }} navbar={{ width: 232, breakpoint: "sm", collapsed: { mobile: !open } }} padding="lg">
@@ -104,7 +106,9 @@ function Frame({ name, role, may }: { name: string; role: string; may: string[] 
         </AppShell.Section>
       </AppShell.Navbar>
       <AppShell.Main id="content" tabIndex={-1}>
-        <Box maw={1280} mx="auto"><Suspense fallback={<Loading />}><Outlet /></Suspense></Box>
+        <Box maw={1280} mx="auto"><Suspense fallback={<Loading />}>{!here?.needs || may.includes(here.needs) ? <Outlet /> : (
+          <Page title={here.label}><Empty icon={here.icon} title="Not for your role">{here.about}: others here look after that. Owners and admins say who, under Organisation and Settings.</Empty></Page>
+        )}</Suspense></Box>
       </AppShell.Main>
       {asked && <Suspense><Palette may={may} /></Suspense>}
     </AppShell>

@@ -13,7 +13,7 @@ import { Page } from "../parts/page";
 import { Passkeys } from "../parts/passkeys";
 import { ProjectRoutingForm } from "../parts/project-routing";
 import { Empty, Failure, Loaded } from "../parts/states";
-import { useMay, useSession } from "../session";
+import { useMay, useSession, useTab } from "../session";
 
 const route = getRouteApi("/shell/organisation");
 const ROLES: { value: Role; label: string }[] = [
@@ -25,7 +25,8 @@ const SOURCES: Record<string, string> = { manual: "by hand", scim: "SCIM" };
 const source = (name: string): string => SOURCES[name] ?? name.replace("oidc:", "sign-on ");
 
 export default function OrganisationPage() {
-  const { tab = "members" } = route.useSearch() as { tab?: string };
+  const { tab: asked } = route.useSearch() as { tab?: string };
+  const tab = useTab(asked, "members", { "sign-on": "provisioning.read" });
   const navigate = route.useNavigate();
   const may = useMay();
   return (

@@ -11,7 +11,7 @@ import { Dialog, Ends } from "../parts/dialog";
 import { notify } from "../parts/notify";
 import { Page } from "../parts/page";
 import { Empty, Failure, Loaded } from "../parts/states";
-import { useMay, useSession } from "../session";
+import { useMay, useSession, useTab } from "../session";
 
 const route = getRouteApi("/shell/settings");
 const ROLES: { value: Role; label: string }[] = [
@@ -21,7 +21,8 @@ const ROLES: { value: Role; label: string }[] = [
 ];
 
 export default function SettingsPage() {
-  const { tab = "you" } = route.useSearch() as { tab?: string };
+  const { tab: asked } = route.useSearch() as { tab?: string };
+  const tab = useTab(asked, "you", { people: "users.list", tokens: "tokens.list", system: "settings.read" });
   const navigate = route.useNavigate();
   const may = useMay();
   return (

@@ -85,6 +85,7 @@ export default function Start() {
           <TextInput label="Address" value={location.origin} readOnly w={240} />
           {may("keys.create") && <Button variant={made ? "default" : "filled"} leftSection={<KeyRound size={16} aria-hidden />} onClick={() => setCreating(true)}>{made ? "Create another key" : "Create a key"}</Button>}
         </Group>
+        {!may("keys.create") && <Text size="sm" mt="sm" c="dimmed">Your role makes no keys. A developer, team lead or admin can make you one; put it where the snippets say YOUR_KEY.</Text>}
         {made && <Text size="sm" mt="sm">The snippets below carry <b>{made.key.name}</b> until you leave this page.</Text>}
       </Section>
       <Section title="2. Point your client here">

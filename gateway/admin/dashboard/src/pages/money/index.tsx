@@ -5,7 +5,7 @@ import { get, type Balances } from "../../api";
 import { Undo, Wallet } from "../../parts/icons";
 import { Page } from "../../parts/page";
 import { Loaded } from "../../parts/states";
-import { useMay } from "../../session";
+import { useMay, useTab } from "../../session";
 import { BalancesTab } from "./balances";
 import { InvoicesTab, type InvoiceSearch } from "./invoices";
 import { LedgerTab, type LedgerSearch } from "./ledger";
@@ -23,7 +23,7 @@ export default function MoneyPage() {
   const balances = useQuery({ queryKey: ["balances"], queryFn: () => get<Balances>("/ledger/balances"), refetchInterval: 15_000 });
   const change = (said: Partial<Record<keyof MoneySearch, string | undefined>>) => void navigate({ search: ((now: object) => ({ ...now, ...said })) as never });
   // What an account's postings are is asked for with the account alone; so an old address still leads to them.
-  const tab = search.tab ?? (search.account || search.kind ? "ledger" : "balances");
+  const tab = useTab(search.tab, search.account || search.kind ? "ledger" : "balances", { prices: "prices.compare", reconcile: "reconcile.read" });
   const doing: Move | null = search.do === "topup" && may("ledger.top_up") ? "topup" : search.do === "refund" && may("ledger.refund") ? "refund" : null;
   return (
     <Page title="Money" about="Double entry: every amount left one account and entered another."
