@@ -30,7 +30,7 @@ LOOK_S: Final = 1.0
 RENEWALS: Final = 3
 # Until every gateway has looked again: so long who leaves goes on answering.
 QUIET_S: Final = 2.5 * LOOK_S
-# So long without a look, and Redis was away.
+# So long without a look at most, or for half a lease, and Redis was away, or we stood still ourselves.
 _GAP_S: Final = 4 * LOOK_S
 _FORGOTTEN_S: Final = 3600.0
 
@@ -105,6 +105,10 @@ class Replicas:
     def renew_s(self) -> float:
         return self.lease_s / RENEWALS
 
+    @property
+    def _gap_s(self) -> float:
+        return min(max(self.renew_s, _GAP_S), max(1.5 * LOOK_S, self.lease_s / 2))
+
     async def run(self) -> None:
         """Until cancelled."""
         try:
@@ -137,8 +141,8 @@ class Replicas:
         async with self._looking:
             leases, now_ms = await _leases(self._link)
             now = self._clock()
-            if now - self._looked > max(self.renew_s, _GAP_S):
-                self._back = now  # While Redis was away nobody could renew: those we know have a lease from here.
+            if now - self._looked > self._gap_s:
+                self._back = now  # Nobody could renew, by us at least: those we know have a lease from here.
             self._looked = now
             for key, lease in leases.items():
                 age_s = (now_ms - lease.at_ms) / 1000

@@ -15,12 +15,12 @@ HERE = Said("http://10.0.0.1:8000/v1", ("m",))
 class Installation:
     """Two gateways' views, and a clock that tests turn."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, lease_s: float = LEASE_S) -> None:
         self.now = 1000.0
         self.redis = Redis.from_url(redis_url)
         self.told: list[Fleet] = []
         self.one, self.two = (
-            Replicas(Redis.from_url(redis_url), LEASE_S, lambda: True, self._changed, lambda: self.now) for _ in "ab"
+            Replicas(Redis.from_url(redis_url), lease_s, lambda: True, self._changed, lambda: self.now) for _ in "ab"
         )
 
     async def _changed(self, fleet: Fleet) -> None:
@@ -84,6 +84,19 @@ async def test_redis_emptied_or_away_strikes_nobody_off_before_a_lease_has_passe
     await place.look()
     assert place.names() == [["a"], ["a"]]
     await place.passes(LEASE_S)
+    assert place.names() == [[], []]
+
+
+async def test_a_gateway_that_stood_still_for_a_short_lease_strikes_nobody_off(redis_url: str) -> None:
+    """They renew at us: while we take no request they cannot."""
+    place = Installation(redis_url, lease_s=2.0)
+    await place.one.join("own", "a", HERE)
+    await place.look()
+    await place.redis.delete(LEASES)
+    place.now += 3.0
+    await place.look()
+    assert place.names() == [["a"], ["a"]]
+    await place.passes(2.0)
     assert place.names() == [[], []]
 
 
