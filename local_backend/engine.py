@@ -56,7 +56,7 @@ from local_backend.speculative import Lookups, Speculation
 
 Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
-DEFAULT_PROMPT_TOKENS = {"cpu": 64, "cuda": None}  # what a step of one answer costs on a CPU, two or three times
+DEFAULT_PROMPT_TOKENS = {"cpu": 64, "cuda": None}  # a step then takes 4 to 6 times as long (2026-11)
 SPECULATE_UP_TO = {"cpu": 4, "cuda": 16}  # sequences; with more the device is busy, and a wrong guess costs the others
 
 

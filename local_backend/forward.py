@@ -10,7 +10,9 @@ from local_backend.prefix_cache import Move
 from local_backend.scheduler import Step
 
 SEVERAL = 2**40  # sorts spans of several tokens behind all single ones; no context is so long
-FEW_PAIRS = 2048  # of a token and one that it sees: up to so many a span is attended row by row, as single tokens are
+FEW_PAIRS = 2048
+"""Of a token and one that it sees: up to so many a span is attended row by row on CPUs, as single tokens are. 16
+prompts of 6 tokens beside 8 answers took 259 ms of CPU time and take 230; with 40 it is the same (SmolLM2, 2026-11)."""
 
 
 class Span(Struct, frozen=True, array_like=True, gc=False):

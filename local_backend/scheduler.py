@@ -214,7 +214,7 @@ class Scheduler:
         return [seq for seq in order if len(seq.tokens) - seq.computed == 1] + several
 
     def _budget(self, order: list[Sequence]) -> int:
-        """Tokens of this step: where answers go on, prompts get so much that it takes about three times as long as one
+        """Tokens of this step: where answers go on, prompts get so much that it takes a few times as long as one
         without any. Who reads along then sees an answer slow down, not stand still."""
         if self.prompt_tokens is None:
             return self.token_budget
