@@ -65,7 +65,9 @@ def told(outcomes: list[Outcome]) -> dict[str, Any]:
     above 0.5, no router halves the best of the four."""
     return {
         "ratios": to_the_best_other(outcomes, lambda cell: cell[OURS].first_token_s),
-        "oracle": to_the_best_other(outcomes, lambda cell: cell[ORACLE].first_token_s),
+        "oracle": to_the_best_other(
+            [o for o in outcomes if o.load != "overload"], lambda cell: cell[ORACLE].first_token_s
+        ),
         "bounds": to_the_best_other(outcomes, bound),
         "soon": soon(outcomes),
     }
