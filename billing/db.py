@@ -5,20 +5,40 @@ Which tables exist is in billing.schema and gateway.schema; how they came to be 
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import aiosqlite
 import msgspec
-from sqlalchemy import ColumnElement, Dialect, MetaData, Numeric, String, Table, event, func, insert, text
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    ColumnElement,
+    Dialect,
+    Engine,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    event,
+    func,
+    insert,
+    text,
+)
+from sqlalchemy import create_engine as create_sync_engine
+from sqlalchemy.engine import URL, Connection, CursorResult, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from billing.money import PUSD_PER_USD
+
+T = TypeVar("T")
 
 # Named constraints, so that a migration can drop what it did not create in the same session.
 metadata: Final = MetaData(
@@ -80,6 +100,11 @@ def async_url(url: str) -> URL:
     return parsed
 
 
+def json_text(value: Any) -> str:
+    """What a JSON column is given."""
+    return msgspec.json.encode(value).decode()
+
+
 def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     """An engine for either database. The caller disposes of it.
 
@@ -89,7 +114,7 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     sqlite = parsed.get_backend_name() == "sqlite"
     engine = create_async_engine(
         parsed,
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_serializer=json_text,
         json_deserializer=msgspec.json.decode,
         pool_size=pool_size,
         # A server that was restarted must not fail the first request after it. SQLite has no connection to lose.
@@ -99,7 +124,25 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     if sqlite:
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        if parsed.database not in (None, "", ":memory:"):
+            _beside[engine.sync_engine] = _for_threads(engine)
     return engine
+
+
+def _for_threads(engine: AsyncEngine) -> Engine:
+    """The same SQLite file for `at_once`. Disposed of with `engine`."""
+    beside = create_sync_engine(
+        engine.url.set(drivername="sqlite"),
+        json_serializer=json_text,
+        json_deserializer=msgspec.json.decode,
+    )
+    event.listen(beside, "connect", _configure_sqlite)
+    event.listen(beside, "begin", _begin_sqlite)
+    event.listen(engine.sync_engine, "engine_disposed", lambda _: beside.dispose())
+    return beside
+
+
+_beside: Final[WeakKeyDictionary[Engine, Engine]] = WeakKeyDictionary()
 
 
 REHEARSAL: Final = "farebox_rehearsal"
@@ -116,7 +159,7 @@ async def rehearsing(url: str) -> AsyncIterator[AsyncEngine]:
     sqlite = parsed.get_backend_name() == "sqlite"
     engine = create_async_engine(
         parsed,
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_serializer=json_text,
         json_deserializer=msgspec.json.decode,
         poolclass=StaticPool,
         execution_options={REHEARSAL: True},
@@ -162,40 +205,139 @@ async def take_turn(db: AsyncConnection, number: int) -> None:
         await db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
+async def at_once(
+    engine: AsyncEngine, work: Callable[[AsyncConnection], Coroutine[None, None, T]], *, read_only: bool = False
+) -> T:
+    """What `work` returns, done in one transaction; it waits for nothing but the database.
+
+    On SQLite all of it is one call of a thread: through the event loop each statement is handed over and back four
+    times, which costs more than the statement. Cancelled, it ends what it has begun before it says so."""
+    if (beside := _beside.get(engine.sync_engine)) is None:
+        async with reading(engine) if read_only else writing(engine) as db:
+            return await work(db)
+    running = asyncio.get_running_loop().run_in_executor(None, _in_thread, beside, work, read_only)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])  # Whoever cancels may dispose of the engine next.
+        running.exception()
+        raise
+
+
+def _in_thread(engine: Engine, work: Callable[[AsyncConnection], Coroutine[None, None, T]], read_only: bool) -> T:
+    with engine.connect() as connection:
+        connection.execution_options(**{_READ_ONLY: read_only})
+        with connection.begin():
+            at_work = work(cast(AsyncConnection, _Here(connection)))
+            try:
+                at_work.send(None)
+            except StopIteration as done:
+                return cast(T, done.value)
+            finally:
+                at_work.close()
+            raise RuntimeError("it waits for something else than the database")
+
+
+class _Here:
+    """A connection as a coroutine of the event loop sees one, and nobody waits: a call has ended when it returns."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.dialect = connection.dialect
+
+    async def execute(self, statement: Any, parameters: Any = None) -> CursorResult[Any]:
+        return self._connection.execute(statement, parameters)
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> CursorResult[Any]:
+        return self._connection.exec_driver_sql(statement, parameters)
+
+
 async def insert_many(
     db: AsyncConnection, table: Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    """New rows, their values in the order of `names`, which is the table's, in one call of the driver. SQLAlchemy's own
-    way makes a dictionary of parameters of every row, which costs more than all else about it."""
+    """New rows, their values in the order of `names`, which is the table's. SQLAlchemy's own way makes a dictionary of
+    parameters of every row, and the drivers' `executemany` works and answers row by row.
+
+    Raises: as `execute`."""
     if not rows:
         return
-    statement, processors = _insert_of(db.dialect, table, names)
-    if processors:
+    insert = _insert_of(db.dialect, table, names)
+    if insert.processors:
         made = []
         for row in rows:
             values = list(row)
-            for at, process in processors:
+            for at, process in insert.processors:
                 values[at] = process(values[at])
             made.append(tuple(values))
         rows = made
-    await db.exec_driver_sql(statement, list(rows))
+    if db.dialect.name == "postgresql":
+        await _copy(db, table.name, names, rows)
+        return
+    done, size = 0, _ROWS_AT_ONCE
+    while (left := len(rows) - done) > 0:
+        while size > left:
+            size //= 2
+        # One step of the statement for all of them: the interpreter is let go of, and asked for again, but once.
+        await db.exec_driver_sql(insert.of(size), tuple(chain.from_iterable(rows[done : done + size])))
+        done += size
 
 
-_Insert = tuple[str, Sequence[tuple[int, Callable[[Any], Any]]]]
+# 29 columns of as many rows are 1,856 parameters; SQLite takes 32,766. Halves of it take the rest, so that few
+# statements are ever made.
+_ROWS_AT_ONCE: Final = 64
+
+
+class _Insert:
+    """The statement on one database, and what makes the driver's values of ours: at which place, by what."""
+
+    def __init__(self, statement: str, processors: Sequence[tuple[int, Callable[[Any], Any]]]) -> None:
+        self.processors = processors
+        self._head, _, values = statement.partition(" VALUES ")
+        self._values = values
+        self._of: dict[int, str] = {}
+
+    def of(self, rows: int) -> str:
+        if (known := self._of.get(rows)) is None:
+            known = self._of[rows] = f"{self._head} VALUES {', '.join([self._values] * rows)}"
+        return known
+
+
 _inserts: dict[tuple[str, Table, tuple[str, ...]], _Insert] = {}
 
 
 def _insert_of(dialect: Dialect, table: Table, names: tuple[str, ...]) -> _Insert:
-    """The driver's statement, and what makes its values of ours: at which place, by what."""
     key = (dialect.driver, table, names)
     if (known := _inserts.get(key)) is None:
         compiled = insert(table).compile(dialect=dialect, column_keys=list(names))
         if compiled.positiontup != list(names):
             raise ValueError(f"not in the order of {table.name}: {names}")
-        found = [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
-        known = str(compiled), [(at, process) for at, process in enumerate(found) if process is not None]
-        _inserts[key] = known
+        types = [table.c[name].type for name in names]
+        found = [_processor_of(each, dialect) for each in types]
+        processors = [(at, process) for at, process in enumerate(found) if process is not None]
+        known = _inserts[key] = _Insert(str(compiled), processors)
     return known
+
+
+def _processor_of(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """SQLAlchemy's own looks for nulls in JSON, which these rows have not, and checks what is a Boolean."""
+    if isinstance(kind, JSON):
+        return json_text
+    return None if isinstance(kind, Boolean) else kind.dialect_impl(dialect).bind_processor(dialect)
+
+
+async def _copy(db: AsyncConnection, table: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """PostgreSQL's COPY, in the transaction."""
+    driver: Any = (await db.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():  # SQLAlchemy begins one with its first statement.
+        await db.exec_driver_sql("SELECT 1")
+    import asyncpg  # Here, because whoever has SQLite need not load it.
+
+    try:
+        await driver.copy_records_to_table(table, records=rows, columns=names)
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise IntegrityError(f"COPY {table}", None, error) from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise OperationalError(f"COPY {table}", None, error) from error
 
 
 SPLIT: Final = 10**9

@@ -8,9 +8,10 @@ locked (`lock`) all accounts that it will post to before, and locks no row of us
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, schema
@@ -20,6 +21,18 @@ from billing.money import MAX_AMOUNT_PUSD
 from billing.rating import Charge
 from billing.usage import UsageRecord
 
+# Made once: to make them anew for each batch of rows costs more than to run them.
+_ITS: Final = schema.accounts.c.id.in_(bindparam("names", expanding=True))
+_STANDING: Final = select(schema.accounts.c.id).where(_ITS)
+_LOCKED: Final = (
+    select(schema.accounts.c.id, schema.accounts.c.balance_pusd)
+    .where(_ITS)
+    .order_by(schema.accounts.c.id)
+    .with_for_update()
+)
+_MOVED: Final = (
+    update(schema.accounts).where(schema.accounts.c.id == bindparam("of")).values(balance_pusd=bindparam("to"))
+)
 # Below the lowest limit on bound parameters of both databases.
 _IDS_PER_QUERY = 500
 
@@ -138,24 +151,21 @@ async def _known(db: AsyncConnection, ids: Sequence[str]) -> dict[str, tuple[str
 
 
 async def _move(db: AsyncConnection, moved: dict[str, int]) -> None:
-    table = schema.accounts
-    for account, balance in (await lock(db, moved)).items():
-        changed = update(table).where(table.c.id == account).values(balance_pusd=balance + moved[account])
-        await db.execute(changed)
+    locked = await lock(db, moved)
+    await db.execute(_MOVED, [{"of": account, "to": balance + moved[account]} for account, balance in locked.items()])
 
 
 async def lock(db: AsyncConnection, names: Collection[str]) -> dict[str, int]:
     """The balances of these accounts, in their order, locked until the transaction ends; made where there are none."""
-    table, its = schema.accounts, schema.accounts.c.id.in_(names)
+    table, its = schema.accounts, {"names": list(names)}
     # Those that are missing first, while none is locked: who makes one may wait for somebody who is just making it,
     # and that one goes on to lock the others.
-    if missing := set(names) - set((await db.execute(select(table.c.id).where(its))).scalars()):
+    if missing := set(names) - set((await db.execute(_STANDING, its)).scalars()):
         await db.execute(
             accounts.upsert(db, table).on_conflict_do_nothing(),
             [{"id": each, "kind": accounts.kind_of(each).value, "balance_pusd": 0} for each in sorted(missing)],
         )
-    locked = select(table.c.id, table.c.balance_pusd).where(its).order_by(table.c.id).with_for_update()
-    return {row.id: row.balance_pusd for row in await db.execute(locked)}
+    return {row.id: row.balance_pusd for row in await db.execute(_LOCKED, its)}
 
 
 async def top_up(

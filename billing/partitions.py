@@ -51,6 +51,7 @@ _KNOWN_BY_DAYS: Final = text(
     " UNION ALL SELECT id FROM usage_ids WHERE id = ANY (cast(:ids AS text[]))"
     " UNION ALL SELECT id FROM usage_records_before WHERE id = ANY (cast(:ids AS text[]))"
 )
+_CLAIM: Final = text("INSERT INTO usage_ids SELECT * FROM unnest(cast(:ids AS text[]), cast(:ats AS bigint[]))")
 
 
 def partitioned(db: AsyncConnection | AsyncEngine | Connection) -> bool:
@@ -71,8 +72,7 @@ async def known(db: AsyncConnection, ids: Sequence[str]) -> set[str]:
 async def claim(db: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
     """With the rows, in their transaction. Raises: IntegrityError where one of them is there; roll back then."""
     if partitioned(db):
-        statement = text("INSERT INTO usage_ids SELECT * FROM unnest(cast(:ids AS text[]), cast(:ats AS bigint[]))")
-        await db.execute(statement, {"ids": [row["id"] for row in rows], "ats": [row["at_ns"] for row in rows]})
+        await db.execute(_CLAIM, {"ids": [row["id"] for row in rows], "ats": [row["at_ns"] for row in rows]})
 
 
 async def forget(db: AsyncConnection, of: Select[Any]) -> None:

@@ -4,6 +4,7 @@ import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -96,12 +97,27 @@ def in_region(model: str, region: str | None) -> str:
     return f"{model}{_REGION_MARK}{region}"
 
 
-class Tier(msgspec.Struct, frozen=True):
+class Tier(msgspec.Struct, frozen=True, dict=True):
     """Prices in pUSD per unit for requests with more than this many input tokens. They hold for every token of it."""
 
     above_input_tokens: int
     sale: dict[Meter, int]
     cost: dict[Meter, int]
+
+    @cached_property
+    def read_at_most(self) -> int | None:
+        """Sale of a token of text that goes in, whatever may become of it: any of it may be written to a cache. None:
+        no kind of it is priced, as in the next."""
+        return max((self.sale[meter] for meter in _READ_AS if meter in self.sale), default=None)
+
+    @cached_property
+    def said_at_most(self) -> int | None:
+        """Of one that comes out, as text or as reasoning."""
+        return max((self.sale[meter] for meter in _SAID_AS if meter in self.sale), default=None)
+
+
+_READ_AS: Final = (Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS, Meter.CACHE_WRITE_1H_TOKENS)
+_SAID_AS: Final = (Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
 
 
 class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -114,7 +130,7 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
     daily: tuple[int, int] | None = None
 
 
-class PriceSheet(msgspec.Struct, frozen=True, kw_only=True):
+class PriceSheet(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The prices of one model from one instant on, every token meter filled in."""
 
     id: str
@@ -153,9 +169,14 @@ class PriceSheet(msgspec.Struct, frozen=True, kw_only=True):
 
     def tier(self, input_tokens: int) -> Tier:
         """The prices of a request with so many input tokens in all."""
-        for tier in reversed(self.tiers):
-            if input_tokens > tier.above_input_tokens:
-                return tier
+        if self.tiers:
+            for tier in reversed(self.tiers):
+                if input_tokens > tier.above_input_tokens:
+                    return tier
+        return self._lowest
+
+    @cached_property
+    def _lowest(self) -> Tier:
         return Tier(0, self.sale, self.cost)
 
     def in_force(self, at_ns: int) -> bool:

@@ -43,7 +43,7 @@ def charge(quantities: Mapping[Meter, int], sheet: PriceSheet) -> Charge:
     """Sale and cost of one request, at the context tier that its input reaches.
 
     Raises: UnknownPrice as rate() does."""
-    tier = sheet.tier(input_tokens_total(quantities))
+    tier = sheet.tier(input_tokens_total(quantities) if sheet.tiers else 0)
     what = f"{sheet.provider}/{sheet.model}"
     return Charge(rate(quantities, tier.sale, what), rate(quantities, tier.cost, what))
 

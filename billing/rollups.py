@@ -81,8 +81,25 @@ async def price(db: AsyncConnection, priced: Iterable[tuple[Mapping[str, Any], C
 async def _apply(db: AsyncConnection, totals: Mapping[tuple[int, tuple[str, ...]], _Total]) -> None:
     if not totals:
         return
-    table = schema.usage_hours
     rows = [total.as_row(hour, names) for (hour, names), total in totals.items()]
+    if (adding := _adding.get(db.dialect.name)) is None:
+        adding = _adding[db.dialect.name] = _added(db)
+    # In the order of ids: two writers lock the same rows in the same order, so neither waits for the other for ever.
+    await db.execute(adding, sorted(rows, key=lambda row: row["id"]))
+    # After the hours: who seals a day waits for us there, or is seen here.
+    # One by one and in their order, as the hours.
+    await db.execute(_UNSEALED, [{"late": day} for day in sorted({hour // 24 for hour, _ in totals})])
+
+
+# By dialect, made once: to make it anew for each batch of rows costs more than to run it. So with the next one.
+_adding: Final[dict[str, Any]] = {}
+_UNSEALED: Final = delete(schema.usage_sealed).where(
+    schema.usage_sealed.c.day == bindparam("late"), schema.usage_sealed.c.pruned.is_(False)
+)
+
+
+def _added(db: AsyncConnection) -> Any:
+    table = schema.usage_hours
     statement = upsert(db, table)
     new, old = statement.excluded, table.c
     changed = {name: old[name] + new[name] for name in COUNTS}
@@ -90,15 +107,7 @@ async def _apply(db: AsyncConnection, totals: Mapping[tuple[int, tuple[str, ...]
         rest = old[f"{kind}_rest_pusd"] + new[f"{kind}_rest_pusd"]
         changed[f"{kind}_rest_pusd"] = rest % PUSD_PER_USD
         changed[f"{kind}_usd"] = old[f"{kind}_usd"] + new[f"{kind}_usd"] + rest // PUSD_PER_USD
-    # In the order of ids: two writers lock the same rows in the same order, so neither waits for the other for ever.
-    await db.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_=changed), sorted(rows, key=lambda row: row["id"])
-    )
-    # After the hours: who seals a day waits for us there, or is seen here.
-    # One by one and in their order, as the hours.
-    sealed, days = schema.usage_sealed, sorted({hour // 24 for hour, _ in totals})
-    unseal = delete(sealed).where(sealed.c.day == bindparam("late"), sealed.c.pruned.is_(False))
-    await db.execute(unseal, [{"late": day} for day in days])
+    return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
 
 
 async def hold(db: AsyncConnection) -> None:

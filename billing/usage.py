@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -61,22 +62,18 @@ OUTPUT_METERS: Final = frozenset(
 )
 
 
-def input_tokens_total(quantities: Mapping[Meter, int]) -> int:
-    """Every token that went in, whatever its kind: what context tiers and reports go by."""
-    return _total(quantities, INPUT_METERS)
-
-
-def output_tokens_total(quantities: Mapping[Meter, int]) -> int:
-    """Every token that came out, reasoning included."""
-    return _total(quantities, OUTPUT_METERS)
-
-
-def _total(quantities: Mapping[Meter, int], meters: frozenset[Meter]) -> int:
+def _total(meters: frozenset[Meter], quantities: Mapping[Meter, int]) -> int:
     total = 0
     for meter, quantity in quantities.items():  # no generator: this is asked six times of every request
         if meter in meters:
             total += quantity
     return total
+
+
+input_tokens_total: Final = partial(_total, INPUT_METERS)
+"""Every token that went in, whatever its kind: what context tiers and reports go by."""
+output_tokens_total: Final = partial(_total, OUTPUT_METERS)
+"""Every token that came out, reasoning included."""
 
 
 class Outcome(StrEnum):

@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import exports, journal, ledger, partitions, rollups, schema
-from billing.db import insert_many, reading, writing
+from billing.db import at_once, insert_many, writing
 from billing.errors import UnknownPrice
 from billing.money import MAX_AMOUNT_PUSD
 from billing.pricelist import load_sheet
@@ -159,14 +160,11 @@ class Worker:
 
     async def _ship_segment(self, segment: Path, complete: bool) -> int:
         name = _name(segment)
-        async with reading(self._engine) as db:
-            offset = await _offset(db, name)
+        offset = await at_once(self._engine, partial(_offset, name=name), read_only=True)
         shipped = 0
         for end, entries in _batches(segment, offset, complete):
             records = [entry for entry in entries if isinstance(entry, UsageRecord)]
-            async with writing(self._engine) as db:
-                new = await self._post(db, records)
-                await _advance(db, name, offset, end)
+            new = await at_once(self._engine, partial(self._post, records=records, moves=(name, offset, end)))
             offset = end
             shipped += new
             self.shipped += new
@@ -187,8 +185,7 @@ class Worker:
         records = [settle_orphan(intent, self._orphans) for id_, intent in intents.items() if id_ not in settled]
         written = 0
         for start in range(0, len(records), BATCH):
-            async with writing(self._engine) as db:
-                new = await self._post(db, records[start : start + BATCH])
+            new = await at_once(self._engine, partial(self._post, records=records[start : start + BATCH]))
             written += new
             self.shipped += new
             self.estimated += new
@@ -203,13 +200,18 @@ class Worker:
             offsets = schema.journal_offsets
             await db.execute(delete(offsets).where(offsets.c.segment.in_([_name(s) for s in segments])))
 
-    async def _post(self, db: AsyncConnection, records: Sequence[UsageRecord]) -> int:
-        """Rows and transfers of those records that are not there yet. Returns: how many those were."""
+    async def _post(
+        self, db: AsyncConnection, records: Sequence[UsageRecord], moves: tuple[str, int, int] | None = None
+    ) -> int:
+        """Rows and transfers of those records that are not there yet. moves: a segment, from where to where it has been
+        read with them. Returns: how many those were."""
         new = await _unknown(db, records)
         for price_id in {record.price_id for record in new}:
             if self._sheet(price_id) is None and (late := await load_sheet(db, price_id)) is not None:
                 self._late_prices[price_id] = late
         await _write(db, [(record, self._price(record)) for record in new], self._exports)
+        if moves is not None:
+            await _advance(db, *moves)
         return len(new)
 
     def _sheet(self, price_id: str) -> PriceSheet | None:
@@ -370,21 +372,27 @@ def _name(segment: Path) -> str:
     return f"{segment.parent.name}/{segment.name}"
 
 
+_offsets: Final = schema.journal_offsets.c
+# Made once: to make them anew for each batch of rows costs more than to run them.
+_OFFSET: Final = select(_offsets.offset_bytes).where(_offsets.segment == bindparam("name"))
+_ADVANCED: Final = (
+    update(schema.journal_offsets)
+    .where(_offsets.segment == bindparam("name"), _offsets.offset_bytes == bindparam("before"))
+    .values(offset_bytes=bindparam("after"))
+)
+
+
 async def _offset(db: AsyncConnection, name: str) -> int:
-    offsets = schema.journal_offsets.c
-    found = await db.execute(select(offsets.offset_bytes).where(offsets.segment == name))
+    found = await db.execute(_OFFSET, {"name": name})
     return found.scalar_one_or_none() or 0
 
 
 async def _advance(db: AsyncConnection, name: str, before: int, after: int) -> None:
     """Raises: OffsetMoved, or IntegrityError where two begin a segment at once; roll back then."""
-    table = schema.journal_offsets
     if before == 0:
-        await db.execute(insert(table).values(segment=name, offset_bytes=after))
+        await db.execute(insert(schema.journal_offsets).values(segment=name, offset_bytes=after))
         return
-    moved = await db.execute(
-        update(table).where(table.c.segment == name, table.c.offset_bytes == before).values(offset_bytes=after)
-    )
+    moved = await db.execute(_ADVANCED, {"name": name, "before": before, "after": after})
     if moved.rowcount != 1:
         raise OffsetMoved(f"{name} is no longer at byte {before}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ from providers.errors import Interrupted, ProviderError
 from providers.neutral import ChatRequest
 
 if TYPE_CHECKING:
+    from gateway.guardrails.guard import Guard
     from gateway.guardrails.visit import Visit
 
 log = structlog.get_logger(__name__)
@@ -79,12 +80,15 @@ class Chat:
         self._shadows = shadows
         self._known = known
 
-    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
+    def serve(self, inbound: Inbound, who: Principal) -> Awaitable[Reply]:
         """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
-        call = self._decode(inbound, is_strict(inbound, who, self._strict))
+        call = self._decode(inbound, who)
         if who.guard is None:
-            return await self._serve(inbound, who, call, None)
-        with self._watch.visit(who.guard, who, inbound, call.request.model) as visit:
+            return self._serve(inbound, who, call, None)
+        return self._guarded(who.guard, inbound, who, call)
+
+    async def _guarded(self, guard: Guard, inbound: Inbound, who: Principal, call: Call) -> Reply:
+        with self._watch.visit(guard, who, inbound, call.request.model) as visit:
             return await self._serve(inbound, who, visited(call, visit), visit)
 
     async def _serve(self, inbound: Inbound, who: Principal, call: Call, visit: Visit | None) -> Reply:
@@ -118,7 +122,7 @@ class Chat:
                     reply = await served(booking, alike, SIMILAR)
                 return replace(reply, headers=[*reply.headers, *likeness])
         booking = await self._desk.check_in(ask, who, inbound.now_ns)
-        call = replace(_bounded(call, booking, who), tenant=who.project_id)
+        call = _bounded(call, booking, who)
         async with booking.settlement.owed(self._say):
             if visit is not None and visit.asks_about_input:
                 call = await asked_call(call, visit, ask.size)
@@ -148,7 +152,7 @@ class Chat:
             place = replace(place, then=partial(similar.keep, question, found.entry, place))
         return place, kept, found.headers
 
-    def _decode(self, inbound: Inbound, strict: bool) -> Call:
+    def _decode(self, inbound: Inbound, who: Principal) -> Call:
         route = inbound.route
         request = load(route.dialect).decode_request(inbound.body, model=route.model, stream=route.stream)
         _check_tool_choice(request)
@@ -159,7 +163,8 @@ class Chat:
             body=inbound.body,
             request_id=inbound.request_id,
             forward_headers=forwarded(inbound.headers),
-            strict=strict,
+            strict=is_strict(inbound, who, self._strict),
+            tenant=who.project_id,
         )
 
     async def _send(self, call: Call, booking: Booking, leg: Leg) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -152,11 +152,11 @@ class Desk:
         self._lone: dict[tuple[str, frozenset[str], str], Lone] = {}
         self._lone_of = offer.catalog, offer.prices
 
-    async def principal(self, inbound: Inbound) -> Principal:
+    def principal(self, inbound: Inbound) -> Awaitable[Principal]:
         """Who asks. Raises: Unauthenticated, Forbidden."""
         if inbound.key is None:
             raise Unauthenticated("no API key; send it as `Authorization: Bearer fbx-...`", code="missing_api_key")
-        return await self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
+        return self._keys.principal(inbound.key, inbound.client_ip, inbound.now_ns // 1_000_000)
 
     async def looked_at(self, inbound: Inbound, who: Principal, alias: str, texts: tuple[str, ...]) -> tuple[str, ...]:
         """What is to be embedded, ranked, spoken or drawn, past the key's guardrails. Raises: Blocked."""
@@ -269,8 +269,9 @@ class Desk:
             wait_s = self._dispatcher.patience_s(route.terms.queue_s, ask.queue_s)
             route = replace(route, turn=Turn(who.key_id, urgency, ask.size.text_bytes // 4 + 1, who.weight, wait_s))
         while True:
+            most = route.most_output(ask.max_output_tokens) if ask.answers else 0
             try:
-                most, admission = await self._admit(route, ask, who, now_ns)
+                admission = await self._admit(route, ask, who, now_ns, most)
                 break
             except (RateLimited, QuotaExceeded) as refused:
                 route = _without(route, refused)
@@ -282,10 +283,9 @@ class Desk:
             raise
         return Booking(route, admission, settlement, most, self._dispatcher)
 
-    async def _admit(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> tuple[int, Admission]:
-        """Returns: the longest answer that its deployments give, and the reservation."""
-        most = route.most_output(ask.max_output_tokens) if ask.answers else 0
-        return most, await self._gate.admit(
+    def _admit(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int, most: int) -> Awaitable[Admission]:
+        """most: the longest answer that its deployments give."""
+        return self._gate.admit(
             who,
             ask.request_id,
             ask.alias,
@@ -335,11 +335,11 @@ class Desk:
             self._journal, self._gate, admission, intent, leg, self._clock, price_of, ask.counts, route, tier
         )
 
-    def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> list[PriceSheet]:
+    def _sheets(self, route: RoutePlan, ask: Ask, who: Principal, now_ns: int) -> Sequence[PriceSheet]:
         """Every price an answer may come at: a provider whose asked tier is full falls back to the standard one."""
-        sheets = [leg.sheet for leg in route.legs]
         if ask.service_tier is None:
-            return sheets
+            return route.sheets
+        sheets = list(route.sheets)
         for variant in variants_asked(ask.service_tier)[1:]:
             for leg in route.legs:
                 with suppress(UnknownPrice):

@@ -5,7 +5,7 @@ share stands in `desk.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from billing.journal import Journal
@@ -48,8 +48,9 @@ _HOLD_MANY: Final = ("file_create", "message_batch_create")
 
 
 class Way(Protocol):
-    async def serve(self, inbound: Inbound, who: Principal) -> Reply:
-        """Raises: GatewayError, ProviderError or BillingError, with nothing owed; the caller words it."""
+    def serve(self, inbound: Inbound, who: Principal) -> Awaitable[Reply]:
+        """Raises, at the call or when awaited: GatewayError, ProviderError or BillingError, with nothing owed; the
+        caller words it."""
 
 
 class Pipeline:
@@ -99,18 +100,16 @@ class Pipeline:
             "count_tokens": Counting(self._desk, providers, strict),
         }
 
-    async def serve(self, inbound: Inbound) -> Reply:
-        """Raises: as `Way.serve`."""
-        who = await self.principal(inbound)
-        return await self.serve_as(inbound, who)
-
-    async def serve_as(self, inbound: Inbound, who: Principal) -> Reply:
-        """For somebody who has been asked already: a line of a batch. Raises: as `Way.serve`."""
+    def serve_as(self, inbound: Inbound, who: Principal) -> Awaitable[Reply]:
+        """For somebody who has been asked already: by `principal`, or a line of a batch. Raises: as `Way.serve`."""
         if inbound.route.operation not in _HOLD_MANY:  # Each of their requests is looked at when it is run.
             check_shape(inbound.body, self._limits)
-        reply = await self._ways[inbound.route.operation].serve(inbound, who)
-        return reply if who.bodies is None else self._recorder.passing(inbound, who, reply)
+        answering = self._ways[inbound.route.operation].serve(inbound, who)
+        return answering if who.bodies is None else self._recorded(inbound, who, answering)
 
-    async def principal(self, inbound: Inbound) -> Principal:
+    async def _recorded(self, inbound: Inbound, who: Principal, answering: Awaitable[Reply]) -> Reply:
+        return self._recorder.passing(inbound, who, await answering)
+
+    def principal(self, inbound: Inbound) -> Awaitable[Principal]:
         """Who asks. Raises: Unauthenticated, Forbidden."""
-        return await self._desk.principal(inbound)
+        return self._desk.principal(inbound)

@@ -6,7 +6,7 @@ go to another provider. Source: OpenAI API reference "Responses" and its 30 days
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
@@ -27,7 +27,7 @@ _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 
 
 class Way(Protocol):
-    async def serve(self, inbound: Inbound, who: Principal) -> Reply: ...
+    def serve(self, inbound: Inbound, who: Principal) -> Awaitable[Reply]: ...
 
 
 _KEPT_ELSEWHERE: Final = {

@@ -75,23 +75,12 @@ class Settlement:
         self._intent = intent
         self._clock = clock
         self._amount_pusd: int | None = None
+        self.id, self.dialect, self.at_ns = intent.id, intent.dialect, intent.at_ns
         self.leg = leg
         self.attempts = 1
         self.tries: tuple[Try, ...] = ()
         self.lost_pusd = 0
         self.first_token_ns: int | None = None
-
-    @property
-    def id(self) -> str:
-        return self._intent.id
-
-    @property
-    def dialect(self) -> str:
-        return self._intent.dialect
-
-    @property
-    def at_ns(self) -> int:
-        return self._intent.at_ns
 
     def open(self) -> None:
         """Raises: JournalUnavailable; then nothing is owed, and the caller must release the admission."""
@@ -141,8 +130,7 @@ class Settlement:
             # Both are under way at once: a future, and a command that leaves before its reply is waited for. What is
             # only told of the request comes after what is owed for it.
             on_disk = self._journal.settle(record)
-            _tell(record, sheet, read, amount_pusd)
-            await self._gate.settle(
+            told = self._gate.settle(
                 self._admission,
                 read + written,
                 # What waits for a price counts as what was held for it, here and in the sums of SQL.
@@ -151,7 +139,9 @@ class Settlement:
                 output_tokens=counted[1],
                 provider=record.provider,
             )
+            _tell(record, sheet, read, amount_pusd)
             await on_disk
+            await told
         except JournalUnavailable:
             # The intent is on disk and the record in the journal's memory: nothing is lost, an operator must act.
             METRICS.journal_failed()

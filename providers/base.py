@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -480,6 +481,7 @@ def checked_base_url(provider: str, url: str | None) -> str:
     return url.rstrip("/")
 
 
+@lru_cache(maxsize=256)
 def _is_media_type(actual: str, wanted: str) -> bool:
     kind = actual.partition(";")[0].strip().lower()
     wanted_kind = wanted.partition(";")[0].strip().lower()

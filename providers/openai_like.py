@@ -6,7 +6,7 @@ Such engines mostly accept fields they do not know, so a client's extras are kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -87,10 +87,10 @@ class OpenAILike(DialectProvider):
             return load("openai_responses")
         return self.dialects[self._operation(call)]
 
-    async def send(self, call: Call, model: str) -> UpstreamAnswer:
+    def send(self, call: Call, model: str) -> Coroutine[Any, Any, UpstreamAnswer]:
         if self.speaks_responses(call, model) and _carries_foreign_seals(call.body):
             call = msgspec.structs.replace(call, body=b"")
-        return await super().send(call, model)
+        return super().send(call, model)
 
     def forward(self, call: Call, model: str) -> dict[str, Any]:
         body = super().forward(call, model)

@@ -28,8 +28,6 @@ OUTPUT_TOKENS_MIN: Final = 16
 # Tokens of a usual answer, before the model has given any.
 FIRST_ANSWER: Final = 512.0
 
-_READ_AS: Final = (Meter.INPUT_TOKENS, Meter.CACHE_WRITE_5M_TOKENS, Meter.CACHE_WRITE_1H_TOKENS)
-_SAID_AS: Final = (Meter.OUTPUT_TOKENS, Meter.REASONING_TOKENS)
 _ONE_REQUEST: Final[Mapping[Meter, int]] = {Meter.REQUESTS: 1}
 _SHARE: Final = 0.05  # of the newest observation in the running averages
 _SHORT_BYTES: Final = 256  # below this, the overhead says more than the text
@@ -77,13 +75,13 @@ class Ratios:
     def worst_input(self, alias: str, input_bytes: int) -> int:
         """Tokens that hardly any prompt of this size exceeds: three mean deviations on the dear side."""
         known = self._learned.get(alias)
-        ratio = FIRST_WORST if known is None else known.mean - 3 * known.stray
-        return OVERHEAD_TOKENS + ceil(input_bytes / _clamp(ratio))
+        ratio = FIRST_WORST if known is None else _clamp(known.mean - 3 * known.stray)
+        return OVERHEAD_TOKENS + ceil(input_bytes / ratio)
 
     def likely_input(self, alias: str, input_bytes: int) -> int:
         """Tokens of a usual prompt of this size, for rate limits: those are put right within seconds."""
         known = self._learned.get(alias)
-        return ceil(input_bytes / _clamp(FIRST_LIKELY if known is None else known.mean))
+        return ceil(input_bytes / (FIRST_LIKELY if known is None else known.mean))  # the mean of what `learn` clamped
 
     def likely_output(self, alias: str) -> int:
         """Twice the usual answer."""
@@ -158,12 +156,14 @@ def estimate(
         others = {m: n for m, n in fixed.items() if m is not Meter.INPUT_TOKENS}
     lines = []
     for sheet in sheets:
-        sale = sheet.tier(input_tokens).sale if sheet.tiers else sheet.sale
-        what = f"{sheet.provider}/{sheet.model}"
-        spent = reads * _dearest(sale, _READ_AS, what) if reads else 0
+        tier = sheet.tier(input_tokens)
+        read = tier.read_at_most if reads else 0
         # Embeddings say nothing, and their lists price no output.
-        each = _dearest(sale, _SAID_AS, what) if answers else 0
-        lines.append((spent + rate(others, sale, what), each))
+        said = tier.said_at_most if answers else 0
+        what = f"{sheet.provider}/{sheet.model}"
+        if read is None or said is None:
+            raise UnknownPrice(what, Meter.INPUT_TOKENS if read is None else Meter.OUTPUT_TOKENS)
+        lines.append((reads * read + rate(others, tier.sale, what), said))
     return Estimate(input_tokens, candidates, tuple(fixed.items()), tuple(lines))
 
 
@@ -182,17 +182,6 @@ def counted(counts: Counts, sheets: Sequence[PriceSheet]) -> Estimate:
         found.append((rate(quantities, sheet.tier(tokens).sale, what), quantities))
     pusd, quantities = max(found, key=lambda each: each[0])
     return Estimate(input_tokens_total(quantities), 1, tuple(quantities.items()), ((pusd, 0),))
-
-
-def _dearest(prices: Mapping[Meter, int], meters: tuple[Meter, ...], what: str) -> int:
-    """pUSD. Raises: UnknownPrice where none of the meters has a price."""
-    dearest = -1
-    for meter in meters:
-        if (price := prices.get(meter)) is not None and price > dearest:
-            dearest = price
-    if dearest < 0:
-        raise UnknownPrice(what, meters[0])
-    return dearest
 
 
 def fewest_tokens(input_bytes: int) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import ceil
 from types import MappingProxyType, TracebackType
-from typing import Final
+from typing import Any, Final
 
 import hiredis
 import structlog
@@ -136,7 +136,7 @@ class Gate:
         await self._muster.__aexit__(kind, error, trace)
         await self._link.aclose()
 
-    async def admit(
+    def admit(
         self,
         principal: Principal,
         request_id: str,
@@ -157,7 +157,7 @@ class Gate:
         counts: Counts = BY_TOKENS,
         unseen: bool = False,
         teaches: bool = True,
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         """Reserve the worst case of a request in every scope of its key.
 
         sheets: of every deployment that may answer; the dearest counts. extra: what else it may use (searches).
@@ -165,10 +165,10 @@ class Gate:
         right when it is known. teaches: whether its bytes tell how many tokens bytes are.
         counts: for what is not sold by its text, its worst case, in place of all sizes.
         Cancelled or failed, it leaves nothing reserved.
-        Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
+        Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice, at the call."""
         facts = Facts(alias, providers, tags, end_user)
         if counts:
-            return await self._admit_counted(principal, request_id, alias, counted(counts, sheets), facts, now_ms)
+            return self._admit_counted(principal, request_id, alias, counted(counts, sheets), facts, now_ms)
         ceiling = min(deployment_max_output, context_window)
         worst = estimate(
             self._ratios,
@@ -201,13 +201,11 @@ class Gate:
             scopes,
             0 if images or not teaches else input_bytes,
         )
-        if scopes.empty:
-            return admission
-        return await self._reserve(admission, worst, may_clamp=max_output_tokens is None)
+        return self._reserve(admission, worst, may_clamp=max_output_tokens is None)
 
-    async def _admit_counted(
+    def _admit_counted(
         self, principal: Principal, request_id: str, alias: str, worst: Estimate, facts: Facts, now_ms: int
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         """Nothing of it can be cut shorter, and nothing is learned from it."""
         quantities = worst.quantities(0)
         admission = Admission(
@@ -221,9 +219,9 @@ class Gate:
             self._scopes(principal, facts, now_ms),
             0,
         )
-        return admission if admission.scopes.empty else await self._reserve(admission, worst, may_clamp=False)
+        return self._reserve(admission, worst, may_clamp=False)
 
-    async def settle(
+    def settle(
         self,
         admission: Admission,
         tokens_used: int,
@@ -232,20 +230,20 @@ class Gate:
         input_tokens: int = 0,
         output_tokens: int = 0,
         provider: str | None = None,
-    ) -> int:
-        """Give back what was not used, or take what was used beyond. Sent twice it counts once.
+    ) -> asyncio.Future[int]:
+        """Give back what was not used, or take what was used beyond. Sent twice it counts once. Called is done; awaited
+        is waiting until the store knows.
 
         provider: who answered, of those that the reservation was made for.
         input_tokens, output_tokens: as the provider counted them, to learn from; 0 when it did not. Redis away is no
         error here: the answer has been given and the journal knows its price, so it is sent again later.
         Returns: how much of the hold was not used, in pUSD."""
         self._ratios.learn(admission.alias, admission.input_bytes, input_tokens, output_tokens)
-        await self._close(admission, tokens_used, charge_pusd, 1, provider)
-        return max(0, admission.hold_pusd - charge_pusd)
+        return self._close(admission, tokens_used, charge_pusd, 1, provider)
 
-    async def release(self, admission: Admission) -> None:
+    def release(self, admission: Admission) -> asyncio.Future[int]:
         """Nothing was sent anywhere: all of it goes back, the request itself included."""
-        await self._close(admission, 0, 0, 0)
+        return self._close(admission, 0, 0, 0)
 
     async def renew(self, admission: Admission) -> None:
         """For whoever keeps a request open outside of this process's `async with`. Raises: Unavailable."""
@@ -309,9 +307,11 @@ class Gate:
         return len(self._pending)
 
     async def _reserve(self, admission: Admission, worst: Estimate, *, may_clamp: bool) -> Admission:
+        if not admission.scopes.keys:
+            return admission
+        now_s = asyncio.get_running_loop().time()
+        self._served.add(admission.scopes.prefix)
         for _ in range(CLAMP_TRIES):
-            now_s = asyncio.get_running_loop().time()
-            self._served.add(admission.scopes.prefix)
             try:
                 taken = await self._limiter.reserve(
                     admission.request_id,
@@ -404,23 +404,44 @@ class Gate:
             if (held := self._open.get(share.id)) is not None:
                 await self._close(held[0], 0, 0, 0)
 
-    async def _close(
+    def _close(
         self, admission: Admission, tokens: int, charge_pusd: int, requests: int, provider: str | None = None
-    ) -> None:
+    ) -> asyncio.Future[int]:
+        """The future raises nothing: what the store does not take now is sent again. Returns: how much of the hold was
+        not used, in pUSD."""
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._open.pop(admission.request_id, None)
         if self._shares is not None:
             self._shares.settle(admission.request_id, charge_pusd)
-        if admission.scopes.empty:
-            return
+        unused_pusd = max(0, admission.hold_pusd - charge_pusd)
+        if not admission.scopes.keys:
+            closed.set_result(unused_pusd)
+            return closed
         # Above nine million dollars the worker takes it for a wrong count, and so must a 64-bit counter.
-        charge_pusd = min(charge_pusd, MAX_AMOUNT_PUSD)
-        pending = Pending(admission, tokens, charge_pusd, requests, provider)
-        try:
-            await self._settle(pending)
-        except (Unavailable, asyncio.CancelledError) as error:
-            self._pend(pending)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        pending = Pending(admission, tokens, min(charge_pusd, MAX_AMOUNT_PUSD), requests, provider)
+        sending: Awaitable[Any] = (
+            self._settle(pending)
+            if admission.request_id in self._granted
+            else self._limiter.begin_settling(
+                admission.request_id,
+                admission.scopes,
+                tokens=tokens,
+                charge_pusd=pending.charge_pusd,
+                requests=requests,
+                provider=provider,
+            )
+        )
+        if not isinstance(sending, asyncio.Future):
+            sending = asyncio.ensure_future(sending)
+
+        def sent(sending: asyncio.Future[Any]) -> None:
+            if sending.cancelled() or sending.exception() is not None:
+                self._pend(pending)  # Whatever it is: the keeper tries again, and says what it cannot mend.
+            if not closed.done():
+                closed.set_result(unused_pusd)
+
+        sending.add_done_callback(sent)
+        return closed
 
     async def _settle(self, pending: Pending) -> None:
         if pending.admission.request_id in self._granted:

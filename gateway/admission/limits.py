@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from billing.money import MAX_AMOUNT_PUSD, format_usd
-from gateway.admission.link import Arg, Reply
+from gateway.admission.link import Arg, Command, Reply
 from gateway.admission.principal import END_USER, PROVIDER, Budget, Facts, Limit, Principal, concerns, window_of
 from gateway.admission.store import AnyLink
 from gateway.errors import LimitsAway, QuotaExceeded, RateLimited, Unavailable
@@ -68,10 +68,6 @@ class Scopes(Struct, frozen=True, dict=True):
     budgets: tuple[Budget, ...]
     window_starts_ns: tuple[int, ...]
     keys: tuple[str, ...]
-
-    @property
-    def empty(self) -> bool:
-        return not self.keys
 
     @property
     def slot_keys(self) -> tuple[str, ...]:
@@ -218,11 +214,24 @@ class Limiter:
         orphan: only if Redis still remembers the reservation. provider: who answered; what was reserved of others'
         limits and budgets goes back whole. None: nobody, or one does not know.
         Returns: whether this call did it. Raises: Unavailable, then it may be sent again."""
-        if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
-            raise ValueError(f"charge of {charge_pusd} pUSD")
-        values = [tokens, requests, charge_pusd, int(orphan)]
+        values = _settled(tokens, requests, charge_pusd, orphan)
         reply = await self._run_form("settle", request_id, scopes, provider, values)
         return bool(reply[0] != b"done")
+
+    def begin_settling(
+        self,
+        request_id: str,
+        scopes: Scopes,
+        *,
+        tokens: int,
+        charge_pusd: int,
+        requests: int = 1,
+        provider: str | None = None,
+    ) -> Awaitable[Reply]:
+        """As `settle`, on its way before it is awaited where the store is there. Raises, when awaited, whatever the
+        store says: `settle` then does it, or says why not."""
+        values = _settled(tokens, requests, charge_pusd, orphan=False)
+        return self._link.call_booted(self._formed("settle", request_id, scopes, provider, values), near=scopes.muster)
 
     async def renew(
         self, request_id: str, scopes: Scopes, *, tokens: int, hold_pusd: int, lease_ms: int = LEASE_MS
@@ -354,14 +363,7 @@ class Limiter:
         """As `_run`, of what every request does: the command is packed once for all requests of the same scopes, but
         for the request's name and its values. of: what else differs, a lease's length or who answered."""
 
-        def command(boot: str) -> bytes:
-            form = scopes.forms.get((op, boot, of))
-            if form is None:
-                words = self._words(op, boot, scopes, _HOLE, _HOLE)
-                form = scopes.forms[op, boot, of] = _form("EVALSHA", _SHA, *words, *_FORMS[op](scopes, of))
-            said = (f"{scopes.prefix}:r:{request_id}", request_id, *map(str, values))
-            return form % tuple([_BULK % (len(data), data) for data in map(str.encode, said)])
-
+        command = self._formed(op, request_id, scopes, of, values)
         try:
             return await self._link.call_booted(command, near=scopes.muster)
         except hiredis.ReplyError as error:
@@ -370,6 +372,17 @@ class Limiter:
         rest = iter(values)
         said = [next(rest) if arg == _HOLE else arg for arg in _FORMS[op](scopes, of)]
         return await self._run(op, request_id, scopes, said)
+
+    def _formed(self, op: str, request_id: str, scopes: Scopes, of: str | None, values: Sequence[int]) -> Command:
+        def command(boot: str) -> bytes:
+            form = scopes.forms.get((op, boot, of))
+            if form is None:
+                words = self._words(op, boot, scopes, _HOLE, _HOLE)
+                form = scopes.forms[op, boot, of] = _form("EVALSHA", _SHA, *words, *_FORMS[op](scopes, of))
+            said = (f"{scopes.prefix}:r:{request_id}", request_id, *map(str, values))
+            return form % tuple([_BULK % (len(data), data) for data in map(str.encode, said)])
+
+        return command
 
     def _words(self, op: str, boot: str, scopes: Scopes, record: Arg, request_id: Arg) -> tuple[Arg, ...]:
         """Keys and arguments that every operation has."""
@@ -411,6 +424,13 @@ def _reserve_form(scopes: Scopes, of: str | None) -> list[Arg]:
     for budget in scopes.budgets:
         args += (budget.limit_pusd, _HOLE, budget.pace)
     return args
+
+
+def _settled(tokens: int, requests: int, charge_pusd: int, orphan: bool) -> list[int]:
+    """What fills the form below. Raises: ValueError."""
+    if not 0 <= charge_pusd <= MAX_AMOUNT_PUSD:
+        raise ValueError(f"charge of {charge_pusd} pUSD")
+    return [tokens, requests, charge_pusd, int(orphan)]
 
 
 def _settle_form(scopes: Scopes, of: str | None) -> list[Arg]:

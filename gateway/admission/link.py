@@ -93,20 +93,19 @@ class Link:
         unknown. hiredis.ReplyError for a refusal by Redis itself."""
         return await self.call_booted(lambda _: command)
 
-    async def call_booted(self, command: Command, *, near: str | None = None, asking: bool = False) -> Reply:
-        """As `call`. asking: of a server that is only being given what the command is about (Redis Cluster)."""
+    def call_booted(self, command: Command, *, near: str | None = None, asking: bool = False) -> Awaitable[Reply]:
+        """As `call`; on an open connection it is sent at once, before it is awaited. asking: of a server that is only
+        being given what the command is about (Redis Cluster)."""
         wire = self._wire
         if wire is None or wire.closed:
-            wire = await self.open()
+            return self._call_anew(command, asking)
         if asking:
             _ignore(wire.send(("ASKING",)))
-        reply = await wire.send(command(wire.boot))
-        if isinstance(reply, Exception):
-            if str(reply).startswith("READONLY"):
-                # It was one that writes when we connected. Another one is by now, which the next connection finds.
-                wire.close()
-            raise reply
-        return reply
+        return wire.send(command(wire.boot), raises=True)
+
+    async def _call_anew(self, command: Command, asking: bool) -> Reply:
+        await self.open()
+        return await self.call_booted(command, asking=asking)
 
     async def listen(self, channel: str, heard: Callable[[bytes], None], began: Callable[[], None]) -> None:
         """Hand over every message of a channel, on a connection of its own, until it breaks. began: called when
@@ -270,7 +269,7 @@ class _Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
         self._reply_s = reply_s
-        self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Reply], float, bool]] = deque()
         self._unsent: list[bytes] = []
         self._transport: _Writer | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -286,8 +285,10 @@ class _Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(_Writer, transport)
 
-    def send(self, command: tuple[Arg, ...] | bytes) -> asyncio.Future[Reply]:
-        """The command leaves at the end of this turn of the loop, even when the caller is cancelled meanwhile."""
+    def send(self, command: tuple[Arg, ...] | bytes, *, raises: bool = False) -> asyncio.Future[Reply]:
+        """The command leaves at the end of this turn of the loop, even when the caller is cancelled meanwhile.
+
+        raises: a refusal by Redis, which else is the reply."""
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.closed:
             future.set_exception(LimitsAway("rate limit store is away"))
@@ -296,7 +297,7 @@ class _Wire(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         # The stub of hiredis knows only tuples of one.
         self._unsent.append(command if type(command) is bytes else hiredis.pack_command(cast(Any, command)))
-        self._waiting.append((future, time.monotonic()))
+        self._waiting.append((future, time.monotonic(), raises))
         if self._watch is None:
             self._watch = self._loop.call_later(self._reply_s, self._look)
         return future
@@ -344,9 +345,18 @@ class _Wire(asyncio.Protocol):
                 continue
             if not waiting:
                 continue
-            future, _ = waiting.popleft()
-            if not future.done():
+            future, _, raises = waiting.popleft()
+            if raises and isinstance(reply, Exception):
+                self._refused(future, reply)
+            elif not future.done():
                 future.set_result(reply)
+
+    def _refused(self, future: asyncio.Future[Reply], error: Exception) -> None:
+        if not future.done():
+            future.set_exception(error)
+        if str(error).startswith("READONLY"):
+            # It was one that writes when we connected. Another one is by now, which the next connection finds.
+            self.close()
 
     def _look(self) -> None:
         """One timer for all: a timer for each command would cost more than the command."""
@@ -377,6 +387,6 @@ class _Wire(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         while self._waiting:
-            future, _ = self._waiting.popleft()
+            future, _, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(LimitsAway("rate limit store is away"))

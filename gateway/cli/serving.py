@@ -94,6 +94,7 @@ class GuardedConnection(Guard, ClientConnection):
         or uses a kept connection again, must not meet a closed door: its request may be on its way."""
         if self.idle_grace_s and self._idle:
             self._last = True
+            self._known = None
             self.loop.call_later(self.idle_grace_s, self._end_idle)
         else:
             super().shutdown()

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Final
 
 import structlog
 from httptools import HttpParserInvalidURLError, parse_url
+from msgspec import Struct
+from msgspec.structs import replace
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -31,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 _STATUS_LINE: Final = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,10})(?=\r\n)", re.IGNORECASE)
+# SDKs send half a kilobyte to one and a half. It is kept for each connection.
+_REMEMBERED_BYTES: Final = 4096
 _CHUNKED: Final = "transfer-encoding: chunked\r\n"
 _END: Final = b"0\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -45,6 +50,7 @@ class ClientConnection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._running: Exchange | None = None
+        self._known: _Head | None = None
         self._idle_since = 0.0
 
     # What the parser calls.
@@ -66,7 +72,8 @@ class ClientConnection(HttpToolsProtocol):
         if len(headers) != len(self.headers):
             headers |= joined(self.headers)
         asked = Asked(method, path, query, headers, self._client_ip(headers))
-        before, self.cycle = self.cycle, Exchange(self, hot, route, asked)
+        keep_alive, chunks = self.parser.should_keep_alive(), self.parser.get_http_version() != "1.0"
+        before, self.cycle = self.cycle, Exchange(self, hot, route, asked, keep_alive, chunks)
         if before is None or before.response_complete:
             self.cycle.begin()
         else:
@@ -85,6 +92,41 @@ class ClientConnection(HttpToolsProtocol):
             self.cycle.complete()
         else:
             super().on_message_complete()
+
+    # What the guard calls, when one request is over and the next begins.
+
+    def again(self, data: bytes) -> bool:
+        """Takes a whole request whose head is that of the last one, as nearly all of a client's are, but for the length
+        of its body: what the parser and its callbacks made of that head still holds. Returns: whether it is one."""
+        known, before = self._known, self.cycle
+        if known is None or not before.response_complete or not data.startswith(known.start):
+            return False
+        at = len(known.start)
+        end = data.find(b"\r\n", at, at + 12)
+        length = data[at:end]
+        if end < 0 or not length.isdigit() or not data.startswith(known.rest, end):
+            return False
+        body = data[end + len(known.rest) :]
+        if len(body) != int(length) or len(body) > known.hot.max_body_bytes:
+            return False
+        asked = known.asked
+        if length != known.length:
+            asked = replace(asked, headers={**asked.headers, "content-length": length.decode()})
+        self.cycle = Exchange(self, known.hot, known.route, asked, True, known.chunks)
+        self.cycle.arrived(body)
+        return True
+
+    def remember(self, data: bytes) -> None:
+        """A request has come in one read, `data`, and the parser waits for the next one."""
+        self._known, last = None, self.cycle
+        if not isinstance(last, Exchange) or not last.keep_alive or b"\r\n\r\n" not in data:
+            return
+        head = data[: data.index(b"\r\n\r\n") + 4]
+        if len(head) > _REMEMBERED_BYTES or b"\r\nexpect:" in head.lower():
+            return
+        if (found := _LENGTH.search(head)) is not None and int(found[1]) == len(data) - len(head):
+            start, rest = head[: found.start(1)], head[found.end(1) :]
+            self._known = _Head(start, found[1], rest, last.hot, last.route, last.asked, last.chunks)
 
     # What uvicorn calls.
 
@@ -112,7 +154,8 @@ class ClientConnection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -153,7 +196,7 @@ class ClientConnection(HttpToolsProtocol):
         become spaces."""
         if self.cors is not None and self._running is not None:
             headers = [*headers, *self.cors.headers(self._running.asked.headers)]
-        if _CONTROL.search("".join([value for _, value in headers])):
+        if not "".join([value for _, value in headers]).isprintable():
             headers = [(name, _CONTROL.sub(" ", value)) for name, value in headers]
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
         close = "" if keep_alive else "connection: close\r\n"
@@ -192,23 +235,36 @@ class ClientConnection(HttpToolsProtocol):
         return host
 
 
+class _Head(Struct, frozen=True):
+    """Of a request that came in one read: its bytes up to the length of its body, that, the bytes behind, and what an
+    `Exchange` is made of."""
+
+    start: bytes
+    length: bytes
+    rest: bytes
+    hot: HotPath
+    route: Route
+    asked: Asked
+    chunks: bool
+
+
 class Exchange:
     """One request of the data plane and its reply. It runs once its body is whole and those before it are answered."""
 
     __slots__ = (  # Ten thousand open streams are ten thousand of these.
-        "_chunks",
         "_connection",
         "_early",
         "_has_turn",
         "_heart",
-        "_hot",
         "_parts",
         "_refused",
         "_size",
         "_streams",
         "_task",
         "asked",
+        "chunks",
         "disconnected",
+        "hot",
         "keep_alive",
         "response_complete",
         "response_started",
@@ -216,9 +272,12 @@ class Exchange:
         "whole",
     )
 
-    def __init__(self, connection: ClientConnection, hot: HotPath, route: Route, asked: Asked) -> None:
+    def __init__(
+        self, connection: ClientConnection, hot: HotPath, route: Route, asked: Asked, keep_alive: bool, chunks: bool
+    ) -> None:
+        """chunks: whether the client knows chunked coding, which HTTP/1.0 does not."""
         self._connection = connection
-        self._hot = hot
+        self.hot = hot
         self.asked = asked
         self._parts: list[bytes] = []
         self._size = 0
@@ -228,11 +287,11 @@ class Exchange:
         self._heart: Heartbeat | None = None
         self._early: ChatRequest | None = None
         self._refused: GatewayError | None = hot.objection(asked)
-        self._chunks = connection.parser.get_http_version() != "1.0"  # which knows no chunked coding
+        self.chunks = chunks
         self.route = route
         self.whole = False
         # uvicorn asks for these three, the guard for the one after them.
-        self.keep_alive = connection.parser.should_keep_alive()
+        self.keep_alive = keep_alive
         self.response_complete = False
         self.disconnected = False
         self.response_started = False
@@ -249,8 +308,8 @@ class Exchange:
             return
         self._parts.append(data)
         self._size += len(data)
-        if self._size > self._hot.max_body_bytes:
-            self._refused = self._hot.too_large()
+        if self._size > self.hot.max_body_bytes:
+            self._refused = self.hot.too_large()
             self._parts.clear()
             self._run_if_ready()
 
@@ -258,9 +317,15 @@ class Exchange:
         self.whole = True
         self._run_if_ready()
 
+    def arrived(self, body: bytes) -> None:
+        """All at once, and it is its turn."""
+        self._parts.append(body)
+        self.whole = self._has_turn = True
+        self._run_if_ready()
+
     def client_gone(self) -> None:
         self.disconnected = True
-        if self._task is not None and (self._streams or self._hot.cancels_whole):
+        if self._task is not None and (self._streams or self.hot.cancels_whole):
             self._task.cancel()
 
     def _run_if_ready(self) -> None:
@@ -275,14 +340,14 @@ class Exchange:
         self._parts = []
         self._streams = asks_for_stream(self.route, body)
         METRICS.arrived()
-        request_id = self._hot.request_id()
+        request_id = self.hot.request_id()
         sent = False
-        every_s, beat = self._hot.heartbeat_s, beat_of(self.route)
-        if self._streams and every_s is not None and beat is not None and self._chunks:
+        every_s, beat = self.hot.heartbeat_s, beat_of(self.route)
+        if self._streams and every_s is not None and beat is not None and self.chunks:
             loop = self._connection.loop
             self._heart = Heartbeat(loop, every_s, beat, self._beat, lambda: self._begin_early(body, request_id))
         try:
-            reply = await self._hot.serve(self.asked, self.route, body, request_id, self._refused)
+            reply = await self.hot.serve(self.asked, self.route, body, request_id, self._refused)
             if isinstance(reply.body, bytes):
                 self._send(reply, reply.body)
             else:
@@ -317,7 +382,7 @@ class Exchange:
         # The first piece is ready, and taking it before anything can be cancelled arms the stream's own settlement.
         first = await anext(pieces, b"")
         try:
-            if not self._chunks:
+            if not self.chunks:
                 self.keep_alive = False  # the end of the connection ends the body
                 frame, more, last = _bare, "", b""
             else:

@@ -83,6 +83,8 @@ if TYPE_CHECKING:
         def on_headers_complete(self) -> None: ...
         def on_body(self, body: bytes) -> None: ...
         def on_message_complete(self) -> None: ...
+        def again(self, data: bytes) -> bool: ...
+        def remember(self, data: bytes) -> None: ...
 else:
     _Below = object
 
@@ -155,18 +157,23 @@ class Guard(_Below):
             if self._silent_bytes > self.door.settings.max_body_bytes:
                 self._transport.abort()
             return
-        if self._phase == _BODY:
+        arriving = self._phase
+        if arriving == _IDLE and self.again(data):
+            return
+        if arriving == _BODY:
             self._tell_room(self._body_bytes + len(data))
             self._silent_bytes += len(data)
         elif self._head_too_large(data):
             self._start = self._start or data[:START_BYTES]
             self._refuse(self._large_head())
             return
-        arriving = self._phase
         if arriving != _BODY and not self._start:
             self._start = data  # for a refusal on the way; only what is not whole is copied below
-        super().data_received(without_upgrade(data) if arriving != _BODY and b"h2c" in data else data)
+        read = without_upgrade(data) if arriving != _BODY and b"h2c" in data else data
+        super().data_received(read)
         if self._phase == _IDLE or self._refused:
+            if arriving == _IDLE and read is data and not self._refused:
+                self.remember(data)
             return
         if self._phase != arriving:
             self._tell_room(self._body_bytes + len(data))

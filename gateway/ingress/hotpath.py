@@ -144,10 +144,11 @@ class HotPath:
             )
             if route.operation == "models":
                 return await self._models(inbound, asked.path)
+            who = await self._pipeline.principal(inbound)
             if not route.envelope:
-                return await self._pipeline.serve(inbound)
+                return await self._pipeline.serve_as(inbound, who)
             inner, watch = unwrapped(inbound), Watch(self._clock, now_ns)
-            return _wrapped(await self._pipeline.serve(inner), inner.route, watch)
+            return _wrapped(await self._pipeline.serve_as(inner, who), inner.route, watch)
         except Exception as error:
             return self._refusal(error, route, request_id)
 

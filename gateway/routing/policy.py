@@ -93,6 +93,10 @@ class RoutePlan(Struct, frozen=True, dict=True):
         return tuple(dict.fromkeys([leg.deployment.provider for leg in self.legs]))
 
     @cached_property
+    def sheets(self) -> tuple[PriceSheet, ...]:
+        return tuple([leg.sheet for leg in self.legs])
+
+    @cached_property
     def context_window(self) -> int:
         """Tokens: the widest."""
         return max([leg.deployment.context_window or UNKNOWN_CONTEXT_WINDOW for leg in self.legs])

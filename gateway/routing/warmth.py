@@ -19,6 +19,7 @@ from typing import Final
 from msgspec import Struct
 
 from providers.neutral import ChatRequest, Message, TextPart, ToolCallPart, ToolResultPart
+from providers.neutral.content import CachePoint
 
 # Bytes. About four of vLLM's blocks of 16 tokens; smaller ones cost more time than the last few tokens are worth.
 BLOCK_BYTES: Final = 256
@@ -67,10 +68,13 @@ def chain_of_bytes(text: bytes, tenant: str) -> Chain:
 def kept_s(request: ChatRequest) -> float | None:
     """How long the client asks for its prompt to be kept: the last marker's time, since longer ones stand before
     shorter. None: it leaves that to the provider."""
-    points = [tool.cache for tool in request.tools]
-    points += [getattr(part, "cache", None) for message in request.messages for part in message.content]
-    marked = [point for point in points if point is not None]
-    return TTL_S.get(marked[-1].ttl or "") if marked else None
+    last: CachePoint | None = None
+    for tool in request.tools:  # no comprehensions: this is asked of every request
+        last = tool.cache or last
+    for message in request.messages:
+        for part in message.content:
+            last = getattr(part, "cache", None) or last
+    return None if last is None else TTL_S.get(last.ttl or "")
 
 
 def _written(request: ChatRequest) -> Iterator[bytes]:

@@ -62,7 +62,9 @@ class Http1Transport:
         while True:
             if self._closed:
                 raise Unreachable("the transport is closed")
-            connection = await origin.acquire(loop, timeouts, fresh)
+            connection = None if fresh else origin.idle()
+            if connection is None:
+                connection = await origin.acquire(loop, timeouts, fresh)
             response = Http1Response(connection, loop, started, timeouts, request.method == "HEAD")
             try:
                 connection.begin(response, payload)
@@ -130,12 +132,16 @@ class _Origin:
         self._open: set[Connection] = set()  # those whose place it is theirs to give up, idle or not
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
-    async def acquire(self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts, fresh: bool) -> Connection:
-        """Raises: Unreachable, TimedOut("connect")."""
-        while self._idle and not fresh:
+    def idle(self) -> Connection | None:
+        """One that waits for work, if there is one."""
+        while self._idle:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
+        return None
+
+    async def acquire(self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts, fresh: bool) -> Connection:
+        """A new one, or one that somebody gives back. Raises: Unreachable, TimedOut("connect")."""
         if self.count >= self._limit and self._idle:
             self._idle.pop(0).abort()
         if self.count >= self._limit:
@@ -197,7 +203,7 @@ class _Origin:
 
     def give(self, connection: Connection) -> None:
         """Back from a request, good for another one."""
-        if not self._hand(connection):
+        if not self._waiters or not self._hand(connection):
             self._idle.append(connection)
             self._owner.watch_idle(connection.loop)
 

@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         """The response has been received whole."""
         self._response = None
         self.served += 1
-        if keep and self.usable:
+        if keep and self._transport is not None and not self._transport.is_closing():
             self.idle_since = self.loop.time()
             self._origin.give(self)
         else:
@@ -363,9 +363,9 @@ class Http1Response:
             self._informational = True
             return
         error = self._refusal()
-        if error is None:
+        if error is None and (coding := self._fields.get("content-encoding")) is not None:
             try:
-                self._decoder = decoder_for(self.headers.get("content-encoding"))
+                self._decoder = decoder_for(coding)
             except Broken as broken:
                 error = broken
         if error is not None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, func, select
+from sqlalchemy import Engine, delete, event, func, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing import db as database
 from billing import journal, ledger, schema, worker
 from billing.accounts import INFERENCE_COST, REVENUE, customer, payable_to
 from billing.db import create_engine, reading, writing
@@ -189,6 +190,11 @@ class Crash(Exception):
     """The worker dies here."""
 
 
+def engines(engine: AsyncEngine) -> list[Engine]:
+    """By which a worker writes: for SQLite there is another one, for threads."""
+    return [engine.sync_engine, *[each for of, each in database._beside.items() if of is engine.sync_engine]]
+
+
 @contextlib.contextmanager
 def crash_at(engine: AsyncEngine, n: int) -> Iterator[list[str]]:
     """The n-th write from now on does not reach the database. n counts from 1; commits count as writes."""
@@ -206,13 +212,15 @@ def crash_at(engine: AsyncEngine, n: int) -> Iterator[list[str]]:
     def commit(_connection: Any) -> None:
         count("COMMIT")
 
-    event.listen(engine.sync_engine, "before_cursor_execute", statement)
-    event.listen(engine.sync_engine, "commit", commit)
+    for each in engines(engine):
+        event.listen(each, "before_cursor_execute", statement)
+        event.listen(each, "commit", commit)
     try:
         yield writes
     finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", statement)
-        event.remove(engine.sync_engine, "commit", commit)
+        for each in engines(engine):
+            event.remove(each, "before_cursor_execute", statement)
+            event.remove(each, "commit", commit)
 
 
 async def test_a_crash_at_every_single_write(
@@ -387,7 +395,8 @@ async def test_a_database_that_is_away_delays_and_loses_nothing(
         if away:
             raise OperationalError("connect", None, Exception("the database is away"))
 
-    event.listen(fresh_engine.sync_engine, "before_cursor_execute", refuse)
+    for each in engines(fresh_engine):
+        event.listen(each, "before_cursor_execute", refuse)
     shipper, stop = worker_of(tmp_path, fresh_engine, idle_s=0.001, retry_s=0.002), asyncio.Event()
     running = asyncio.create_task(shipper.run(stop))
     await request(book, "r1")

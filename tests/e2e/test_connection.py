@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.ingress.connection import ClientConnection
 from tests.e2e.harness import House
 
 
@@ -88,6 +89,52 @@ async def test_a_request_in_two_reads_is_one_request(gateway: House, cut: int) -
             status, _, body = await answer(reader)
             assert status == 200
             assert "whole" in said(body)
+
+
+async def test_a_head_that_came_before_is_not_read_again(gateway: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    real = ClientConnection.again
+
+    def again(self: ClientConnection, data: bytes) -> bool:
+        taken.append(real(self, data))
+        return taken[-1]
+
+    monkeypatch.setattr(ClientConnection, "again", again)
+    first, longer = chat(gateway, "say a"), chat(gateway, "say " + "b" * 2000)
+    stream = chat(gateway, "say c", stream=True)
+    stranger = first.replace(gateway.key.encode(), b"fbx-wrong")
+    async with connection(gateway) as (reader, writer):
+
+        async def ask(data: bytes) -> tuple[int, bytes]:
+            taken.clear()
+            writer.write(data)
+            status, _, body = await answer(reader)
+            return status, body
+
+        for _ in range(2):  # The first of a connection may have begun in an earlier read.
+            assert (await ask(first))[0] == 200
+            assert not any(taken)
+        status, body = await ask(longer)
+        assert (status, said(body), taken) == (200, "b" * 2000, [True])
+        status, body = await ask(stream)
+        assert (status, body.endswith(b"data: [DONE]\n\n"), taken) == (200, True, [True])
+        # Another head, and then this one no more.
+        assert ((await ask(stranger))[0], taken) == (401, [False])
+        assert ((await ask(stranger))[0], taken) == (401, [True])
+        assert ((await ask(first))[0], taken) == (200, [False])
+        # The same head over what is more or less than its body.
+        status, body = await ask(first + longer)
+        assert (status, said(body), taken) == (200, "a", [False])
+        assert said((await answer(reader))[2]) == "b" * 2000
+        writer.write(longer[:-5])
+        await writer.drain()
+        async with connection(gateway) as (other, asking):
+            asking.write(get("/health/liveness"))
+            await answer(other)
+        assert said((await ask(longer[-5:]))[1]) == "b" * 2000
+        wrong = first.replace(b"Content-Length: ", b"Content-Length: +")
+        assert ((await ask(wrong))[0], taken) == (400, [False])
+    assert len(await gateway.rows()) == 8
 
 
 async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(gateway: House) -> None:

@@ -1,7 +1,7 @@
 """The whole door: estimate, reserve, settle, with SQL behind it and everything that can go wrong between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -346,14 +346,10 @@ class Faulty(Link):
 
     async def call_booted(self, command: Any, **more: Any) -> Any:
         """All calls come by here."""
-        return await self._perhaps(super().call_booted(command, **more))
-
-    async def _perhaps(self, call: Coroutine[Any, Any, Any]) -> Any:
         self.left -= 1
         if self.left == 0 and not self.after:
-            call.close()
             raise Unavailable("not sent")
-        reply = await call
+        reply = await super().call_booted(command, **more)
         if self.left == 0:
             raise Unavailable("done, and its reply lost")
         return reply
