@@ -207,18 +207,9 @@ class Gate:
         self, principal: Principal, request_id: str, alias: str, worst: Estimate, facts: Facts, now_ms: int
     ) -> Awaitable[Admission]:
         """Nothing of it can be cut shorter, and nothing is learned from it."""
-        quantities = worst.quantities(0)
-        admission = Admission(
-            request_id,
-            principal,
-            alias,
-            quantities,
-            worst.hold_pusd(0),
-            None,
-            input_tokens_total(quantities) + output_tokens_total(quantities),
-            self._scopes(principal, facts, now_ms),
-            0,
-        )
+        quantities, scopes = worst.quantities(0), self._scopes(principal, facts, now_ms)
+        tokens = input_tokens_total(quantities) + output_tokens_total(quantities)
+        admission = Admission(request_id, principal, alias, quantities, worst.hold_pusd(0), None, tokens, scopes, 0)
         return self._reserve(admission, worst, may_clamp=False)
 
     def settle(
@@ -423,12 +414,7 @@ class Gate:
             self._settle(pending)
             if admission.request_id in self._granted
             else self._limiter.begin_settling(
-                admission.request_id,
-                admission.scopes,
-                tokens=tokens,
-                charge_pusd=pending.charge_pusd,
-                requests=requests,
-                provider=provider,
+                admission.request_id, admission.scopes, tokens, pending.charge_pusd, requests, provider
             )
         )
         if not isinstance(sending, asyncio.Future):

@@ -222,11 +222,10 @@ class Limiter:
         self,
         request_id: str,
         scopes: Scopes,
-        *,
         tokens: int,
         charge_pusd: int,
-        requests: int = 1,
-        provider: str | None = None,
+        requests: int,
+        provider: str | None,
     ) -> Awaitable[Reply]:
         """As `settle`, on its way before it is awaited where the store is there. Raises, when awaited, whatever the
         store says: `settle` then does it, or says why not."""
