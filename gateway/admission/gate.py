@@ -164,8 +164,7 @@ class Gate:
         unseen: it names documents that nobody here has seen: money is held for the whole window, rate limits are put
         right when it is known. teaches: whether its bytes tell how many tokens bytes are.
         counts: for what is not sold by its text, its worst case, in place of all sizes.
-        Cancelled or failed, it leaves nothing reserved.
-        Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice, at the call."""
+        Cancelled or failed, it reserves nothing. Raises: RateLimited, QuotaExceeded, Unavailable; UnknownPrice."""
         facts = Facts(alias, providers, tags, end_user)
         if counts:
             return self._admit_counted(principal, request_id, alias, counted(counts, sheets), facts, now_ms)
