@@ -7,7 +7,7 @@ from itertools import groupby
 
 from tests.bench.routing.simulation import Outcome
 
-PANEL_W, PANEL_H, BAR_H, LEFT = 300, 150, 18, 88
+PANEL_W, PANEL_H, BAR_H, LEFT, RIGHT = 300, 172, 18, 88, 128
 COLUMNS = 3
 
 
@@ -27,7 +27,7 @@ def drawn(outcomes: Sequence[Outcome]) -> str:
 
 def panel(group: Sequence[Outcome]) -> str:
     most = max(o.first_token_s for o in group)
-    scale = (PANEL_W - LEFT - 86) / most
+    scale = (PANEL_W - LEFT - RIGHT) / most
     first = group[0]
     rows = [f'<text x="8" y="18" font-weight="bold">{first.replicas} replicas, {first.mix}, {first.load}</text>']
     for at, o in enumerate(group):
