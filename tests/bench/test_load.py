@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bench.hotpath import load, wait_for
+from tests.bench.stages import STAGES, between
 from tests.services import free_ports
 
 
@@ -43,3 +44,14 @@ def test_an_answer_in_another_dialect_is_no_answer(upstream: int) -> None:
     found = json.loads(done.stdout)
     assert (found["answers"], found["errors"]) == (0, 3)
     assert "chatcmpl-mock" in found["problem"]  # where the answer is cut depends on how it came
+
+
+def test_a_request_that_shared_the_gateway_counts_for_no_stage() -> None:
+    alone = [(name, at * 10_000) for at, name in enumerate(STAGES)]
+    its_settlement = [("limits asked", 95_000), ("limits told", 97_000)]
+    shared = [(name, 200_000 + at * 10_000) for at, name in enumerate(("in", "limits asked", "in", *list(STAGES)[1:]))]
+    found = between([*shared, *alone, *its_settlement])
+    assert found.pop("requests") == 2
+    assert found == dict.fromkeys(list(STAGES)[1:], 10.0) | {"whole": 90.0}
+    with pytest.raises(SystemExit):
+        between(shared[:2])
