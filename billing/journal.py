@@ -21,10 +21,12 @@ import re
 import secrets
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final
 
 import msgspec
@@ -75,8 +77,8 @@ class Journal:
         self._unsynced: dict[str, bytes] = {}
         self._unwritten: list[bytes] = []  # Of these, the frames that leave with the next flush, in one write.
         self._waiting: list[asyncio.Future[None]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "journal-fsync")
+        self._flushing: asyncio.Future[None] | None = None  # Done when nobody waits any more.
+        self._disk = _Disk()
         self._broken: str | None = None
         self._closed = False
 
@@ -159,9 +161,9 @@ class Journal:
             return
         self._closed = True
         self._wake()
-        if self._flusher is not None:
-            await self._flusher
-        self._thread.shutdown()
+        if self._flushing is not None:
+            await asyncio.shield(self._flushing)  # Who gives up waiting leaves it to end.
+        self._disk.close()
         with suppress(OSError):
             os.ftruncate(self._file, self._size)
         for file in (*self._retired, self._file):
@@ -192,33 +194,55 @@ class Journal:
                 self._room += os.pwrite(self._file, _ZEROS[:ahead] if ahead < AHEAD_BYTES else _ZEROS, self._size)
 
     def _wake(self) -> None:
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.get_running_loop().create_task(self._flush())
+        """Group commit: one sync for everything that is queued when it begins, again until nobody waits."""
+        if self._flushing is None:
+            loop = asyncio.get_running_loop()
+            self._flushing = loop.create_future()
+            loop.call_soon(self._flush, loop)
 
-    async def _flush(self) -> None:
-        """Group commit: one fsync for everything that was queued when it began, again until nobody waits."""
-        while True:
-            waiting, self._waiting = self._waiting, []
-            failure: JournalUnavailable | None = JournalUnavailable("stopped")  # If this task is cancelled.
-            try:
-                await self._flush_once()
-                failure = None
-            except OSError as error:
-                self._broken = str(error)
-                failure = JournalUnavailable(self._broken)
-            finally:
-                for future in waiting:
-                    if future.done():
-                        continue  # Its caller was cancelled.
-                    if failure is None:
-                        future.set_result(None)
-                    else:
-                        _fail(future, failure)
-            if not self._waiting:
-                return
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Write what waits, and have it synced: the rest of this turn of the loop is that of others."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            records, files, directories = self._write()
+        except OSError as error:
+            self._flushed(loop, waiting, [], [], error)
+        else:
+            self._disk.sync((loop, files, directories, partial(self._flushed, loop, waiting, records, files[:-1])))
 
-    async def _flush_once(self) -> None:
-        """Raises: OSError; then nothing counts as synced."""
+    def _flushed(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        waiting: list[asyncio.Future[None]],
+        records: list[str],
+        retired: list[int],
+        error: Exception | None,
+    ) -> None:
+        """error: then nothing counts as synced."""
+        for file in retired:
+            os.close(file)
+        if error is None:
+            for record_id in records:
+                self._unsynced.pop(record_id, None)
+        else:
+            self._broken = str(error)
+        for future in waiting:
+            if future.done():
+                continue  # Its caller was cancelled.
+            if error is None:
+                future.set_result(None)
+            else:
+                _fail(future, JournalUnavailable(str(error)))
+        if self._waiting:
+            self._flush(loop)
+        elif self._flushing is not None:
+            self._flushing.set_result(None)
+            self._flushing = None
+
+    def _write(self) -> tuple[list[str], list[int], list[Path]]:
+        """Returns: the records that a sync of these files and directories makes safe. The last file stays open.
+
+        Raises: OSError."""
         if self._broken is not None:
             given_up = self._file
             self._next_segment(self._unsynced.values())
@@ -230,17 +254,10 @@ class Journal:
         if self._unwritten:
             frames, self._unwritten = self._unwritten, []
             self._append(b"".join(frames))
-        records = list(self._unsynced)
         files, self._retired = [*self._retired, self._file], []
         directories = [self.run] if self._named else []
         self._named = False
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _sync, files, directories)
-        finally:
-            for file in files[:-1]:
-                os.close(file)
-        for record_id in records:
-            self._unsynced.pop(record_id, None)
+        return list(self._unsynced), files, directories
 
     def _rotate(self) -> None:
         full, size = self._file, self._size
@@ -271,6 +288,37 @@ class Journal:
         self._number += 1
         self._file, self._size, self._named = file, len(head), True
         self._make_room()
+
+
+class _Disk:
+    """A thread that syncs, one group at a time. To hand over to an executor takes as long as a sync that finds room."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="journal-fsync", daemon=True)
+        self._thread.start()
+
+    def sync(self, asked: "_Asked") -> None:
+        self._asked.put(asked)
+
+    def close(self) -> None:
+        """What has been asked for is done before."""
+        self._asked.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            loop, files, directories, done = asked
+            error: Exception | None = None
+            try:
+                _sync(files, directories)
+            except Exception as raised:
+                error = raised
+            with suppress(RuntimeError):  # The loop has been closed: nobody waits.
+                loop.call_soon_threadsafe(done, error)
+
+
+_Asked = tuple[asyncio.AbstractEventLoop, list[int], list[Path], Callable[[Exception | None], None]]
 
 
 def _fail(future: asyncio.Future[None], error: JournalUnavailable) -> None:

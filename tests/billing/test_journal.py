@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,32 @@ async def test_a_cancelled_caller_does_not_take_its_record_along(tmp_path: Path)
     await book.settle(record("r2"))
     assert ids(tmp_path, UsageRecord) == ["r1", "r2"]
     await book.close()
+
+
+async def test_who_gives_up_closing_takes_no_record_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    real = journal._to_stable_storage
+
+    def sync(file: int) -> None:
+        begun.set()
+        assert may_end.wait(60)
+        real(file)
+
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    book = Journal.open(tmp_path, "gateway")
+    monkeypatch.setattr(journal, "_to_stable_storage", sync)
+    waiting = book.settle(record("r1"))
+    assert await asyncio.to_thread(begun.wait, 60)
+    closing = asyncio.create_task(book.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not waiting.done()
+    may_end.set()
+    await asyncio.wait_for(waiting, 60)
+    assert not faults
 
 
 async def test_a_new_segment_begins_with_what_is_open(tmp_path: Path) -> None:
