@@ -9,11 +9,11 @@ from __future__ import annotations
 import datetime
 import io
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from cyclopts import Parameter
@@ -22,6 +22,10 @@ from gateway.cli.site import HERE, CallerLeft
 from gateway.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions
+    from rich.measure import Measurement
+    from rich.text import Text
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from gateway.cli.hosted import Commands
@@ -237,8 +241,43 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, righ
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(_cell(cell) for cell in row))
     return table
+
+
+def _cell(value: object) -> Any:
+    return value if isinstance(value, Elided) else "" if value is None else str(value)
+
+
+class Elided:
+    """A name in one line of a table that has no room for all of it: its middle goes. Its ends tell names apart, whose
+    they are and which version."""
+
+    LEAST: Final = 12
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def within(self, cells: int) -> str:
+        from rich.cells import cell_len, set_cell_size
+
+        if cell_len(self.text) <= cells:
+            return self.text
+        head = (cells - 1) // 2
+        tail = set_cell_size(self.text[::-1], cells - 1 - head)[::-1]
+        return f"{set_cell_size(self.text, head)}…{tail}"
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
+
+        yield Text(self.within(options.max_width))
+
+    def __rich_measure__(self, console: RichConsole, options: ConsoleOptions) -> Measurement:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        wanted = cell_len(self.text)
+        return Measurement(min(wanted, self.LEAST), wanted)
 
 
 def day_ns(text: str) -> int:

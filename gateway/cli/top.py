@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from cyclopts import App, Parameter
 
-from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.common import DEFAULTS, OK, WRONG_USAGE, Common, Elided, Problem, database, emit, make_table, usd
 from gateway.cli.usage import names_of
 from gateway.config import Settings
 
@@ -164,7 +164,7 @@ def as_table(value: dict[str, Any]) -> Any:
     columns = [value["by"], "req/s", "in/s", "out/s", "USD/h", "p50 ms", "p95 ms", "errors"]
     shown = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s", "usd_per_hour", "first_token_p50_ms",
              "first_token_p95_ms", "failed")  # fmt: skip
-    cells = [[row["label"], *(row[name] for name in shown)] for row in value["rows"]]
+    cells = [[Elided(row["label"]), *(row[name] for name in shown)] for row in value["rows"]]
     return Group(head(value), "", make_table(columns, cells, right=columns[1:]))
 
 

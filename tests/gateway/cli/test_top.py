@@ -1,6 +1,7 @@
 """`farebox top`: figures for scripts, and the live view in a real pseudo-terminal, here and from elsewhere."""
 
 import errno
+import io
 import os
 import pty
 import select
@@ -14,9 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from billing.pulse import Pulse, nothing
-from gateway.cli.top import sorted_rows
+from gateway.cli.top import as_table, sorted_rows
 from tests.emulators.openai import OpenAIEmulator
 from tests.gateway.cli.conftest import Up, emulated, environment, farebox, farebox_json, token_of
 from tests.gateway.cli.test_up import wait_until
@@ -116,6 +119,28 @@ def test_quantiles_and_orders() -> None:
     ]  # fmt: skip
     first = {sort: sorted_rows(rows, sort)[0]["name"] for sort in ("requests", "tokens", "spend", "errors", "wait")}
     assert first == {"requests": "fast", "tokens": "fast", "spend": "slow", "errors": "slow", "wait": "slow"}
+
+
+@pytest.mark.parametrize("name", ["accounts/fireworks/models/llama-v3p1-405b-instruct", "\u6a21\u578b" * 30])
+def test_a_long_name_loses_its_middle_before_its_line_breaks(name: str) -> None:
+    figures = {
+        "requests_per_s": 12.345, "input_tokens_per_s": 12345.67, "output_tokens_per_s": 2345.67, "failed": 12,
+        "usd_per_hour": "12.3456789", "first_token_p50_ms": 1234, "first_token_p95_ms": 12345,
+    }  # fmt: skip
+    rows = [figures | {"label": "gpt-4o"}, figures | {"label": name}]
+    value = {"by": "model", "window_s": 60, "total": figures, "engine": {"state": "off"}, "rows": rows}
+
+    def lines(width: int) -> list[str]:
+        page = io.StringIO()
+        Console(file=page, width=width).print(as_table(value))
+        return page.getvalue().splitlines()
+
+    short, long = lines(80)[-2:]
+    assert short.startswith("gpt-4o  ")
+    shown = long.split()[0]
+    assert (shown[:4], shown[-4:], shown.count("\u2026")) == (name[:4], name[-4:], 1)
+    assert cell_len(long) == cell_len(short) <= 80
+    assert lines(200)[-1].split()[0] == name
 
 
 class Terminal:
