@@ -61,6 +61,12 @@ def same_model(name: str) -> str:
 ALL_MODELS: Final = "(all models)"
 
 
+async def providers(db: AsyncConnection) -> list[str]:
+    """Who was ever asked, as rows name them; retention leaves the hours there."""
+    hours = schema.usage_hours.c.provider
+    return list((await db.execute(select(hours).distinct().order_by(hours))).scalars())
+
+
 async def reconcile(
     db: AsyncConnection,
     provider: str,

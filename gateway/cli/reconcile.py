@@ -7,6 +7,7 @@ from typing import Literal
 from cyclopts import App
 
 from gateway.cli.common import DEFAULTS, NOT_WELL, OK, WRONG_USAGE, Common, Problem, database, emit, make_table, usd
+from gateway.cli.offering import in_force
 from gateway.cli.site import Read, read_file
 
 app = App(name="reconcile")
@@ -42,6 +43,7 @@ async def reconcile(
     """
     from billing.bills import read_bill
     from billing.db import reading
+    from billing.reconcile import providers
     from billing.reconcile import reconcile as compare
 
     names = dict(pair.rpartition("=")[::2] for pair in name)
@@ -51,7 +53,14 @@ async def reconcile(
         bill = read_bill(read_file(file))
     except (OSError, ValueError) as error:
         raise Problem(f"{file}: {error}", fix="see `farebox reconcile --help`", code=WRONG_USAGE) from error
-    async with database(common.settings()) as engine, reading(engine) as db:
+    settings = common.settings()
+    async with database(settings) as engine, reading(engine) as db:
+        if provider not in (asked := await providers(db)):
+            # One that was never asked and sends a bill all the same is worth a look, if it is ours at all.
+            known = sorted({*asked, *(await in_force(settings))[0].providers})
+            if provider not in known:
+                fix = f"one of: {', '.join(known) or 'none yet'}"
+                raise Problem(f"no provider {provider!r}", fix=fix, code=WRONG_USAGE)
         found = await compare(db, provider, bill, names=names, by_day=by == "day")
     unexplained = [line for line in found if not line.explained]
     rows = [

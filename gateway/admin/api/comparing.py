@@ -151,13 +151,20 @@ async def import_prices(data: JSONBody[PriceListImport], actor: Caller, services
 
 @post("/reconcile", name="reconcile.read", status_code=200)
 async def reconcile_bill(data: JSONBody[Bill], services: Office) -> Reconciliation:
-    """A provider's bill against our rows, for each day and model. Stores nothing."""
+    """A provider's bill against our rows, for each day and model. Stores nothing.
+
+    provider: its name here, of one that was asked at some time or stands in the settings."""
     try:
         bill = read_bill(data.bill.encode())
     except (ValueError, KeyError, ArithmeticError) as error:
         todo = "Send the provider's usage or cost export, JSON or CSV, unchanged."
         raise invalid("bill", str(error), todo) from error
     async with services.reader.reading() as db:
+        settings = services.settings if services.switchyard is None else services.switchyard.offer.live.settings
+        known = {*await reconcile.providers(db), *settings.providers}
+        if data.provider not in known:
+            todo = f"Take one of: {', '.join(sorted(known)) or 'none yet'}."
+            raise invalid("provider", f"no provider {data.provider!r}", todo)
         found = await reconcile.reconcile(db, data.provider, bill, names=data.names, by_day=data.by_day)
     lines = [
         BillDifference(

@@ -135,3 +135,6 @@ async def test_a_providers_bill_is_held_against_our_rows(made: World, browser: B
     assert found["unexplained"] == 1
     refused = await browser.call("POST", "/reconcile", {"provider": "anthropic", "bill": "when,what\n1,2\n"})
     assert (refused.status_code, refused.json()["field"]) == (422, "bill")
+    unknown = await browser.call("POST", "/reconcile", {"provider": "antropic", "bill": bill})
+    assert (unknown.status_code, unknown.json()["field"]) == (422, "provider")
+    assert "anthropic" in unknown.json()["todo"]

@@ -88,6 +88,9 @@ def test_from_a_price_list_to_an_invoice_and_the_providers_bill(folder: Path) ->
         {"model": "gpt-test", "input_tokens": 180, "output_tokens": 41}
     ]}]}  # fmt: skip
     (folder / "usage.json").write_text(json.dumps(usage))
+    unknown = farebox("reconcile", "openapi", "usage.json", cwd=folder, check=2)
+    assert "no provider 'openapi'" in unknown.stderr
+    assert "one of: openai" in unknown.stderr
     found = farebox_json("reconcile", "openai", "usage.json", "--differing", cwd=folder, check=1)
     assert [line["unexplained_output_tokens"] for line in found["lines"]] == [1]
     farebox("ledger", "trial", cwd=folder)
