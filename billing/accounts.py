@@ -1,7 +1,7 @@
 """Who owes and who spends: organisations, projects, budgets, and the chart of accounts."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -54,9 +54,6 @@ def kind_of(account: str) -> AccountKind:
     if account not in _KINDS:
         raise ValueError(f"not in the chart of accounts: {account}")
     return _KINDS[account]
-
-
-_BUDGET_KEY: Final = ("scope", "scope_id", "period")
 
 
 class Organisation(msgspec.Struct, frozen=True):
@@ -267,14 +264,7 @@ async def set_budget(db: AsyncConnection, budget: Budget, *, at_ns: int) -> None
         "raise_pusd": budget.raise_pusd,
         "raise_until_ns": budget.raise_until_ns,
     }
-    key = [schema.budgets.c.scope, schema.budgets.c.scope_id, schema.budgets.c.period]
-    await db.execute(
-        upsert(db, schema.budgets)
-        .values(row)
-        .on_conflict_do_update(
-            index_elements=key, set_={name: value for name, value in row.items() if name not in _BUDGET_KEY}
-        )
-    )
+    await put(db, schema.budgets, row)
 
 
 async def remove_budget(db: AsyncConnection, scope: Scope, scope_id: str, window: Window) -> bool:
@@ -321,3 +311,12 @@ async def budgets(
 def upsert(db: AsyncConnection, table: Any) -> Any:
     """INSERT with ON CONFLICT, which both databases spell alike and SQLAlchemy only per dialect."""
     return postgresql.insert(table) if db.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+async def put(db: AsyncConnection, table: Any, row: Mapping[str, Any]) -> None:
+    """What stands under this row's primary key from now on, whatever stood there. Two who put at once both succeed, and
+    the later one counts; between a DELETE and an INSERT there is room for somebody else's INSERT."""
+    key = [column.name for column in table.primary_key]
+    statement = upsert(db, table).values(row)
+    changed = {name: statement.excluded[name] for name in row if name not in key}
+    await db.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
-from billing.accounts import upsert
+from billing.accounts import put
 from billing.prices import (
     OPERATOR,
     STANDARD,
@@ -105,23 +105,22 @@ async def set_margin(
     db: AsyncConnection, scope: Literal["organisation", "plan"], scope_id: str, margin_bps: int | None, *, at_ns: int
 ) -> None:
     """Sell at cost x margin from the next load of the prices on; None takes it back. Raises: ValueError."""
-    key = ["scope", "scope_id"]
     if margin_bps is None:
         table = schema.margins
         await db.execute(delete(table).where(table.c.scope == scope, table.c.scope_id == scope_id))
         return
     check_margin(margin_bps)
     row = {"scope": scope, "scope_id": scope_id, "margin_bps": margin_bps, "changed_at_ns": at_ns}
-    changed = {"margin_bps": margin_bps, "changed_at_ns": at_ns}
-    await db.execute(upsert(db, schema.margins).values(row).on_conflict_do_update(index_elements=key, set_=changed))
+    await put(db, schema.margins, row)
 
 
 async def set_plan(db: AsyncConnection, organisation_id: str, plan: str | None) -> None:
     """Put an organisation on a plan, or on none."""
     table = schema.plan_members
-    await db.execute(delete(table).where(table.c.organisation_id == organisation_id))
-    if plan is not None:
-        await db.execute(insert(table).values(organisation_id=organisation_id, plan=plan))
+    if plan is None:
+        await db.execute(delete(table).where(table.c.organisation_id == organisation_id))
+    else:
+        await put(db, table, {"organisation_id": organisation_id, "plan": plan})
 
 
 async def set_price(

@@ -9,10 +9,11 @@ from typing import Any, Final
 import msgspec
 import structlog
 from msgspec import Struct
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.accounts import put
 from billing.db import reading, writing
 from gateway import schema
 from providers.wire.sse import SseDecoder
@@ -47,17 +48,9 @@ class Store:
         async with writing(self._engine) as db:
             await db.execute(delete(_table).where(_table.c.expires_at_ns <= now_ns))
             # Engines there are that give an id twice; then the newer answer is the one that was meant.
-            await db.execute(delete(_table).where(_table.c.project_id == project_id, _table.c.id == stored.id))
-            await db.execute(
-                insert(_table).values(
-                    project_id=project_id,
-                    id=stored.id,
-                    conversation=stored.conversation,
-                    body=stored.body,
-                    created_at_ns=now_ns,
-                    expires_at_ns=now_ns + self._retention_ns,
-                )
-            )
+            times = {"created_at_ns": now_ns, "expires_at_ns": now_ns + self._retention_ns}
+            said = {"id": stored.id, "conversation": stored.conversation, "body": stored.body}
+            await put(db, _table, {"project_id": project_id, **said, **times})
 
     async def keep_at_best(self, project_id: str, stored: Stored, now_ns: int) -> None:
         """A store that fails costs the client its memory, not the answer that it has paid for."""

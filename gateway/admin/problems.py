@@ -11,7 +11,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Struct
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from billing.errors import BillingError, InsufficientFunds, LedgerConflict
 from gateway.catalogue.changes import Outdated, Refused
@@ -120,6 +120,10 @@ def _problem(error: Exception) -> Problem:
             return Problem(409, "already-posted", str(error), "Use a new idempotency key for another transfer.")
         case BillingError() | ValueError():
             return Problem(422, "invalid-value", str(error), "Correct the value and send it again.")
+        case IntegrityError():
+            return Problem(
+                409, "conflict", "Somebody else changed the same thing at this moment.", "Read it again, then decide."
+            )
         case DBAPIError() | TimeoutError():
             return Problem(
                 503, "report-too-slow", "The database did not answer in time.", "Take a shorter period or more filters."

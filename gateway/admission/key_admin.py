@@ -316,16 +316,11 @@ class KeyAdmin:
         )
         async with writing(self._engine) as db:
             old = (await db.execute(select(rate_limits.c.amount).where(where))).scalar_one_or_none()
-            await db.execute(rate_limits.delete().where(where))
-            if amount is not None:
-                row = {
-                    "scope": scope.value,
-                    "scope_id": scope_id,
-                    "unit": unit,
-                    "window_ms": window_ms,
-                    "amount": amount,
-                }
-                await db.execute(insert(rate_limits).values(row))
+            if amount is None:
+                await db.execute(delete(rate_limits).where(where))
+            else:
+                key = {"scope": scope.value, "scope_id": scope_id, "unit": unit, "window_ms": window_ms}
+                await accounts.put(db, rate_limits, key | {"amount": amount})
             name = f"{unit}/{window_ms}ms"
             await note(db, now_ns, actor, f"{scope.value}.limit", scope_id, before={name: old}, after={name: amount})
         await self._announce(EVERYTHING)
@@ -350,9 +345,10 @@ class KeyAdmin:
                 raise NotFound(f"no project {scope_id!r}", param="project")
             mine = (loss_modes.c.scope == scope) & (loss_modes.c.scope_id == scope_id)
             before = (await db.execute(select(loss_modes.c.mode).where(mine))).scalar_one_or_none()
-            await db.execute(delete(loss_modes).where(mine))
-            if mode is not None:
-                await db.execute(insert(loss_modes).values(scope=scope, scope_id=scope_id, mode=mode))
+            if mode is None:
+                await db.execute(delete(loss_modes).where(mine))
+            else:
+                await accounts.put(db, loss_modes, {"scope": scope, "scope_id": scope_id, "mode": mode})
             was, now = {"losses": before}, {"losses": mode}
             await note(db, now_ns, actor, f"{scope}.losses", scope_id, before=was, after=now)
         await self._announce(EVERYTHING)

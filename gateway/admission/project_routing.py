@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from msgspec.structs import asdict
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing.accounts import put
 from billing.db import reading, writing
 from billing.money import PUSD_PER_USD
 from billing.schema import projects
@@ -43,10 +44,11 @@ class ProjectRoutings:
         async with writing(self._engine) as db:
             await _existing(db, project_id)
             before = await routing_of(db, project_id) or AS_THE_ALIAS
-            await db.execute(delete(project_routing).where(project_routing.c.project_id == project_id))
             after: dict[str, Any] = asdict(said)
-            if said != AS_THE_ALIAS:
-                await db.execute(insert(project_routing).values(project_id=project_id, **after))
+            if said == AS_THE_ALIAS:
+                await db.execute(delete(project_routing).where(project_routing.c.project_id == project_id))
+            else:
+                await put(db, project_routing, {"project_id": project_id, **after})
             await audit.append(
                 db, actor=actor, action="project.routing", subject=project_id, at_ns=now_ns,
                 before=asdict(before), after=after,

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.accounts import upsert
+from billing.accounts import put, upsert
 from billing.db import reading, writing
 from billing.schema import projects
 from gateway import audit
@@ -69,10 +69,10 @@ class Bodies:
             if (organisation_id := (await db.execute(owner)).scalar()) is None:
                 raise NotFound(f"no project {project_id!r}", param="project_id")
             before = (await db.execute(select(body_log_projects).where(table.project_id == project_id))).first()
-            await db.execute(delete(body_log_projects).where(table.project_id == project_id))
-            if new is not None:
-                row: dict[str, Any] = msgspec.to_builtins(new)
-                await db.execute(insert(body_log_projects).values(row))
+            if new is None:
+                await db.execute(delete(body_log_projects).where(table.project_id == project_id))
+            else:
+                await put(db, body_log_projects, msgspec.to_builtins(new))
                 salt = {"organisation_id": organisation_id, "salt": secrets.token_bytes(KEY_BYTES)}
                 await db.execute(upsert(db, tenant_salts).values(salt).on_conflict_do_nothing())
             await audit.append(

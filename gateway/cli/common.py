@@ -342,10 +342,14 @@ def failure_of(error: Exception) -> Failure | None:
 
 
 def _said(error: Exception) -> str:
+    from sqlalchemy.exc import IntegrityError
+
     from billing.errors import InsufficientFunds
 
     if isinstance(error, InsufficientFunds):  # Its own words are in pUSD.
         return f"{error.account}: {usd(error.wanted_pusd)} USD wanted, {usd(error.available_pusd)} USD available"
+    if isinstance(error, IntegrityError):  # Its own words are SQL.
+        return "somebody else changed the same thing at this moment"
     return str(error)
 
 
@@ -354,6 +358,8 @@ def _classify(error: Exception) -> tuple[int | None, str]:
         return error.code, error.fix
     if isinstance(error, ConfigError):
         return WRONG_USAGE, ""
+    from sqlalchemy.exc import IntegrityError
+
     from billing.errors import BillingError
     from gateway.embedded.instance import AlreadyRunning
     from gateway.embedded.process import StartFailed
@@ -361,6 +367,8 @@ def _classify(error: Exception) -> tuple[int | None, str]:
 
     if isinstance(error, StartFailed | Unavailable):
         return AWAY, ""
+    if isinstance(error, IntegrityError):
+        return NOT_WELL, "look at what is there, then decide"
     if isinstance(error, AlreadyRunning | BillingError | GatewayError):
         return NOT_WELL, ""
     return None, ""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import count
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -23,18 +23,25 @@ from billing.alerts import Channel, Kind, Rule
 from billing.db import create_engine, reading, take_turn, writing
 from billing.errors import InsufficientFunds
 from billing.partitions import NS_PER_DAY
+from billing.pricelist import set_plan
 from billing.rating import Charge
-from billing.schema import alert_states
+from billing.schema import alert_states, plan_members
 from billing.usage import UsageRecord
-from gateway import audit
-from gateway.admin.auth import people
+from gateway import audit, identity
+from gateway.admin.auth import memberships, people
+from gateway.admin.auth.memberships import Held
 from gateway.admin.auth.roles import Role
 from gateway.admin.scim import store as scim
 from gateway.admin.scim.wire import ScimError
+from gateway.admission.key_admin import KeyAdmin
+from gateway.admission.principal import ProjectRouting
+from gateway.admission.project_routing import ProjectRoutings
 from gateway.batches.lines import Line
 from gateway.batches.store import DONE, Store
-from gateway.schema import batch_lines
+from gateway.schema import batch_lines, loss_modes, project_routing, rate_limits, stored_responses
 from gateway.signing_in import AdminSettings, GrantSettings
+from gateway.stored import Store as Answers
+from gateway.stored import Stored
 from tests.billing.make import BOOK, record
 
 NOW_NS = time.time_ns()  # A fresh database has days from now on.
@@ -320,3 +327,62 @@ async def test_an_answer_that_comes_late_to_a_cancelled_batch_stands(engine: Asy
     async with reading(engine) as db:
         found = (await db.execute(select(lines.custom_id, lines.good, lines.result).order_by(lines.number))).all()
     assert [tuple(row) for row in found] == [("a", True, b"whole"), ("b", False, b"batch_cancelled")]
+
+
+@ON_POSTGRESQL
+async def test_two_who_write_one_row_at_once_both_succeed_and_the_later_counts(engine: AsyncEngine) -> None:
+    """Each writer waits for one who has written the same row and not committed yet."""
+    keys, whose = KeyAdmin(engine, None, b"pepper"), ORGANISATIONS[0]
+    async with writing(engine) as db:
+        await accounts.create_project(db, "proj", whose, "proj", at_ns=0)
+        ann = await people.create_user(db, "ann", Role.MEMBER, at_ns=1)
+    held = Held(ann.id, "project", "proj", "manual", Role.FINANCE, None)
+    routing = ProjectRoutings(engine, lambda: asyncio.sleep(0))
+    answers = Answers(engine)
+
+    async def plan() -> None:
+        async with writing(engine) as db:
+            await set_plan(db, whose, "new")
+
+    async def place() -> None:
+        async with writing(engine) as db:
+            await memberships.put(db, held, at_ns=2)
+
+    said: list[tuple[Table, dict[str, object], str, object, Callable[[], Awaitable[object]]]] = [
+        (
+            rate_limits,
+            {"scope": "organisation", "scope_id": whose, "unit": "requests", "window_ms": 60_000},
+            "amount", 7, lambda: keys.set_rate_limit(Scope.ORGANISATION, whose, "requests", 8, actor="a", now_ns=1),
+        ),
+        (
+            loss_modes, {"scope": "project", "scope_id": "proj"},
+            "mode", "strict", lambda: keys.set_losses("project", "proj", "lenient", actor="a", now_ns=1),
+        ),
+        (
+            project_routing, {"project_id": "proj", "cache_prompts": True},
+            "second_pusd", 7, lambda: routing.set("proj", ProjectRouting(8, True), actor="a", now_ns=1),
+        ),
+        (plan_members, {"organisation_id": whose}, "plan", "old", plan),
+        (
+            identity.memberships,
+            {"user_id": ann.id, "scope": "project", "scope_id": "proj", "source": "manual", "created_at_ns": 1},
+            "role", "member", place,
+        ),
+        (
+            stored_responses,
+            {"project_id": "proj", "id": "resp_1", "body": b"", "created_at_ns": 1, "expires_at_ns": 9},
+            "conversation", b"old", lambda: answers.keep("proj", Stored("resp_1", b"new", b""), 2),
+        ),
+    ]  # fmt: skip
+    for table, row, name, first, write in said:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group, writing(engine) as db:
+            await db.execute(insert(table).values(row | {name: first}))
+            group.create_task(_done(write))
+            await until_one_waits(engine)
+        async with reading(engine) as db:
+            (now,) = (await db.execute(select(table.c[name]))).scalars().all()
+        assert now != first, table.name
+
+
+async def _done(write: Callable[[], Awaitable[object]]) -> None:
+    await write()

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing import accounts
 from gateway import identity
 from gateway.admin.auth.roles import Membership, Role, higher
 
@@ -63,14 +64,9 @@ async def rows(
 
 async def put(db: AsyncConnection, held: Held, *, at_ns: int) -> None:
     """Replaces what the same source said of the same place."""
-    await remove(db, held)
-    models = None if held.models is None else list(held.models)
-    await db.execute(
-        insert(identity.memberships).values(
-            user_id=held.user_id, scope=held.scope, scope_id=held.scope_id, source=held.source, role=held.role.value,
-            models=models, created_at_ns=at_ns,
-        )
-    )  # fmt: skip
+    key = {"user_id": held.user_id, "scope": held.scope, "scope_id": held.scope_id, "source": held.source}
+    said = {"role": held.role.value, "models": None if held.models is None else list(held.models)}
+    await accounts.put(db, identity.memberships, key | said | {"created_at_ns": at_ns})
 
 
 async def remove(db: AsyncConnection, held: Held) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import insert, literal, select
 
-from billing.db import reading
+from billing.db import reading, writing
 from billing.journal import Journal
 from billing.money import parse_usd
 from billing.usage import Meter
@@ -21,6 +22,8 @@ from gateway.admin.openapi import PATH, encoded
 from gateway.admin.problems import MEDIA_TYPE
 from gateway.admission.minting import hash_of
 from gateway.catalogue.document import ProviderEntry
+from gateway.identity import key_secrets
+from gateway.schema import virtual_keys
 from tests.gateway.admin.client import BASE, Browser
 from tests.gateway.admin.world import DAY_NS, World, traffic
 
@@ -352,3 +355,14 @@ async def test_an_installation_without_the_build_says_how_to_get_it(small: World
         assert page.status_code == 200
         assert "npm run build" in page.text
         assert "__NONCE__" not in page.text
+
+
+async def test_the_second_of_two_who_change_one_thing_is_told_of_a_conflict(made: World, browser: Browser) -> None:
+    """As where two rotate one key: what the other wrote since is there when this one writes."""
+    shown = await browser.send("POST", "/keys", {"project_id": "proj_shop", "name": "till 9"})
+    key = virtual_keys.c
+    old = select(key.public_id, key.secret_hash, key.id, literal(1)).where(key.id == shown["key"]["id"])
+    async with writing(made.engine) as db:
+        await db.execute(insert(key_secrets).from_select(["public_id", "secret_hash", "key_id", "until_ns"], old))
+    refused = await browser.call("POST", f"/keys/{shown['key']['id']}/rotate", {"overlap_hours": 2})
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:farebox:problem:conflict"), refused.text
