@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ def _corrected(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     out = {"anyOf" if name == "oneOf" else name: _corrected(each) for name, each in value.items()}
+    if isinstance(text := out.get("description"), str):
+        out["description"] = inspect.cleandoc(text)  # Docstrings lose their indentation only from Python 3.13 on.
     for status, answer in out.get("responses", {}).items():
         if status.startswith(("4", "5")) and isinstance(answer, dict):
             answer["content"] = {MEDIA_TYPE: {"schema": _PROBLEM}}

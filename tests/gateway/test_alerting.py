@@ -203,7 +203,7 @@ async def test_mail_goes_out_encrypted_and_signed_in(tmp_path: Path) -> None:
         await tell(made, Channel.EMAIL, "ann@example.com", client)
     assert post.secured
     assert post.logins == [b"\0fbx\0password"]
-    assert "mail FROM:<farebox@example.com>" in post.senders[0]
+    assert "mail from:<farebox@example.com>" in post.senders[0].lower()
     (letter,) = post.letters
     for line in ("To: ann@example.com", "Subject: Farebox: budget alert, key key_1 month", "has used <8> & more"):
         assert line in letter
