@@ -15,7 +15,7 @@ from msgspec import Struct
 from gateway.routing.hedging import FirstTokens
 from gateway.routing.quotas import Quota
 from gateway.routing.retries import RetryBudget, Window
-from providers.errors import AuthFailed, BadRequest, ProviderError, Rejected, Throttled, Unsupported
+from providers.errors import AuthFailed, BadRequest, Overloaded, ProviderError, Rejected, Throttled, Unsupported
 
 # Opened by so many failures in a row, or by this share of the calls of one window when there are enough to judge by.
 CONSECUTIVE_FAILURES: Final = 5
@@ -186,7 +186,7 @@ class Breaker:
 
     def begin(self, now: float) -> int | None:
         """A call starts. Returns: its number if it is the probe, whose end must be told with it by `succeeded`,
-        `failed`, `throttled` or `let_go`. One that outlives its opening is a call like any other."""
+        `failed`, `throttled`, `rationed` or `let_go`. One that outlives its opening is a call like any other."""
         if self.condition(now) != "half_open":
             return None
         self._probes += 1
@@ -220,6 +220,14 @@ class Breaker:
         if self._is_probe(probe):
             # It is there and knows us: what it was opened for is over, but the next one waits as long as it asks.
             self._close()
+
+    def rationed(self, retry_after_s: float, now: float, probe: int | None) -> None:
+        """Full for now, and it says until when: no fault. What opened stays open, though: what stands before one that
+        is down says the same of it. Capacity comes back sooner than quotas do."""
+        self._cool_until = max(self._cool_until, now + min(retry_after_s, OPEN_LONGEST_S))
+        if self._is_probe(probe):
+            self._open_until = self._cool_until
+            self.probing = None
 
     def let_go(self, probe: int | None) -> None:
         """The call ended without telling anything: its client left, or it was never sent."""
@@ -360,6 +368,8 @@ class Trip:
         match error:
             case Throttled():
                 breaker.throttled(error.retry_after_s, now, self._probe)
+            case Overloaded() if error.retry_after_s is not None:
+                breaker.rationed(error.retry_after_s, now, self._probe)
             case Unsupported():  # found out by us: nothing was sent
                 breaker.let_go(self._probe)
             case Rejected() | BadRequest():  # it looked at the request and said no: it is well

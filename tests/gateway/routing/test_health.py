@@ -21,7 +21,16 @@ from gateway.routing.health import (
     Standing,
     Trip,
 )
-from providers.errors import AuthFailed, Broken, Interrupted, ProviderError, Rejected, Throttled, Unsupported
+from providers.errors import (
+    AuthFailed,
+    Broken,
+    Interrupted,
+    Overloaded,
+    ProviderError,
+    Rejected,
+    Throttled,
+    Unsupported,
+)
 
 NOW = 1000.0
 # Seconds are floats: (now + 600) - now may be a little more or less.
@@ -103,6 +112,21 @@ def test_a_throttled_one_cools_for_as_long_as_it_asks(hint: float | None, wait: 
     fail(told, 1, error=Throttled("429", retry_after_s=hint))
     assert told.standing(NOW) == Standing("cooling", wait, unasked_s=0.0)
     assert condition(told, NOW + wait) == "closed"
+
+
+def test_who_is_full_and_says_when_to_come_back_has_not_failed() -> None:
+    told = Health()
+    fail(told, 20, error=Overloaded("503", retry_after_s=3.0))
+    assert (told.standing(NOW + 2.9).condition, told.standing(NOW + 3.1).condition) == ("cooling", "closed")
+    fail(told, 1, NOW + 4, Overloaded("down for a day", retry_after_s=86_400.0))
+    assert told.standing(NOW + 63.9).wait_s == pytest.approx(0.1)
+    fail(told, CONSECUTIVE_FAILURES, NOW + 70, Overloaded("503"))
+    assert told.standing(NOW + 70.1).condition == "open", "without a word of when it is a failure"
+    fail(told, 1, NOW + 76, Overloaded("503", retry_after_s=3.0))
+    assert told.standing(NOW + 78.9).condition == "open", "nobody there has answered yet"
+    assert told.standing(NOW + 79.1).condition == "half_open"
+    succeed(told, now=NOW + 80)
+    assert told.standing(NOW + 80).condition == "closed"
 
 
 def test_a_no_to_the_client_is_health_and_what_was_never_sent_is_nothing() -> None:
@@ -196,7 +220,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.calls.append((self.now, probe))
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data(), how=st.sampled_from(["succeeded", "failed", "auth", "throttled", "let_go"]))
+    @rule(data=st.data(), how=st.sampled_from(["succeeded", "failed", "auth", "throttled", "rationed", "let_go"]))
     def end(self, data: st.DataObject, how: str) -> None:
         began, probe = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
         was = self.breaker.condition(self.now)
@@ -213,6 +237,8 @@ class BreakerMachine(RuleBasedStateMachine):
                     assert self.breaker.wait_s(self.now) >= health.OPEN_S - A_HAIR
             case "throttled":
                 self.breaker.throttled(3.0, self.now, probe)
+            case "rationed":
+                self.breaker.rationed(3.0, self.now, probe)
                 assert self.breaker.wait_s(self.now) >= 3.0 - A_HAIR
             case _:
                 self.breaker.let_go(probe)
