@@ -151,10 +151,10 @@ class Worker:
             shipped += await self._ship_segment(segment, complete)
             if alive and complete:
                 # Its open intents stand at the head of the next one.
-                await self._forget([segment])
+                await self._forget(run, [segment])
         if not alive:
             shipped += await self._ship_orphans(segments)
-            await self._forget(segments)
+            await self._forget(run, segments)
             journal.remove_run(run)
         return shipped
 
@@ -193,12 +193,14 @@ class Worker:
             log.warning("%d requests of a gateway that died were settled by estimate", written)
         return written
 
-    async def _forget(self, segments: Sequence[Path]) -> None:
+    async def _forget(self, run: Path, segments: Sequence[Path]) -> None:
+        """With the offsets of all that is gone, whoever took it away: he may have died before he came to them."""
         for segment in segments:
             segment.unlink()
+        ours = _offsets.segment.startswith(f"{run.name}/", autoescape=True)
+        left = [_name(each) for each in journal.segments(run)]
         async with writing(self._engine) as db:
-            offsets = schema.journal_offsets
-            await db.execute(delete(offsets).where(offsets.c.segment.in_([_name(s) for s in segments])))
+            await db.execute(delete(schema.journal_offsets).where(ours, _offsets.segment.not_in(left)))
 
     async def _post(
         self, db: AsyncConnection, records: Sequence[UsageRecord], moves: tuple[str, int, int] | None = None

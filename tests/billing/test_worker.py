@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, event, func, select
+from sqlalchemy import Engine, delete, event, func, insert, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -159,6 +159,34 @@ async def test_full_segments_go_when_they_are_shipped(fresh_engine: AsyncEngine,
     async with reading(fresh_engine) as db:
         assert (await db.execute(select(func.count()).select_from(schema.journal_offsets))).scalar_one() == 0
     await assert_sound(fresh_engine)
+
+
+async def test_offsets_of_a_segment_whose_shipper_died_beside_it_go_with_the_next(
+    fresh_engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Killed between taking a segment off the disk and its offset out of SQL; another folder's stay what they are."""
+
+    async def left() -> list[str]:
+        async with reading(fresh_engine) as db:
+            return list((await db.execute(select(schema.journal_offsets.c.segment))).scalars())
+
+    book = Journal.open(tmp_path / "journal", "gate_way", segment_bytes=2000)
+    (run,) = runs(tmp_path / "journal")
+    others = run.name.replace("_", "x") + "/00000001.seg"
+    gone = [f"{run.name}/00000000.seg", others]
+    async with writing(fresh_engine) as db:
+        await db.execute(insert(schema.journal_offsets), [{"segment": each, "offset_bytes": 9} for each in gone])
+    shipper = worker_of(tmp_path, fresh_engine)
+    for i in range(10):
+        await request(book, f"r{i}")
+    assert await shipper.ship_once() == 10
+    assert gone[0] not in await left()
+    # Of a run that is over nothing but its folder may be left.
+    await book.close()
+    for segment in segments(run):
+        segment.unlink()
+    await shipper.ship_once()
+    assert (runs(tmp_path / "journal"), await left()) == ([], [others])
 
 
 @pytest.mark.parametrize(
