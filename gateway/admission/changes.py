@@ -6,6 +6,7 @@ The version is a random name, not a number: after Redis lost its data, a count c
 from __future__ import annotations
 
 import secrets
+from contextlib import aclosing
 from typing import Final
 
 import hiredis
@@ -33,12 +34,10 @@ async def announce(redis: LimitStore, public_id: str = EVERYTHING) -> bool:
     again. Call it after the commit.
 
     Returns: False when Redis is away; processes that still reach it feel the change within half a minute."""
-    link = link_to(redis)
     try:
-        await link.call("EVAL", _ANNOUNCE, 1, VERSION, secrets.token_hex(8), CHANNEL, public_id, near=VERSION)
+        async with aclosing(link_to(redis)) as link:
+            await link.call("EVAL", _ANNOUNCE, 1, VERSION, secrets.token_hex(8), CHANNEL, public_id, near=VERSION)
     except (Unavailable, hiredis.ReplyError) as error:
         log.warning("change of keys not announced", public_id=public_id, reason=type(error).__name__)
         return False
-    finally:
-        await link.aclose()
     return True

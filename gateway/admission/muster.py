@@ -55,25 +55,24 @@ async def recount(redis: LimitStore, organisation_id: str) -> bool:
 
     Call it after the commit. Returns: False when Redis is away; the counters then stay as they are."""
     where = Scopes(prefix_of(organisation_id), (), (), (), (), ())
-    link, muster = link_to(redis), where.muster
+    muster, counters = where.muster, f"{where.prefix}:m:*"
     try:
-        # The roll goes first: a counter that is being made of what SQL said before the commit is refused.
-        await link.call("DEL", muster)
-        keys: list[str] = []
-        cursor = "0"
-        while True:
-            at, found = await link.call("SCAN", cursor, "MATCH", f"{where.prefix}:m:*", "COUNT", _KEYS_MAX, near=muster)
-            keys += [key.decode() for key in found]
-            if (cursor := at.decode()) == "0":
-                break
-        for start in range(0, len(keys), _KEYS_MAX):
-            # Never without the roll: a counter that vanished alone would be made without what runs.
-            await link.call("DEL", muster, *keys[start : start + _KEYS_MAX])
+        async with aclosing(link_to(redis)) as link:
+            # The roll goes first: a counter that is being made of what SQL said before the commit is refused.
+            await link.call("DEL", muster)
+            keys: list[str] = []
+            cursor = "0"
+            while True:
+                at, found = await link.call("SCAN", cursor, "MATCH", counters, "COUNT", _KEYS_MAX, near=muster)
+                keys += [key.decode() for key in found]
+                if (cursor := at.decode()) == "0":
+                    break
+            for start in range(0, len(keys), _KEYS_MAX):
+                # Never without the roll: a counter that vanished alone would be made without what runs.
+                await link.call("DEL", muster, *keys[start : start + _KEYS_MAX])
     except (Unavailable, hiredis.ReplyError) as error:
         log.warning("budgets not added up again", organisation=organisation_id, reason=type(error).__name__)
         return False
-    finally:
-        await link.aclose()
     return True
 
 
