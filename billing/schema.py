@@ -360,3 +360,11 @@ export_queue: Final = Table(
     Column("problem", Text),
     Index(None, "export", "due_ns"),
 )
+
+# Organisations with usage that was charged late, until whoever counts budgets elsewhere has counted them anew.
+late_charges: Final = Table(
+    "late_charges",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("organisation_id", String(64), nullable=False),
+)

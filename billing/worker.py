@@ -257,7 +257,7 @@ async def book(
 
 async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -> Counter[str]:
     """Charge rows that came without a price, at what is in force at `at_ns`. Returns: how many now have one, by
-    organisation."""
+    organisation; those stand in `late_charges` from the commit on."""
     table = schema.usage_records
     await partitions.hold(db)
     waiting = select(table).where(table.c.charge_pusd.is_(None)).order_by(table.c.at_ns, table.c.id).with_for_update()
@@ -289,7 +289,10 @@ async def post_unpriced(db: AsyncConnection, prices: PriceBook, *, at_ns: int) -
     # As shippers do: all hours, then all balances. Row by row we would hold a balance while we wait for an hour.
     await rollups.price(db, [(dict(row), price) for row, _, price in priced])
     await ledger.post_new(db, [each for _, record, price in priced for each in ledger.usage_transfers(record, price)])
-    return Counter(record.organisation_id for _, record, _ in priced)
+    whose = Counter(record.organisation_id for _, record, _ in priced)
+    if whose:
+        await db.execute(insert(schema.late_charges), [{"organisation_id": each} for each in sorted(whose)])
+    return whose
 
 
 async def _unknown(db: AsyncConnection, records: Sequence[UsageRecord]) -> list[UsageRecord]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
 from ipaddress import ip_network
 from typing import Any, Final, Literal
 
+import hiredis
+import structlog
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 from sqlalchemy import RowMapping, delete, func, insert, or_, select, update
@@ -19,12 +22,14 @@ from billing.schema import projects
 from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce
 from gateway.admission.minting import GIVEN_CHARS_MIN, PREFIX, MintedKey, accept, mint
-from gateway.admission.muster import recount
+from gateway.admission.muster import recount_late
 from gateway.admission.principal import MINUTE_MS, Unit
-from gateway.admission.store import LimitStore
-from gateway.errors import InvalidRequest, NotFound
+from gateway.admission.store import LimitStore, link_to
+from gateway.errors import InvalidRequest, NotFound, Unavailable
 from gateway.identity import key_secrets
 from gateway.schema import loss_modes, rate_limits, virtual_keys
+
+log = structlog.get_logger(__name__)
 
 NAME_CHARS_MAX: Final = 200
 _DAY_NS: Final = 86_400 * 10**9
@@ -409,11 +414,16 @@ class KeyAdmin:
         """Have every process read everything again: after a top-up, a credit limit, or a change made elsewhere."""
         await self._announce(EVERYTHING)
 
-    async def recount(self, organisation_ids: Iterable[str]) -> None:
-        """Have their budgets added up again from SQL, after a price that came late. Call it after the commit."""
-        if self._redis is not None:
-            for each in organisation_ids:
-                await recount(self._redis, each)
+    async def recount_late(self) -> None:
+        """Have budgets added up again from SQL, after a price that came late. Call it after the commit. While Redis is
+        away it is left to the gateways: they look for it twice a minute."""
+        if self._redis is None:
+            return
+        try:
+            async with aclosing(link_to(self._redis)) as link:
+                await recount_late(self._engine, link)
+        except (Unavailable, hiredis.ReplyError) as error:
+            log.warning("budgets not added up again yet", reason=type(error).__name__)
 
     async def _known(self, db: AsyncConnection, minted: MintedKey) -> RowMapping | None:
         """The row of a given key that was given before. Raises: InvalidRequest for another key of its public id."""

@@ -25,9 +25,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.db import reading, writing
+from billing.schema import late_charges
 from gateway.admission.limits import Limiter, Scopes, prefix_of
 from gateway.admission.owners import Owner
-from gateway.admission.store import AnyLink, LimitStore, link_to
+from gateway.admission.store import AnyLink
 from gateway.errors import Unavailable
 from gateway.schema import gateways
 from gateway.tasks import cancel
@@ -45,35 +46,42 @@ DEAD_S: Final = 20.0
 LOOK_S: Final = 0.01
 CALL_S: Final = 0.1
 _RECONNECT_S: Final = 0.2
+# How often charges are looked for that budgets have not heard of.
+LATE_S: Final = 30.0
 _KEYS_MAX: Final = 1_000  # In one command.
 _KEPT_NS: Final = 86_400 * 10**9
 
 
-async def recount(redis: LimitStore, organisation_id: str) -> bool:
-    """Have all budget counters of an organisation made anew, after SQL came to money that no settlement told them of.
-    It is as if Redis had lost them: the next request waits for a roll call, and nothing that runs is forgotten.
+async def recount_late(engine: AsyncEngine, link: AnyLink) -> None:
+    """Have budgets counted anew where usage was charged after it was settled. What cannot be told now stays noted, for
+    whoever comes next. Raises: Unavailable, hiredis.ReplyError, SQLAlchemyError."""
+    late: dict[str, list[int]] = {}
+    async with reading(engine) as db:
+        for ident, organisation_id in (await db.execute(select(late_charges))).all():
+            late.setdefault(organisation_id, []).append(ident)
+    for organisation_id, idents in late.items():
+        await _recount(link, organisation_id)
+        async with writing(engine) as db:
+            await db.execute(delete(late_charges).where(late_charges.c.id.in_(idents)))
 
-    Call it after the commit. Returns: False when Redis is away; the counters then stay as they are."""
+
+async def _recount(link: AnyLink, organisation_id: str) -> None:
+    """It is as if Redis had lost all budget counters of an organisation: the next request waits for a roll call, and
+    nothing that runs is forgotten."""
     where = Scopes(prefix_of(organisation_id), (), (), (), (), ())
     muster, counters = where.muster, f"{where.prefix}:m:*"
-    try:
-        async with aclosing(link_to(redis)) as link:
-            # The roll goes first: a counter that is being made of what SQL said before the commit is refused.
-            await link.call("DEL", muster)
-            keys: list[str] = []
-            cursor = "0"
-            while True:
-                at, found = await link.call("SCAN", cursor, "MATCH", counters, "COUNT", _KEYS_MAX, near=muster)
-                keys += [key.decode() for key in found]
-                if (cursor := at.decode()) == "0":
-                    break
-            for start in range(0, len(keys), _KEYS_MAX):
-                # Never without the roll: a counter that vanished alone would be made without what runs.
-                await link.call("DEL", muster, *keys[start : start + _KEYS_MAX])
-    except (Unavailable, hiredis.ReplyError) as error:
-        log.warning("budgets not added up again", organisation=organisation_id, reason=type(error).__name__)
-        return False
-    return True
+    # The roll goes first: a counter that is being made of what SQL said before the commit is refused.
+    await link.call("DEL", muster)
+    keys: list[str] = []
+    cursor = "0"
+    while True:
+        at, found = await link.call("SCAN", cursor, "MATCH", counters, "COUNT", _KEYS_MAX, near=muster)
+        keys += [key.decode() for key in found]
+        if (cursor := at.decode()) == "0":
+            break
+    for start in range(0, len(keys), _KEYS_MAX):
+        # Never without the roll: a counter that vanished alone would be made without what runs.
+        await link.call("DEL", muster, *keys[start : start + _KEYS_MAX])
 
 
 class Muster:
@@ -105,7 +113,7 @@ class Muster:
     async def __aenter__(self) -> Muster:
         await self._beat()
         loop = asyncio.get_running_loop()
-        for work in (self._keep_beating(), self._listen()):
+        for work in (self._keep_beating(), self._listen(), self._follow_late_charges()):
             self._keep(loop.create_task(work))
         return self
 
@@ -176,6 +184,15 @@ class Muster:
             except (SQLAlchemyError, OSError) as error:
                 log.warning("the database does not know that this gateway lives", reason=type(error).__name__)
                 self._failed_s, pause_s = asyncio.get_running_loop().time(), min(BEAT_S, 1.0)
+
+    async def _follow_late_charges(self) -> None:
+        """Whoever charged late tells the counters himself, unless he dies, or Redis is away at that moment."""
+        while True:
+            await asyncio.sleep(LATE_S)
+            try:
+                await recount_late(self._engine, self._link)
+            except (Unavailable, hiredis.ReplyError, SQLAlchemyError, OSError) as error:
+                log.warning("budgets not added up again yet", reason=type(error).__name__)
 
     async def _listen(self) -> None:
         while True:

@@ -388,7 +388,7 @@ async def _added_up(settings: Settings, engine: AsyncEngine, waited: Counter[str
 
     if waited:
         async with key_admin(settings, engine) as keys:
-            await keys.recount(waited)
+            await keys.recount_late()
     return waited.total()
 
 

@@ -189,10 +189,10 @@ async def set_price(data: JSONBody[NewPrice], actor: Caller, services: Office) -
     cost = sale if data.cost is None else _per_unit(data.cost, "cost")
     async with writing(services.engine) as db:
         sheet = await pricelist.set_price(db, data.provider, data.model, sale, cost, at_ns=now_ns)
-        posted = await post_unpriced(db, await pricelist.load_prices(db), at_ns=now_ns)
+        await post_unpriced(db, await pricelist.load_prices(db), at_ns=now_ns)
         after = {"id": sheet.id, "sale": {meter.value: price for meter, price in data.sale.items()}}
         await record(db, actor, "prices.set", f"{data.provider}/{data.model}", now_ns, after=after)
-    await services.keys.recount(posted)
+    await services.keys.recount_late()
     await services.reload_prices()
     async with services.reader.reading() as db:
         return await _history(db, services, data.provider, data.model)

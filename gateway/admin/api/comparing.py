@@ -144,7 +144,7 @@ async def import_prices(data: JSONBody[PriceListImport], actor: Caller, services
         posted = await post_unpriced(db, await pricelist.load_prices(db), at_ns=now_ns)
         after = {"listed": len(listed), "imported": count, "kept": kept, "replace": data.replace}
         await record(db, actor, "prices.import", data.name, now_ns, after=after)
-    await services.keys.recount(posted)
+    await services.keys.recount_late()
     await services.reload_prices()
     return PricesImported(len(listed), count, kept, posted.total())
 

@@ -13,11 +13,13 @@ from billing import schema
 from billing.db import reading, writing
 from billing.journal import Journal, remove_run, segments
 from gateway.admission import Gate
+from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.limits import Spending
-from gateway.admission.muster import DEAD_S, recount
+from gateway.admission.muster import DEAD_S, recount_late
 from gateway.admission.owners import Owner
 from gateway.errors import QuotaExceeded, Unavailable
 from gateway.schema import gateways
+from tests import services
 from tests.gateway.admission.support import NOW_NS, ORGANISATION, principal, total, until
 from tests.gateway.admission.test_gate import EMPTY, ROW, admit, is_left, left
 
@@ -82,14 +84,44 @@ async def test_a_price_that_comes_late_reaches_the_counters(engine: AsyncEngine,
             await db.execute(insert(schema.usage_records), [row])
         running = await admit(one, who, "running")
         assert await left(other, who) == 5 * HELD - late.hold_pusd - running.hold_pusd
-        async with writing(engine) as db:
-            await db.execute(update(schema.usage_records).values(charge_pusd=7))
-        assert await recount(redis, ORGANISATION)
-        assert await recount(redis, "org_of_nobody")
+        await charge_late(engine, ORGANISATION, "org_of_nobody")
+        await recount_late(engine, one._link)
+        async with reading(engine) as db:
+            assert not (await db.execute(select(schema.late_charges))).all()
         last = await admit(other, who, "last")
         assert await left(one, who) == 5 * HELD - 7 - running.hold_pusd - last.hold_pusd
         await one.settle(running, 5, 50)
         assert await left(one, who) == 5 * HELD - 7 - 50 - last.hold_pusd
+
+
+async def test_a_price_that_came_while_redis_was_away_reaches_the_counters_when_it_is_back(
+    engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission.muster.LATE_S", 0.05)
+    who = principal(budgets=(total(5 * HELD),))
+    async with writing(engine) as db:
+        await db.execute(insert(schema.usage_records), [ROW | {"id": "a", "charge_pusd": None, "hold_pusd": 500}])
+    async with Gate(engine, redis) as gate:
+        await gate.release(await admit(gate, who))
+        assert await left(gate, who) == 5 * HELD - 500
+        await charge_late(engine, ORGANISATION)
+        async with Redis(host="127.0.0.1", port=services.free_ports(1)[0]) as gone:
+            await KeyAdmin(engine, gone, b"pepper").recount_late()
+
+        async def told() -> bool:
+            async with reading(engine) as db:
+                return not (await db.execute(select(schema.late_charges))).all()
+
+        await until(told)
+        await gate.release(await admit(gate, who, "next"))
+        assert await left(gate, who) == 5 * HELD - 7
+
+
+async def charge_late(engine: AsyncEngine, *organisations: str) -> None:
+    """As `post_unpriced` does, as far as counters look at it."""
+    async with writing(engine) as db:
+        await db.execute(update(schema.usage_records).values(charge_pusd=7))
+        await db.execute(insert(schema.late_charges), [{"organisation_id": each} for each in organisations])
 
 
 async def test_a_counter_made_of_what_was_before_a_late_price_is_refused(engine: AsyncEngine, redis: Redis) -> None:
@@ -102,9 +134,8 @@ async def test_a_counter_made_of_what_was_before_a_late_price_is_refused(engine:
         async def between(*of: Any) -> Spending:
             found = await spent(*of)
             if not asked:  # The price comes when SQL has said what it knew, and the counter is not made yet.
-                async with writing(engine) as db:
-                    await db.execute(update(schema.usage_records).values(charge_pusd=7))
-                assert await recount(redis, ORGANISATION)
+                await charge_late(engine, ORGANISATION)
+                await recount_late(engine, gate._link)
             asked.append(found.pusd)
             return found
 
