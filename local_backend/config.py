@@ -94,7 +94,7 @@ HELP = {
     "kv_cache_bytes": "memory for the KV cache, of each rank; accepts 512MiB, 2GiB",
     "kv_host_bytes": "host memory for prefixes that the cache had to give up; they come back by a copy (for GPUs)",
     "token_budget": "tokens computed in one step, prefill and decode together",
-    "prompt_tokens": "of prompts in a step beside running answers, and two more for each of those (default: CPU 64, "
+    "prompt_tokens": "of prompts in a step beside running answers, and two more for each of those (default: CPU 16, "
     "CUDA what the budget leaves); fewer hold answers up less, more answer long prompts sooner",
     "kv_events": "ZeroMQ address at which changes of the prefix cache are published, as vLLM does: tcp://*:5557",
     "kv_events_replay": "ZeroMQ address at which missed changes are asked for: tcp://*:5558",

@@ -25,7 +25,6 @@ from local_backend.tokenizer_import import tokenizer_from_gguf
 
 Q = GGMLQuantizationType
 QUANTIZATIONS = {Q.F32, Q.F16, Q.BF16, *gguf_blocks.TAKE}
-QUANTIZED = {"quantization_config": {"quant_method": "farebox"}}
 
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -66,10 +65,11 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None, *, 
     total = sum(int(tensor.n_bytes) for tensor in reader.tensors)
     done = 0
     tensors: dict[str, np.ndarray[Any, Any]] = {}
+    kept: set[str] = set()
     for tensor in reader.tensors:
         name = hf_name(tensor.name)
         if tensor.tensor_type in gguf_blocks.TAKE and not widened:
-            config |= QUANTIZED
+            kept.add(tensor.tensor_type.name)
             for part, values in gguf_blocks.neutral(tensor.data, tensor.tensor_type).items():
                 tensors[f"{name.removesuffix('weight')}{part}"] = _unpermuted(tensor, values, config)
         else:
@@ -82,6 +82,9 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None, *, 
         target / "model.safetensors",
         metadata={"format": "pt"},
     )
+    if kept:
+        # `was` is for people: what `/health` calls the weights.
+        config["quantization_config"] = {"quant_method": "farebox", "was": ", ".join(sorted(kept))}
     (target / "config.json").write_bytes(msgspec.json.encode(config))
     tokenizer_from_gguf(fields, target)
 

@@ -56,7 +56,8 @@ from local_backend.speculative import Lookups, Speculation
 
 Clock = Callable[[], float]
 DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}  # a step on two cores should not hold others up for over a second
-DEFAULT_PROMPT_TOKENS = {"cpu": 64, "cuda": None}  # a step then takes 4 to 6 times as long (2026-11)
+DEFAULT_PROMPT_TOKENS = {"cpu": 16, "cuda": None}  # a step then takes three to four times as long (2026-11)
+ROWS_AT_A_TIME = {"cpu": 16, "cuda": 1}  # of products.c; CUDA has no bound on prompts that it would round
 SPECULATE_UP_TO = {"cpu": 4, "cuda": 16}  # sequences; with more the device is busy, and a wrong guess costs the others
 
 
@@ -237,6 +238,7 @@ def build(model_dir: Path, configure: Configure) -> tuple[Engine | EncoderEngine
         max_waiting=settings.max_waiting,
         max_model_len=plan.max_model_len,
         prompt_tokens=settings.prompt_tokens or DEFAULT_PROMPT_TOKENS[runner.device.type],
+        rows_at_a_time=ROWS_AT_A_TIME[runner.device.type],
     )
     if settings.kv_events is not None:
         scheduler.blocks.events = []

@@ -71,9 +71,10 @@ class Scheduler:
         max_waiting: int,
         max_model_len: int,
         prompt_tokens: int | None = None,
+        rows_at_a_time: int = 1,
     ) -> None:
         """prompt_tokens: of prompts beside running answers in one step, and two more for each of those; None: as many
-        as the budget leaves."""
+        as the budget leaves. rows_at_a_time: of products; what fills the last group of such a step is free."""
         # One sequence alone must always fit, or the oldest could wait for blocks that will never be free.
         assert blocks.blocks_for(max_model_len) <= blocks.total_blocks
         self.blocks = blocks
@@ -82,6 +83,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
         self.prompt_tokens = prompt_tokens
+        self.rows_at_a_time = rows_at_a_time
         self.running: list[Sequence] = []  # in the order of their rank
         self.fairness = Fairness()
         self.preemptions = 0
@@ -219,7 +221,10 @@ class Scheduler:
         if self.prompt_tokens is None:
             return self.token_budget
         going = sum([1 + len(seq.draft) for seq in order if len(seq.tokens) - seq.computed == 1])
-        return min(self.token_budget, self.prompt_tokens + 3 * going) if going else self.token_budget
+        if not going:
+            return self.token_budget
+        groups = -(-(self.prompt_tokens + 3 * going) // self.rows_at_a_time)
+        return min(self.token_budget, groups * self.rows_at_a_time)
 
     def _next(self) -> Sequence | None:
         """Who is to be admitted next."""

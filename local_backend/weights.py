@@ -23,7 +23,9 @@ class Weights:
     def __init__(self, model_dir: Path, device: torch.device) -> None:
         self._device = device
         quantization = read_json(model_dir / "config.json").get("quantization_config")
-        self.quantization: str | None = quantization.get("quant_method") if quantization else None
+        self.quantization: str | None = None
+        if quantization:
+            self.quantization = quantization.get("was") or quantization.get("quant_method")
         self._quantized = reader(quantization) if quantization else None
         self._files: dict[str, Any] = {}  # the binding has no types worth the name
         self._file_of: dict[str, Any] = {}

@@ -105,6 +105,7 @@ def test_gguf_gives_the_weights_it_was_made_from(tmp_path: Path, quantization: Q
     assert notes[-1][0] == notes[-1][1]
     got = Weights(tmp_path / "out", torch.device("cpu"))
     coded = quantization in TAKE and not widened
+    assert got.quantization == (quantization.name if coded else None), "what `/health` calls it"
     for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
         values = tensor.float().numpy()
         if values.ndim == 1:

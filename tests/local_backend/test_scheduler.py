@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,7 @@ def make(
     waiting: int = 1000,
     host: int = 0,
     prompt_tokens: int | None = None,
+    rows: int = 1,
 ) -> Engine:
     manager = BlockManager(blocks, block_size, prefix_caching=caching, host_slots=host)
     scheduler = Scheduler(
@@ -96,6 +98,7 @@ def make(
         max_waiting=waiting,
         max_model_len=MAX_LEN,
         prompt_tokens=prompt_tokens,
+        rows_at_a_time=rows,
     )
     return Engine(scheduler, FakeRunner(blocks, block_size, budget))
 
@@ -129,6 +132,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         host=st.integers(0, 6),
         prompt_tokens=st.sampled_from([None, 1, 3, 9]),
+        rows=st.sampled_from([1, 4]),
     )
     def start(
         self,
@@ -139,9 +143,11 @@ class EngineMachine(RuleBasedStateMachine):
         caching: bool,
         host: int,
         prompt_tokens: int | None,
+        rows: int,
     ) -> None:
         blocks = -(-MAX_LEN // block_size) + spare
-        self.engine = make(blocks, block_size, budget, running, caching=caching, host=host, prompt_tokens=prompt_tokens)
+        given: dict[str, Any] = {"caching": caching, "host": host, "prompt_tokens": prompt_tokens, "rows": rows}
+        self.engine = make(blocks, block_size, budget, running, **given)
         self.scheduler = self.engine.scheduler
         self.next_id = 0
         self.open: dict[int, tuple[list[int], Sampling, str]] = {}
@@ -278,6 +284,9 @@ def test_beside_running_answers_prompts_are_computed_in_smaller_pieces() -> None
     engine.take(AddRequest(2, [3] * 20, Sampling(max_tokens=1)))
     assert steps(1) == [[1, 2, 4]]
     assert steps(2) == [[1, 6], [1, 6]]
+    engine.scheduler.rows_at_a_time = 8
+    engine.take(AddRequest(3, [4] * 15, Sampling(max_tokens=1)))
+    assert steps(1) == [[1, 4, 3]], "what was left of the one before, and as much as fills eight rows"
 
 
 def test_queue_is_bounded_and_says_so() -> None:
