@@ -12,11 +12,11 @@ from typing import Final
 import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import schema
 from billing.accounts import upsert
-from billing.db import reading, writing
+from billing.db import at_once, writing
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ class Chores:
 
     async def once(self) -> list[str]:
         """Do what is due and nobody else is doing. Returns: the names of what was done well."""
-        table = schema.chores
-        async with reading(self._engine) as db:
-            known = {row.name: row.due_ns for row in await db.execute(select(table.c.name, table.c.due_ns))}
+        known = await at_once(self._engine, _due, read_only=True)
         now_ns = self._clock()
         due = [chore for name, chore in self._chores.items() if known.get(name, 0) <= now_ns]
         async with asyncio.TaskGroup() as group:  # None is left behind, whatever becomes of another one or of us.
@@ -110,3 +108,9 @@ class Chores:
                 .values(due_ns=now_ns + int(chore.lease_s * _S), holder=self._holder)
             )
         return bool(claimed.rowcount)
+
+
+async def _due(db: AsyncConnection) -> dict[str, int]:
+    """When, in nanoseconds."""
+    table = schema.chores.c
+    return {row.name: row.due_ns for row in await db.execute(select(table.name, table.due_ns))}

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 # Records in one transaction.
 BATCH: Final = 400
 
+# Records in a transaction, with which the next one waits twice as long.
+FEW: Final = 32
+
 _LOCK_POLL_S: Final = 0.005  # flock has no waiting that an event loop could await.
 
 
@@ -67,7 +70,8 @@ class Worker:
         idle_s: float = 0.2,
         retry_s: float = 5.0,
     ) -> None:
-        """exports: names of the queues of billing.exports that each row goes into."""
+        """exports: names of the queues of billing.exports that each row goes into. idle_s: between two looks while
+        much comes; twice that while little does."""
         self._directory = journal_dir
         self._engine = engine
         self._prices = prices
@@ -76,6 +80,10 @@ class Worker:
         self._exports = exports
         self._idle_s = idle_s
         self._retry_s = retry_s
+        # How far living runs were read. Hints: whether a record counts is decided in SQL, as is from where it is read
+        # once a hint has been wrong about a run, which others ship as well then.
+        self._marks: dict[Path, journal.Mark] = {}
+        self._shared: set[Path] = set()
         self.shipped = 0  # For metrics, as are the next two.
         self.estimated = 0
         self.failures_in_a_row = 0
@@ -85,8 +93,11 @@ class Worker:
         logged and tried again; the journals keep what has not been shipped."""
         while True:
             stopping = stop.is_set()
+            shipped = 0
             try:
-                await self.ship_once()
+                # By files alone, without a lock or a thread: it is what a gateway does all night.
+                if stopping or not journal.at_rest(self._directory, self._marks):
+                    shipped = await self.ship_once()
                 self.failures_in_a_row = 0
             except* (SQLAlchemyError, OSError, ValueError, OffsetMoved) as group:
                 self.failures_in_a_row += 1
@@ -94,8 +105,9 @@ class Worker:
                     log.error("usage not shipped, will try again: %s", error, exc_info=error)
             if stopping:
                 return
-            # Also after many: a transaction has its price, and what comes meanwhile shares the next one.
-            pause_s = min(self._idle_s * 2**self.failures_in_a_row, self._retry_s)
+            # Also after many: a transaction has its price, and what comes meanwhile shares the next one. The fewer
+            # come, the more of each is that price; but who has asked sees the row within half a second.
+            pause_s = min(self._idle_s * 2 ** (self.failures_in_a_row + (shipped < FEW)), self._retry_s)
             try:
                 await asyncio.wait_for(stop.wait(), pause_s)
             except TimeoutError:
@@ -118,9 +130,13 @@ class Worker:
     async def _ship(self, *, wait: bool) -> int:
         shipped: int = 0
         errors: list[Exception] = []
-        for run in journal.runs(self._directory):
+        runs = journal.runs(self._directory)
+        for gone in self._marks.keys() - set(runs):
+            del self._marks[gone]
+        self._shared.intersection_update(runs)
+        for run in runs:
             try:
-                while (new := await self._ship_if_free(run)) is None and wait:  # noqa: ASYNC110 - see _LOCK_POLL_S
+                while (new := await self._ship_if_free(run, ask=wait)) is None and wait:  # noqa: ASYNC110 - _LOCK_POLL_S
                     await asyncio.sleep(_LOCK_POLL_S)
                 shipped += new or 0
             except (SQLAlchemyError, OSError, ValueError, OffsetMoved) as error:
@@ -129,18 +145,19 @@ class Worker:
             raise ExceptionGroup("journal runs not shipped", errors)
         return shipped
 
-    async def _ship_if_free(self, run: Path) -> int | None:
-        """None: somebody else is at it."""
+    async def _ship_if_free(self, run: Path, *, ask: bool) -> int | None:
+        """ask: SQL how far it has been read, whatever we remember. Returns: None, somebody else is at it."""
         with _ship_lock(run) as lock:
             match lock:
                 case Lock.OURS:
-                    return await self._ship_run(run)
+                    mark = self._marks.pop(run, None)
+                    return await self._ship_run(run, None if ask or run in self._shared else mark)
                 case Lock.BUSY:
                     return None
                 case Lock.GONE:
                     return 0
 
-    async def _ship_run(self, run: Path) -> int:
+    async def _ship_run(self, run: Path, mark: journal.Mark | None) -> int:
         # Asked before reading: a run without an owner gets no more frames, so what is read then is all there is.
         alive = journal.owner_alive(run)
         shipped = 0
@@ -148,8 +165,11 @@ class Worker:
         for segment in segments:
             # A segment that has a successor is complete as well.
             complete = not alive or segment != segments[-1]
-            shipped += await self._ship_segment(segment, complete)
-            if alive and complete:
+            new, end = await self._ship_segment(segment, complete, mark)
+            shipped += new
+            if not complete:
+                self._marks[run] = journal.Mark(segment, end)
+            elif alive:
                 # Its open intents stand at the head of the next one.
                 await self._forget(run, [segment])
         if not alive:
@@ -158,17 +178,26 @@ class Worker:
             journal.remove_run(run)
         return shipped
 
-    async def _ship_segment(self, segment: Path, complete: bool) -> int:
-        name = _name(segment)
-        offset = await at_once(self._engine, partial(_offset, name=name), read_only=True)
-        shipped = 0
+    async def _ship_segment(self, segment: Path, complete: bool, mark: journal.Mark | None) -> tuple[int, int]:
+        """Returns: usage rows written, and how far it has been read."""
+        if mark is not None and mark.segment == segment and mark.offset > 0:
+            try:
+                return await self._ship_from(mark.offset, segment, complete)
+            except OffsetMoved:
+                self._shared.add(segment.parent)
+        offset = await at_once(self._engine, partial(_offset, name=_name(segment)), read_only=True)
+        return await self._ship_from(offset, segment, complete)
+
+    async def _ship_from(self, offset: int, segment: Path, complete: bool) -> tuple[int, int]:
+        """As `_ship_segment`. Raises: OffsetMoved if SQL has been elsewhere."""
+        name, shipped = _name(segment), 0
         for end, entries in _batches(segment, offset, complete):
             records = [entry for entry in entries if isinstance(entry, UsageRecord)]
             new = await at_once(self._engine, partial(self._post, records=records, moves=(name, offset, end)))
             offset = end
             shipped += new
             self.shipped += new
-        return shipped
+        return shipped, offset
 
     async def _ship_orphans(self, segments: Sequence[Path]) -> int:
         """Intents that no segment settles. Posting one that had been settled after all changes nothing: same id."""

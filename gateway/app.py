@@ -17,9 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import create_engine, reading
+from billing.db import at_once, create_engine
 from billing.journal import Journal
 from billing.money import PUSD_PER_USD
 from billing.usage import OrphanPolicy
@@ -374,8 +374,7 @@ class Gateway:
 
     async def _ask_database(self) -> None:
         assert self._engine is not None
-        async with reading(self._engine) as db:
-            await db.exec_driver_sql("SELECT 1")
+        await at_once(self._engine, _nothing, read_only=True)
 
     async def faults(self) -> list[str]:
         """What keeps this process from taking requests, each with what to do. Calls no model."""
@@ -397,6 +396,10 @@ class Gateway:
         if self._shipping is None or self._shipping.done():
             faults.append("usage is not shipped to the database any more; restart the gateway, the journal keeps it")
         return faults
+
+
+async def _nothing(db: AsyncConnection) -> None:
+    await db.exec_driver_sql("SELECT 1")
 
 
 def _limit_store(settings: Settings) -> LimitStore:

@@ -16,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import hiredis
 import structlog
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import reading, writing
+from billing.db import at_once, reading, writing
 from billing.schema import late_charges
 from gateway.admission.limits import Limiter, Scopes, prefix_of
 from gateway.admission.owners import Owner
@@ -165,14 +166,7 @@ class Muster:
         return living
 
     async def _beat(self) -> None:
-        now_ns = self._clock()
-        async with writing(self._engine) as db:
-            mine = gateways.c.id == self._owner.name
-            said = {"seen_at_ns": now_ns, "limits_away_since_ns": self._away_since_ns()}
-            known = await db.execute(update(gateways).where(mine).values(said))
-            if not known.rowcount:
-                await db.execute(insert(gateways).values(id=self._owner.name, **said))
-                await db.execute(delete(gateways).where(gateways.c.seen_at_ns < now_ns - _KEPT_NS))
+        await at_once(self._engine, partial(_say, self._owner.name, self._clock(), self._away_since_ns()))
 
     async def _keep_beating(self) -> None:
         pause_s = BEAT_S
@@ -214,3 +208,12 @@ class Muster:
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _say(name: str, now_ns: int, limits_away_since_ns: int | None, db: AsyncConnection) -> None:
+    """That this gateway lives."""
+    said = {"seen_at_ns": now_ns, "limits_away_since_ns": limits_away_since_ns}
+    known = await db.execute(update(gateways).where(gateways.c.id == name).values(said))
+    if not known.rowcount:
+        await db.execute(insert(gateways).values(id=name, **said))
+        await db.execute(delete(gateways).where(gateways.c.seen_at_ns < now_ns - _KEPT_NS))

@@ -11,7 +11,7 @@ from msgspec import Struct
 from sqlalchemy import Row, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import reading, writing
+from billing.db import at_once, reading, writing
 from billing.schema import usage_records
 from gateway import schema
 from gateway.batches.forms import Unrun
@@ -189,9 +189,7 @@ class Store:
 
     async def any_live(self) -> bool:
         """Without a write: asked every second by every process."""
-        async with reading(self._engine) as db:
-            live = select(_batches.c.id).where(_batches.c.status.in_(LIVE)).limit(1)
-            return (await db.execute(live)).first() is not None
+        return await at_once(self._engine, _any_live, read_only=True)
 
     async def take(self, owner: str, count: int, lease_ns: int, now_ns: int) -> list[Work]:
         """Lines that nobody runs, or whose runner has not been heard of: first what somebody waits for, then the
@@ -335,6 +333,13 @@ async def _beyond(db: AsyncConnection, query: Any, table: Any, cursor: str, *, n
     if newer:
         return query.where(or_(table.c.created_at_ns > when, and_(table.c.created_at_ns == when, ident > cursor)))
     return query.where(or_(table.c.created_at_ns < when, and_(table.c.created_at_ns == when, ident < cursor)))
+
+
+_LIVE: Final = select(_batches.c.id).where(_batches.c.status.in_(LIVE)).limit(1)
+
+
+async def _any_live(db: AsyncConnection) -> bool:
+    return (await db.execute(_LIVE)).first() is not None
 
 
 def _this(batch_id: str, number: int) -> Any:

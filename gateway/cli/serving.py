@@ -43,6 +43,7 @@ class Server(uvicorn.Server):
             self.config.load()
             self.config.ssl = tls_context(settings.server.tls)
         self._app = app
+        self._ending = asyncio.Event()
         self.up = asyncio.Event()
         """Set when the application's lifespan has started and the socket takes requests."""
 
@@ -58,6 +59,14 @@ class Server(uvicorn.Server):
             raise StartFailed("the gateway did not start; the log line above says why") from error
         self.up.set()
 
+    async def main_loop(self) -> None:
+        """uvicorn's wakes ten times a second to see whether it is to end, and at each tenth sets the date that it tells
+        clients: ours is told when it is to end."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ending.wait()
+
     def drain(self) -> None:
         """Called again, it cuts what is still open; the lifespan ends in order all the same.
 
@@ -65,6 +74,7 @@ class Server(uvicorn.Server):
         self._app.draining = True
         if not self.should_exit:
             self.should_exit = True
+            self._ending.set()
             return
         for task in self.server_state.tasks:
             task.cancel()

@@ -17,7 +17,7 @@ import structlog
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import reading, writing
+from billing.db import at_once, reading, writing
 from gateway.catalogue import store
 from gateway.catalogue.declared import declare
 from gateway.catalogue.document import EMPTY, Credentials, Document, merged
@@ -70,8 +70,7 @@ class Live:
     async def follow(self) -> bool:
         """Look for what is new, and take it up. Returns: whether anything changed. Raises: SQLAlchemyError; at the
         first call ConfigError, for a secret of the file that cannot be had."""
-        async with reading(self._engine) as db:
-            number = await store.newest_number(db)
+        number = await at_once(self._engine, store.newest_number, read_only=True)
         stamp = None if self._source is None else self._source.stamp()
         if self._started and number == self.number and stamp == self._stamp:
             return False

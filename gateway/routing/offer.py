@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import reading
+from billing.db import at_once, reading
 from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
 from gateway.config import Settings, Source
@@ -58,9 +58,10 @@ class Offer:
         """Raises: SQLAlchemyError; then what stood before stands. At the first call also ConfigError."""
         async with self._loading:
             changed = await self.live.follow()
-            async with reading(self._engine) as db:
-                version = await prices_version(db)
-                prices = await load_prices(db) if version != self._version else self.prices
+            version, prices = await at_once(self._engine, prices_version, read_only=True), self.prices
+            if version != self._version:
+                async with reading(self._engine) as db:
+                    prices = await load_prices(db)  # Newer than the version perhaps: it is read again then.
             if changed or version != self._version:
                 self._swap(prices)
                 self._version = version

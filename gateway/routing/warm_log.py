@@ -56,6 +56,7 @@ class WarmLog:
         self._origin = origin
         self._told: dict[tuple[str, int], Chain] = {}
         self._size = 0
+        self._something = asyncio.Event()
         self._seen = "0-0"
 
     def tell(self, name: str, chain: Chain) -> None:
@@ -65,6 +66,7 @@ class WarmLog:
         if (name, chain[-1]) not in self._told:
             self._size += 8 * len(chain)
             self._told[name, chain[-1]] = chain
+            self._something.set()
 
     async def run(self) -> None:
         """Until cancelled. Redis may come and go."""
@@ -89,9 +91,9 @@ class WarmLog:
                 await asyncio.sleep(_AWAY_S)
 
     async def _send(self) -> None:
-        await asyncio.sleep(EVERY_S)
-        if not self._told:
-            return
+        await self._something.wait()
+        await asyncio.sleep(EVERY_S)  # for what comes with it
+        self._something.clear()
         told, self._told, self._size = self._told, {}, 0
         line = Line(self._origin, tuple((name, array("Q", chain).tobytes()) for (name, _), chain in told.items()))
         await self._link.call("XADD", STREAM, "MAXLEN", "~", LINES, "*", "l", msgspec.msgpack.encode(line))

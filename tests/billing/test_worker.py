@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import db as database
-from billing import journal, ledger, schema, worker
+from billing import journal, ledger, partitions, schema, worker
 from billing.accounts import INFERENCE_COST, REVENUE, customer, payable_to
 from billing.db import create_engine, reading, writing
 from billing.journal import Journal, runs, segments
@@ -338,6 +338,74 @@ async def test_recovery_waits_for_a_run_that_another_worker_has(
         assert not done
     assert await recovering == 1
     assert await shipper.recover() == 0
+
+
+def statements(engine: AsyncEngine) -> list[str]:
+    """What the workers of this engine say to the database from now on."""
+    said: list[str] = []
+    for each in engines(engine):
+        event.listen(each, "before_cursor_execute", lambda _connection, _cursor, sql, *_: said.append(sql))
+    return said
+
+
+async def test_a_worker_at_rest_asks_files_alone(
+    fresh_engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[bool] = []
+    at_rest, stop = journal.at_rest, asyncio.Event()
+
+    def look(*arguments: Any) -> bool:
+        looks.append(at_rest(*arguments))
+        return looks[-1]
+
+    monkeypatch.setattr(journal, "at_rest", look)
+    said = statements(fresh_engine)
+
+    async def rests_after(condition: Callable[[], bool]) -> None:
+        await until(condition)
+        looks.clear()
+        await until(lambda: looks and looks[-1])
+        said.clear()
+        looks.clear()
+        await until(lambda: len(looks) > 2)
+        assert all(looks)
+        assert said == []
+
+    first = Journal.open(tmp_path / "journal", "gateway", segment_bytes=1500)
+    shipper = worker_of(tmp_path, fresh_engine, idle_s=0.001)
+    running = asyncio.create_task(shipper.run(stop))
+    await rests_after(lambda: True)
+    for i in range(9):  # Over several segments, and nothing in the old one says so.
+        await first.settle(record(f"r{i}"))
+        await rests_after(lambda i=i: shipper.shipped == i + 1)  # type: ignore[misc]
+    second = Journal.open(tmp_path / "journal", "another")
+    second.intent(intent("orphan"))
+    await request(second, "late")
+    await rests_after(lambda: shipper.shipped == 10)
+    await second.close()
+    await rests_after(lambda: shipper.estimated == 1)
+    assert runs(tmp_path / "journal") == [first.run]
+    stop.set()
+    await running
+    await first.close()
+    await assert_sound(fresh_engine)
+
+
+async def test_a_hint_is_not_believed(fresh_engine: AsyncEngine, tmp_path: Path, book: Journal) -> None:
+    """Two workers of one folder: what one remembers of a run, the other has passed."""
+    one, other = worker_of(tmp_path, fresh_engine), worker_of(tmp_path, fresh_engine)
+    for i, shipper in enumerate((one, other, one, other, other, one)):
+        await request(book, f"r{i}")
+        assert await shipper.ship_once() == 1
+    assert one._shared == other._shared == {book.run}
+    # As after a restore of an older database.
+    async with writing(fresh_engine) as db:
+        await db.execute(delete(schema.journal_offsets))
+        await db.execute(delete(schema.usage_records))
+        await db.execute(delete(schema.transfers))
+        if partitions.partitioned(db):
+            await partitions.forget(db, select(partitions._ids.c.id))
+    assert await one.recover() == 6
 
 
 async def test_what_lies_behind_damage_is_shipped(fresh_engine: AsyncEngine, tmp_path: Path) -> None:
