@@ -371,7 +371,7 @@ async def test_a_worker_at_rest_asks_files_alone(
         assert all(looks)
         assert said == []
 
-    first = Journal.open(tmp_path / "journal", "gateway", segment_bytes=1500)
+    first = Journal.open(tmp_path / "journal", "gateway", segment_bytes=500)
     shipper = worker_of(tmp_path, fresh_engine, idle_s=0.001)
     running = asyncio.create_task(shipper.run(stop))
     await rests_after(lambda: True)
