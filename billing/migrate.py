@@ -68,9 +68,26 @@ async def upgrade(url: str, *, at_ns: int | None = None) -> None:
 
 async def _bring_up(db: AsyncConnection, at_ns: int) -> None:
     await take_turn(db, _TURN)
-    if await db.run_sync(_heads) != newest():
+    if (heads := await db.run_sync(_heads)) != newest():
+        # Loaded by a first start alone.
+        from billing import fresh
+
+        if not heads and await db.run_sync(fresh.takes):
+            await db.run_sync(fresh.make)
+            heads = await db.run_sync(_heads)
+    if heads != newest():
         await db.run_sync(_upgrade)
     await seed_prices(db, await asyncio.to_thread(read_seed), at_ns=at_ns)
+
+
+async def by_migrations(url: str) -> None:
+    """One after the other, on a database that has nothing; without prices."""
+    engine = create_engine(url)
+    try:
+        async with writing(engine) as db:
+            await db.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
 
 
 async def is_current(url: str) -> bool:

@@ -2,7 +2,8 @@
 
 To add tables: declare them on `billing.db.metadata` in billing/schema.py or gateway/schema.py, and write
 versions/YYYY-MM-DD_what_it_does.py whose `down_revision` is the newest `revision` there is. A test compares the
-migrated database with the metadata, so neither can be forgotten.
+migrated database with the metadata, so neither can be forgotten. Afterwards `python -m billing.fresh` writes sqlite.sql
+anew, for first starts; one that is older than the newest migration is right all the same, and slower.
 """
 
 from importlib.util import find_spec

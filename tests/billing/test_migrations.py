@@ -14,9 +14,9 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from billing import schema
+from billing import fresh, schema
 from billing.db import async_url, create_engine, metadata, reading, writing
-from billing.migrate import TRIES, configuration, is_current, migrations, newest, upgrade
+from billing.migrate import TRIES, by_migrations, configuration, is_current, migrations, newest, upgrade
 from billing.pricelist import load_prices
 from tests.services import Databases
 
@@ -60,6 +60,51 @@ async def test_migrations_make_what_the_code_declares(fresh_database_url: str) -
     async with reading(engine) as db:
         assert await db.run_sync(differences) == []
     await engine.dispose()
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["as the file", "newer than the file"])
+async def test_a_first_start_on_sqlite_makes_what_the_migrations_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    """Every table, index, trigger and row."""
+
+    async def nothing(*_: object, **__: object) -> None:
+        """Prices come after, and are the same."""
+
+    monkeypatch.setattr("billing.migrate.seed_prices", nothing)
+    if newer:
+        (before,) = newest()
+        with_one_more = shutil.copytree(migrations(), tmp_path / "migrations")
+        (with_one_more / "versions" / "2099-01-01_one_more.py").write_text(ONE_MORE.format(before=before))
+        monkeypatch.setattr("billing.migrate.migrations", lambda: with_one_more)
+    await by_migrations(f"sqlite:///{tmp_path}/migrated.db")
+    await upgrade(f"sqlite:///{tmp_path}/fresh.db")
+    migrated, made = (standing(tmp_path / f"{name}.db") for name in ("migrated", "fresh"))
+    assert made == migrated
+    assert any("one_more" in lines[0] for lines in made) == newer
+
+
+def standing(database: Path) -> list[list[str]]:
+    """The lines of each statement, constraints last: where a table was altered their order is Alembic's by chance."""
+    script = fresh.statements(fresh.read_off(database))
+    lines = [[line.rstrip(", ") for line in statement.splitlines()] for statement in script]
+    for each in lines:
+        each.sort(key=lambda line: line.strip() if line.startswith("\tCONSTRAINT") else "")
+    return sorted(lines)
+
+
+ONE_MORE = """
+from alembic import op
+
+revision = "one_more"
+down_revision = "{before}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE one_more (id int)")
+"""
 
 
 def concerns_billing(change: object) -> bool:
