@@ -429,7 +429,10 @@ class Mark(msgspec.Struct, frozen=True):
             begun = os.pread(file, _HEADER.size, max(self.offset, len(MAGIC)))
         finally:
             os.close(file)
-        return any(begun) or _segment(self.segment.parent, int(self.segment.stem) + 1).exists()
+        number = self.segment.stem
+        if not number.isdecimal():
+            return True  # Somebody has laid it there; what comes next to it has another name.
+        return any(begun) or _segment(self.segment.parent, int(number) + 1).exists()
 
 
 def _segment(run: Path, number: int) -> Path:
