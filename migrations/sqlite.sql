@@ -40,7 +40,7 @@ CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL, 
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
-INSERT INTO "alembic_version" VALUES('project_routing');
+INSERT INTO "alembic_version" VALUES('late_charges');
 CREATE TABLE alert_deliveries (
 	id VARCHAR(64) NOT NULL, 
 	rule_id VARCHAR(64) NOT NULL, 
@@ -262,6 +262,11 @@ CREATE TABLE key_secrets (
 	CONSTRAINT pk_key_secrets PRIMARY KEY (public_id), 
 	CONSTRAINT fk_key_secrets_key_id FOREIGN KEY(key_id) REFERENCES virtual_keys (id)
 );
+CREATE TABLE late_charges (
+	id INTEGER NOT NULL, 
+	organisation_id VARCHAR(64) NOT NULL, 
+	CONSTRAINT pk_late_charges PRIMARY KEY (id)
+);
 CREATE TABLE loss_modes (
 	scope VARCHAR(16) NOT NULL, 
 	scope_id VARCHAR(64) NOT NULL, 
@@ -362,8 +367,8 @@ CREATE TABLE "projects" (
 	created_at_ns BIGINT NOT NULL, 
 	team_id VARCHAR(64), 
 	CONSTRAINT pk_projects PRIMARY KEY (id), 
-	CONSTRAINT uq_projects_organisation_id_name UNIQUE (organisation_id, name), 
 	CONSTRAINT fk_projects_organisation_id FOREIGN KEY(organisation_id) REFERENCES organisations (id), 
+	CONSTRAINT uq_projects_organisation_id_name UNIQUE (organisation_id, name), 
 	CONSTRAINT fk_projects_team_id_teams FOREIGN KEY(team_id) REFERENCES teams (id)
 );
 CREATE TABLE provider_credentials (
