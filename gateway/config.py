@@ -25,8 +25,8 @@ from gateway.config_parts import ConfigError as ConfigError
 from gateway.config_parts import Secret as Secret
 from gateway.discovery import discover, provider_variables
 from gateway.offered import DeploymentSettings as DeploymentSettings
+from gateway.offered import Feature, Name
 from gateway.offered import ModelSettings as ModelSettings
-from gateway.offered import Name
 from gateway.offered import PricedUnit as PricedUnit
 from gateway.offered import PriceSettings as PriceSettings
 from gateway.offered import ProviderSettings as ProviderSettings
@@ -88,6 +88,8 @@ class LocalSettings(Section, frozen=True):
     """An engine that somebody else runs. None: `up` starts one."""
     port: Port = 0
     """0: any free one. The engine listens on loopback and asks for a token."""
+    capabilities: frozenset[Feature] | None = None
+    """What the model does. None: all that the engine can but reading images, which few models do: `image_input`."""
     context_window: Annotated[int, Meta(ge=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] = 512
     """Held as worst case for a request that names no limit of its own."""

@@ -78,7 +78,7 @@ class DeploymentTerms(Section, frozen=True, kw_only=True):
     residency: str | None = None
     """Where what is sent there stays, as `eu`: requests may ask for it as for a region."""
     capabilities: frozenset[Feature] | None = None
-    """What this model does of what its provider can. None: all of it."""
+    """What this model does of what its provider can. None: all of it, but for images at an engine of our own."""
     context_window: Annotated[int, Meta(ge=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_parallel: Annotated[int, Meta(ge=1, le=100_000)] | None = None

@@ -160,5 +160,6 @@ class BlockManager:
         while len(seq.block_hashes) <= index:
             at = len(seq.block_hashes)
             parent = seq.block_hashes[-1] if at else root_hash(seq.salt)
-            seq.block_hashes.append(block_hash(parent, seq.tokens[at * size : (at + 1) * size]))
+            seen = b"" if seq.pictures is None else seq.pictures.digest(at * size, (at + 1) * size)
+            seq.block_hashes.append(block_hash(parent, seq.tokens[at * size : (at + 1) * size], seen))
         return seq.block_hashes[index]

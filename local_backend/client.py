@@ -29,10 +29,12 @@ from local_backend.errors import (
 from local_backend.messages import (
     FRAME_HEAD,
     Abort,
+    AddImages,
     AddRequest,
     Configure,
     Fatal,
     FromCore,
+    Images,
     Ready,
     Sampling,
     Stats,
@@ -136,8 +138,10 @@ class CoreClient:
         """Process id of the core, for tests and operators."""
         return self._process.pid if self._process else None
 
-    def submit(self, sequences: list[tuple[list[int], Sampling]], cache_salt: str, terms: Terms) -> Flight:
-        """Start the sequences of one request, all or none. Raises NotReady or QueueFull."""
+    def submit(
+        self, sequences: list[tuple[list[int], Sampling]], cache_salt: str, terms: Terms, images: Images | None = None
+    ) -> Flight:
+        """Start the sequences of one request, all or none; they share its images. Raises NotReady or QueueFull."""
         if self.ready is None or self._closed.is_set():
             raise NotReady("the engine is loading, restarting or shutting down")
         bound = self.settings.max_running + self.settings.max_waiting
@@ -150,9 +154,13 @@ class CoreClient:
         self._check_share(terms.tenant, len(sequences))
         flight = Flight([next(self._ids) for _ in sequences], terms.tenant)
         self._tenants[terms.tenant] += len(sequences)
+        shown = 0
+        if images is not None:
+            shown = flight.ids[0]
+            self._send(AddImages(shown, len(sequences), images))
         for id_, (prompt, sampling) in zip(flight.ids, sequences, strict=True):
             self._flights[id_] = flight
-            self._send(AddRequest(id_, prompt, sampling, cache_salt, terms))
+            self._send(AddRequest(id_, prompt, sampling, cache_salt, terms, shown))
         return flight
 
     def _check_share(self, tenant: str, more: int) -> None:

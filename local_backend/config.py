@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     block_size: Positive = 16  # tokens in one KV block
     kv_cache_bytes: Positive | None = None
     kv_host_bytes: Positive | None = None
+    image_bytes: Positive = 256 * 2**20  # of the images of all open requests
     prefix_caching: bool = True
     threads: Positive | None = None
     max_body_bytes: Positive = 16 * 2**20
@@ -93,6 +94,7 @@ HELP = {
     "max_model_len": "context length in tokens (default: the model's, or what the cache holds)",
     "kv_cache_bytes": "memory for the KV cache, of each rank; accepts 512MiB, 2GiB",
     "kv_host_bytes": "host memory for prefixes that the cache had to give up; they come back by a copy (for GPUs)",
+    "image_bytes": "memory for the images of open requests, if the model takes any; more are told to come back",
     "token_budget": "tokens computed in one step, prefill and decode together",
     "prompt_tokens": "of prompts in a step beside running answers, and two more for each of those (default: CPU 16, "
     "CUDA what the budget leaves); fewer hold answers up less, more answer long prompts sooner",
@@ -109,7 +111,7 @@ HELP = {
 }
 
 SECRETS = ("key", "register_token")
-SIZES = ("kv_cache_bytes", "kv_host_bytes")
+SIZES = ("kv_cache_bytes", "kv_host_bytes", "image_bytes")
 SWITCHES = ("prefix_caching", "die_with_parent", "batch_invariant")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

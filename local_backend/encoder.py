@@ -17,7 +17,7 @@ from local_backend.errors import BadLogits
 from local_backend.kernels.reference import ReferenceOps
 from local_backend.layers.linear import Linears
 from local_backend.memory import return_freed_memory
-from local_backend.messages import Abort, AddRequest, Failed, Ready, Sampling, Stats, StepOutput, Vector
+from local_backend.messages import Abort, AddImages, AddRequest, Failed, Ready, Sampling, Stats, StepOutput, Vector
 from local_backend.model_runner import forms_for, pick_device, pick_dtype
 from local_backend.models.bert import Bert
 from local_backend.weights import Weights
@@ -42,8 +42,9 @@ class EncoderEngine:
         """True if a step would do something."""
         return bool(self._waiting)
 
-    def take(self, message: AddRequest | Abort) -> None:
+    def take(self, message: AddImages | AddRequest | Abort) -> None:
         """Book one message."""
+        assert not isinstance(message, AddImages)  # the front of an encoder takes texts alone
         if isinstance(message, AddRequest):
             self._waiting.append(message)
         else:

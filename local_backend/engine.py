@@ -31,6 +31,7 @@ from local_backend.errors import (
 from local_backend.grammar import Constraint, Grammars
 from local_backend.messages import (
     Abort,
+    AddImages,
     AddRequest,
     Configure,
     Failed,
@@ -48,6 +49,7 @@ from local_backend.messages import (
 )
 from local_backend.model_runner import ModelRunner, Runner
 from local_backend.parent import quiet_child
+from local_backend.pictures import Pictures
 from local_backend.rank import lead
 from local_backend.sampler import Sampled
 from local_backend.scheduler import Chunk, Scheduler, Step
@@ -74,6 +76,7 @@ class Engine:
         self.speculation: Speculation | None = None
         self.steps = 0
         self._compiling: dict[int, tuple[Sequence, Future[Constraint]]] = {}
+        self._pictures: dict[int, tuple[Pictures, int]] = {}  # and how many of their sequences are still to come
         self._refused: list[Failed] = []
         self._unsaid = False  # the figures changed without a step
 
@@ -82,8 +85,11 @@ class Engine:
         """True if a step would do or say something."""
         return self.scheduler.has_work or self._unsaid or bool(self._compiling)
 
-    def take(self, message: AddRequest | Abort) -> None:
+    def take(self, message: AddImages | AddRequest | Abort) -> None:
         """Book one message. A refusal goes out with the next step."""
+        if isinstance(message, AddImages):
+            self._pictures[message.id] = (Pictures.of(message), message.sequences)
+            return
         if isinstance(message, Abort):
             compiling = self._compiling.pop(message.id, None)
             self._unsaid |= self.scheduler.abort(message.id) or compiling is not None
@@ -99,12 +105,22 @@ class Engine:
             priority=terms.priority,
             deadline=None if terms.timeout_s is None else self.clock() + terms.timeout_s,
             adapter=terms.adapter,
+            pictures=self._shown(message.images),
         )
         if terms.grammar is None:
             self._add(seq)
         else:
             assert self.grammars is not None
             self._compiling[seq.id] = (seq, self.grammars.compile(terms.grammar))
+
+    def _shown(self, id_: int) -> Pictures | None:
+        """The images of a request; its last sequence takes them from here, and they live as long as one of these."""
+        if not id_:
+            return None
+        pictures, sequences = self._pictures.pop(id_)
+        if sequences > 1:
+            self._pictures[id_] = (pictures, sequences - 1)
+        return pictures
 
     def _add(self, seq: Sequence) -> None:
         try:
@@ -294,7 +310,7 @@ def main() -> int:
     while True:
         while not engine.has_work or not inbox.empty():
             message = inbox.get()
-            assert isinstance(message, AddRequest | Abort)
+            assert not isinstance(message, Configure)
             engine.take(message)
         output = engine.step()
         send(out, output)

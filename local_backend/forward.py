@@ -22,6 +22,8 @@ class Span(Struct, frozen=True, array_like=True, gc=False):
     start: int
     table: list[int]
     adapter: str = ""
+    pictures: int = 0
+    """The id of the images in its sequence's prompt; 0: none, or tokens are all that is wanted of them."""
 
     @property
     def count(self) -> int:
@@ -59,8 +61,9 @@ def pass_of(step: Step, *, every: bool = False) -> tuple[Pass, list[int]]:
         seq = chunk.seq
         tokens = seq.tokens[chunk.start : chunk.start + chunk.count]
         tokens += chunk.draft
+        shown = 0 if seq.pictures is None else seq.pictures.id
         rows = len(tokens) if every else 1 + len(chunk.draft) if chunk.samples else 0
-        made.append((Span(tokens, chunk.start, seq.block_table, seq.adapter), rows))
+        made.append((Span(tokens, chunk.start, seq.block_table, seq.adapter, shown), rows))
     return arranged(made, step.moves)
 
 

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from local_backend.client import CoreClient
 from local_backend.errors import ContextLengthExceeded, NotReady
-from local_backend.messages import Sampling, Terms, TokenLogprobs, TokenOut
+from local_backend.images import Picture
+from local_backend.messages import Images, Sampling, Terms, TokenLogprobs, TokenOut
 from local_backend.metrics import Metrics
 from local_backend.parsers import Event, Parser
 from local_backend.tokenizer import StopStrings, TextStream, Tokenizer
@@ -34,6 +35,8 @@ class Generation(Struct, frozen=True):
     primer: str = ""  # the end of the prompt, where it already belongs to the answer
     shown: frozenset[int] = frozenset()  # special tokens whose text the reader must see
     prompt_param: str = "messages"  # named in errors about the prompt
+    pictures: list[Picture] = []  # in the one prompt, as they were sent
+    images: Images | None = None  # the same as the core takes them
 
 
 class TokenInfo(Struct, frozen=True):
@@ -62,6 +65,7 @@ class Totals(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    image_tokens: int = 0  # of the prompt's
 
 
 class Answer:
@@ -145,7 +149,9 @@ async def generate(
         room = check_length(prompt, ready.max_model_len, generation.prompt_param)
         totals.prompt_tokens += len(prompt)
         sequences += [(prompt, _variant(generation.sampling, n, room)) for n in range(generation.n)]
-    flight = core.submit(sequences, generation.cache_salt, generation.terms)
+    if (images := generation.images) is not None:
+        totals.image_tokens = len(images.tiles) * images.tile_tokens
+    flight = core.submit(sequences, generation.cache_salt, generation.terms, images)
     clock = metrics.request_started(totals.prompt_tokens, time.monotonic())
     answers = {id_: Answer(i, tokenizer, generation) for i, id_ in enumerate(flight.ids)}
     open_ids = set(flight.ids)

@@ -1,7 +1,8 @@
 """The seam between front and core: every message that crosses it, and how one is framed.
 
-The front sends `Configure` once, then `AddRequest` and `Abort`; the core answers with `Ready` once and one `StepOutput`
-for each step. A frame is a 4-byte little-endian length and that many bytes of msgpack.
+The front sends `Configure` once, then `AddRequest` (images go before it, as `AddImages`) and `Abort`; the core answers
+with `Ready` once and one `StepOutput` for each step. A frame is a 4-byte little-endian length and that many bytes of
+msgpack.
 """
 
 from __future__ import annotations
@@ -72,6 +73,23 @@ class Configure(Struct, frozen=True, array_like=True, tag=True):
     model_dir: str
 
 
+class Images(Struct, frozen=True, array_like=True):
+    """Tiles of a prompt's images, in its order."""
+
+    starts: list[int]  # position of each tile's first token
+    tile_tokens: int  # tokens of a tile, side by side
+    digests: list[bytes]  # of each tile's image; prompts share cached blocks only where these are the same
+    tiles: list[bytes]  # pixels (3, size, size), a byte each
+
+
+class AddImages(Struct, frozen=True, array_like=True, tag=True):
+    """Images that the next `sequences` requests share; they come right behind it."""
+
+    id: int
+    sequences: int
+    images: Images
+
+
 class AddRequest(Struct, frozen=True, array_like=True, tag=True):
     """One sequence to continue. A request for n answers is n of these."""
 
@@ -80,6 +98,7 @@ class AddRequest(Struct, frozen=True, array_like=True, tag=True):
     sampling: Sampling
     cache_salt: str = ""  # prompts share cached blocks only under the same salt
     terms: Terms = Terms()
+    images: int = 0  # the id of an AddImages; 0: none
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=True):
@@ -181,7 +200,7 @@ class StepOutput(Struct, frozen=True, array_like=True, tag=True):
     vectors: list[Vector] = []
 
 
-ToCore = Configure | AddRequest | Abort
+ToCore = Configure | AddImages | AddRequest | Abort
 FromCore = Ready | Fatal | StepOutput
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,6 +13,15 @@ from typing import Any
 import msgspec
 
 from local_backend.errors import ModelUnavailable
+from local_backend.vision_config import (
+    TEXT_PREFIX,
+    VISION_FAMILIES,
+    VisionConfig,
+    processor_file,
+    read_vision_config,
+    text_config,
+    vision_family,
+)
 
 FAMILIES = (
     "LlamaForCausalLM",
@@ -24,6 +33,7 @@ FAMILIES = (
     "Phi3ForCausalLM",
     "MixtralForCausalLM",
     "Qwen3MoeForCausalLM",
+    *VISION_FAMILIES,
 )
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 QUANTIZED_BY = ("compressed-tensors", "gptq", "awq", "fp8", "farebox")
@@ -84,6 +94,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     expert_size: int = 0
     normalized_experts: bool = True
     dense_layers: tuple[int, ...] = ()
+    vision: VisionConfig | None = None
+    """Its eyes, if it takes images."""
+    text_prefix: str = ""
+    """Before the names of its tensors, where they stand beside an encoder's; "": they have their usual ones."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     temperature: float = 1.0
@@ -113,6 +127,11 @@ def read_model_config(model_dir: Path) -> ModelConfig:
     family = next((name for name in families if name in FAMILIES), None)
     if family is None:
         raise ModelUnavailable(f"{model_dir.name}: architecture {families} is not served; known: {list(FAMILIES)}")
+    vision = None
+    if vision_family(raw) is not None:
+        processor = read_json(processor_file(model_dir))
+        vision = read_vision_config(raw, processor.get("image_processor", processor), model_dir.name)
+        raw = text_config(raw, model_dir.name)
     activation = raw.get("hidden_activation") or raw.get("hidden_act") or "silu"
     if activation not in ACTIVATIONS:
         raise ModelUnavailable(f"{model_dir.name}: activation {activation!r} is not served; known: {list(ACTIVATIONS)}")
@@ -157,6 +176,8 @@ def read_model_config(model_dir: Path) -> ModelConfig:
             expert_size=raw.get("moe_intermediate_size") or 0,
             normalized_experts=raw.get("norm_topk_prob", False),
             dense_layers=_dense_layers(raw),
+            vision=vision,
+            text_prefix=TEXT_PREFIX if vision else "",
             bos_token_id=raw.get("bos_token_id"),
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             temperature=_advised(generation, "temperature", 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,9 @@ from local_backend.layers.linear import Linears
 from local_backend.memory import CachePlan, free_host_memory, plan_cache, return_freed_memory
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.models import build
+from local_backend.models.smolvlm import SmolVlm
 from local_backend.parallel import ALONE, Company, Ranks
+from local_backend.pictures import Pictures
 from local_backend.quantization.neutral import SCHEMES, Scheme
 from local_backend.quantization.run import CpuForms, Forms, HalfWeightLinear, PlanesLinear
 from local_backend.sampler import Sampled, accept, sample
@@ -63,7 +66,7 @@ class ModelRunner:
                 "batch-invariant mode needs the fused CPU kernels: a C compiler, dtype auto or float32"
             )
         max_model_len = min(settings.max_model_len or self.config.max_position, self.config.max_position)
-        weights = Weights(model_dir, self.device)
+        weights = Weights(model_dir, self.device, self.config.text_prefix)
         forms = forms_for(
             self.device,
             self.dtype,
@@ -77,6 +80,8 @@ class ModelRunner:
             raise ModelUnavailable("tensor_parallel goes neither with adapters nor with batch_invariant yet")
         if folders and settings.batch_invariant:
             raise ModelUnavailable("adapters are not batch-invariant: their small products depend on the batch")
+        if folders and self.config.vision is not None:
+            raise ModelUnavailable("adapters correct models of text alone; this one takes images")
         with torch.inference_mode():
             self.adapters = Adapters(folders, self.dtype, self.device) if folders else None
             linears = Linears(
@@ -101,7 +106,8 @@ class ModelRunner:
                 itemsize=kv_dtype.itemsize,
                 max_model_len=max_model_len,
                 # Ranks on CPU share one memory.
-                free_bytes=free_memory(self.device) // (ranks.size if self.device.type == "cpu" else 1),
+                free_bytes=free_memory(self.device) // (ranks.size if self.device.type == "cpu" else 1)
+                - (settings.image_bytes if self.config.vision is not None else 0),
                 device=self.device.type,
             )
             self.plan: CachePlan = self.company.agree(plan)
@@ -122,28 +128,39 @@ class ModelRunner:
         """See Runner. One forward pass over all chunks, then sampling for those that reach their last token."""
         with torch.inference_mode():
             whole, owners = pass_of(step)
-            logits = self.forward(whole)
+            logits = self.forward(whole, pictures_in(step))
             return sampled_from(logits, owners, step.chunks)
 
     def logits(self, step: Step) -> torch.Tensor:
         """Logits (chunks, vocab) of a step whose chunks all reach their last token; for parity checks."""
         with torch.inference_mode():
             whole, owners = pass_of(step)
-            return self.forward(whole)[sorted(range(len(owners)), key=owners.__getitem__)]
+            return self.forward(whole, pictures_in(step))[sorted(range(len(owners)), key=owners.__getitem__)]
 
     def all_logits(self, step: Step) -> torch.Tensor:
         """Logits (tokens, vocab) after each token of a step whose chunks are equally long; for perplexity."""
         with torch.inference_mode():
-            return self.forward(pass_of(step, every=True)[0])
+            return self.forward(pass_of(step, every=True)[0], pictures_in(step))
 
-    def forward(self, whole: Pass) -> torch.Tensor:
-        """Logits (rows wanted, vocab). Every rank must make the same pass: the first one tells the others."""
+    def forward(self, whole: Pass, pictures: Mapping[int, Pictures] | None = None) -> torch.Tensor:
+        """Logits (rows wanted, vocab). Every rank must make the same pass: the first one tells the others.
+
+        pictures: of the spans that have some, by id."""
         self.company.tell(whole)
         self.cache.move(whole.moves)
         if self.adapters is not None:
             self.adapters.begin([(span.adapter, span.count) for span in whole.spans])
         batch = AttentionBatch(whole.spans, self.cache.block_size, self.device, self.dtype)
-        return self.model(batch.inputs, batch.positions, self.cache, batch, batch.ints(whole.wanted))
+        seen: list[tuple[int, torch.Tensor]] = []
+        if pictures:
+            assert isinstance(self.model, SmolVlm)
+            seen = self.model.look(whole.spans, pictures)
+        return self.model(batch.inputs, batch.positions, self.cache, batch, batch.ints(whole.wanted), seen)
+
+
+def pictures_in(step: Step) -> dict[int, Pictures]:
+    """The images of a step's sequences, by id."""
+    return {own.id: own for chunk in step.chunks if (own := chunk.seq.pictures) is not None}
 
 
 def sampled_from(logits: torch.Tensor, owners: list[int], chunks: list[Chunk]) -> list[Sampled | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from local_backend.errors import ModelUnavailable
+from local_backend.images import PLACE
 from local_backend.model_config import ModelConfig, read_model_config
 from local_backend.structured import Checker
 from local_backend.template import ChatTemplate
@@ -25,4 +27,7 @@ class ModelText:
         """Raises ModelUnavailable naming the file that is missing or malformed."""
         config = read_model_config(model_dir)
         checker = Checker(model_dir, config.eos_token_ids)
-        return cls(config, Tokenizer(model_dir), ChatTemplate(model_dir), checker)
+        tokenizer = Tokenizer(model_dir)
+        if config.vision is not None and tokenizer.id_of(PLACE) != config.vision.image_token_id:
+            raise ModelUnavailable(f"{model_dir.name}: the tokenizer's {PLACE!r} is not the config's image token")
+        return cls(config, tokenizer, ChatTemplate(model_dir, in_parts=config.vision is not None), checker)

@@ -6,27 +6,50 @@ import json
 from typing import Any
 
 from local_backend.errors import InvalidRequest, Unsupported
+from local_backend.images import Picture, picture_of
 from local_backend.openai_bodies import Message
+from local_backend.vision_config import VisionConfig
 
 
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Turns of plain text. Raises InvalidRequest, or Unsupported for images, audio and files."""
-    return [_template_message(message, at) for at, message in enumerate(messages)]
+def template_messages(
+    messages: list[Message], vision: VisionConfig | None = None
+) -> tuple[list[dict[str, Any]], list[Picture]]:
+    """Turns of plain text, or of parts where there are images, and these in their order.
+
+    vision: the model's eyes, if it has any. Raises InvalidRequest, or Unsupported for audio, files, and images without
+    eyes."""
+    pictures: list[Picture] = []
+    return [_template_message(message, at, vision, pictures) for at, message in enumerate(messages)], pictures
 
 
-def _template_message(message: Message, at: int) -> dict[str, Any]:
-    """What templates expect: plain text content, and the roles that open models know."""
-    content = message.content
+def _template_message(
+    message: Message, at: int, vision: VisionConfig | None, pictures: list[Picture]
+) -> dict[str, Any]:
+    """What templates expect: text, or parts with places for images, and the roles that open models know."""
+    content: Any = message.content
     if isinstance(content, list):
+        shown = 0
         for n, part in enumerate(content):
+            if part.get("type") == "image_url" and vision is not None and message.role == "user":
+                pictures.append(picture_of(part, vision, f"messages[{at}].content[{n}]"))
+                shown += 1
+                continue
             if part.get("type") not in ("text", "refusal"):
+                reads = "text alone" if vision is None else "text, and images in turns of users"
                 raise Unsupported(
-                    f"content of type {part.get('type')!r} is not served here: this model reads text alone",
+                    f"content of type {part.get('type')!r} is not served here: this model reads {reads}",
                     param=f"messages[{at}].content[{n}]",
                 )
             if not isinstance(part.get(part["type"]), str):
                 raise InvalidRequest("a text part needs its text", param=f"messages[{at}].content[{n}].text")
-        content = "".join(part[part["type"]] for part in content)
+        texts = [part.get(part["type"]) for part in content]
+        if shown:
+            content = [
+                {"type": "image"} if part["type"] == "image_url" else {"type": "text", "text": text}
+                for part, text in zip(content, texts, strict=True)
+            ]
+        else:
+            content = "".join(texts)
     turn: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
         "content": content or "",

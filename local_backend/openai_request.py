@@ -10,6 +10,7 @@ from msgspec import structs
 
 from local_backend.errors import InvalidRequest, Unsupported
 from local_backend.generate import Generation
+from local_backend.images import Picture, expanded
 from local_backend.messages import Sampling, Terms
 from local_backend.model_text import ModelText
 from local_backend.openai_bodies import ChatBody, Common, CompletionBody, Message
@@ -33,7 +34,7 @@ def chat_generation(body: ChatBody, text: ModelText) -> Generation:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     tools = read_tools(body.tools)
     choice = read_choice(body.tool_choice, tools)
-    prompt = chat_prompt(body.messages, tools if choice.kind != "none" else [], text, _variables(body))
+    prompt, pictures = chat_prompt(body.messages, tools if choice.kind != "none" else [], text, _variables(body))
     opens_thought = text.template.opens_thought(prompt)
     format_ = None if choice.kind == "none" else text.template.calls or HERMES
     primer, grammar = "", None
@@ -63,6 +64,7 @@ def chat_generation(body: ChatBody, text: ModelText) -> Generation:
         grammar,
     )
     reader = _reader(format_, text.template.think, tools, thinking=opens_thought)
+    generation = structs.replace(generation, pictures=pictures)
     if reader is None:
         return generation
     marks = [*(format_.marks if format_ else ()), *(text.template.think or ())]
@@ -84,9 +86,12 @@ def _reader(
 
 def chat_prompt(
     messages: list[Message], tools: list[Tool], text: ModelText, variables: dict[str, Any] | None = None
-) -> str:
-    """The prompt text of a conversation. Raises InvalidRequest or Unsupported."""
-    return text.template.render(template_messages(messages), tools, variables or {})
+) -> tuple[str, list[Picture]]:
+    """The prompt text of a conversation, and its images. Raises InvalidRequest or Unsupported."""
+    vision = text.config.vision
+    turns, pictures = template_messages(messages, vision)
+    prompt = text.template.render(turns, tools, variables or {})
+    return prompt if vision is None else expanded(prompt, pictures, vision), pictures
 
 
 def _variables(body: ChatBody) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def usage(totals: Totals) -> dict[str, Any]:
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
         "total_tokens": totals.prompt_tokens + totals.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": totals.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": totals.cached_tokens}
+        | ({"image_tokens": totals.image_tokens} if totals.image_tokens else {}),
     }
 
 

@@ -15,9 +15,11 @@ from hashlib import blake2b
 from msgspec import Struct
 
 
-def block_hash(parent: bytes, tokens: Seq[int]) -> bytes:
-    """Hash of one full block after `parent` (the salt for the first). 16 bytes: collisions are out of reach."""
-    return blake2b(array("I", tokens).tobytes(), digest_size=16, key=parent[:64]).digest()
+def block_hash(parent: bytes, tokens: Seq[int], seen: bytes = b"") -> bytes:
+    """Hash of one full block after `parent` (the salt for the first). 16 bytes: collisions are out of reach.
+
+    seen: digests of the images that some of the tokens stand for; all images have the same tokens."""
+    return blake2b(array("I", tokens).tobytes() + seen, digest_size=16, key=parent[:64]).digest()
 
 
 def root_hash(salt: bytes) -> bytes:

@@ -68,6 +68,8 @@ def lead(model_dir: Path, settings: Settings) -> Company:
     if ranks.size == 1:
         return Company()
     config = read_model_config(model_dir)
+    if config.vision is not None:
+        raise ModelUnavailable("tensor_parallel shares out models of text alone; this one takes images")
     ranks.share(config.heads, "heads")
     ranks.share(config.kv_heads, "kv heads")
     pick_device(settings.device, ranks)

@@ -131,12 +131,14 @@ def _content(content: Any) -> Any:
     """Parts under chat's names; what this engine cannot read keeps its own, and is refused by it."""
     if not isinstance(content, list):
         return content
-    return [
-        part | {"type": "text"}
-        if isinstance(part, dict) and part.get("type") in ("input_text", "output_text")
-        else part
-        for part in content
-    ]
+    return [_part(part) if isinstance(part, dict) else part for part in content]
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    kind = part.get("type")
+    if kind == "input_image" and not part.get("file_id"):  # files are kept by services
+        return {"type": "image_url", "image_url": {"url": part.get("image_url"), "detail": part.get("detail")}}
+    return part | {"type": "text"} if kind in ("input_text", "output_text") else part
 
 
 def _tool(tool: dict[str, Any], at: int) -> dict[str, Any]:

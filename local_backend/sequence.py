@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from local_backend.messages import Sampling
+from local_backend.pictures import Pictures
 
 
 class State(enum.Enum):
@@ -55,6 +56,7 @@ class Sequence:
     draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`, for the next step alone
     odds: list[Any] = field(default_factory=list)  # what each guess was drawn from; none: guesses are certain
     adapter: str = ""  # with whose corrections the model works
+    pictures: Pictures | None = None  # the images in its prompt
     rank: int = 0  # the scheduler's: place among those of one tenant
     length_max: int = 0  # the scheduler's: tokens at which it ends, prompt included
 

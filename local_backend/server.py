@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from local_backend.config import Settings
 from local_backend.errors import EngineError, InvalidRequest, NotReady, Unsupported
 from local_backend.generate import Delta, Generation, Totals, check_length, generate
 from local_backend.http_face import Exchange, Face, Route
+from local_backend.images import Room, bytes_of, images_of
 from local_backend.model_text import ModelText
 from local_backend.openai_bodies import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody, decode_body
 from local_backend.openai_request import chat_generation, chat_prompt, completion_generation
@@ -33,6 +35,7 @@ log = logging.getLogger("local_backend")
 
 Asked = TypeVar("Asked", bound=Common)
 
+DECODERS = 2  # images decoded at once: each may take 350 MB for a moment
 LONG_BODY = 32_768  # bytes from which tokenising leaves the event loop: about 15 ms of it
 
 
@@ -61,7 +64,10 @@ class Server(Face):
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
         }
-        super().__init__(settings, served_name, core, self.text.config.max_position, CAPABILITIES, routes)
+        capabilities = CAPABILITIES | {"images": self.text.config.vision is not None}
+        self.room = Room(settings.image_bytes)
+        self._decoders = asyncio.Semaphore(DECODERS)
+        super().__init__(settings, served_name, core, self.text.config.max_position, capabilities, routes)
 
     async def refuse_embeddings(self, exchange: Exchange) -> None:
         """Vectors are the business of encoders."""
@@ -75,7 +81,8 @@ class Server(Face):
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give either a prompt or messages", param="prompt")
         if body.messages is not None:
-            ids = self.tokenizer.encode(chat_prompt(body.messages, read_tools(body.tools), self.text), special=False)
+            prompt, _ = chat_prompt(body.messages, read_tools(body.tools), self.text)
+            ids = self.tokenizer.encode(prompt, special=False)
         else:
             ids = self.tokenizer.encode(body.prompt or "", special=body.add_special_tokens)
         await exchange.reply({"count": len(ids), "max_model_len": self._max_model_len(), "tokens": ids})
@@ -130,6 +137,21 @@ class Server(Face):
         # A prompt too long is refused even while the core loads: waiting will not shorten it.
         for prompt in generation.prompts:
             check_length(prompt, self._max_model_len(), generation.prompt_param)
+        with ExitStack() as held:
+            if generation.pictures:
+                generation = await self._shown(generation, held)
+            await self._generate(exchange, body, generation, encoder)
+
+    async def _shown(self, generation: Generation, held: ExitStack) -> Generation:
+        """With its images as the core takes them; `held` is their memory. Raises InvalidRequest or QueueFull."""
+        config = self.text.config
+        assert config.vision is not None
+        held.enter_context(self.room.take(bytes_of(generation.pictures, config.vision, config.hidden_size)))
+        async with self._decoders:
+            images = await asyncio.to_thread(images_of, generation.pictures, generation.prompts[0], config.vision)
+        return structs.replace(generation, pictures=[], images=images)
+
+    async def _generate(self, exchange: Exchange, body: Common, generation: Generation, encoder: Encoder) -> None:
         totals = Totals()
         answers = len(generation.prompts) * generation.n
         deltas = generate(generation, self.core, self.tokenizer, self.metrics, totals)

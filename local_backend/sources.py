@@ -25,7 +25,17 @@ Progress = Callable[[int, int | None, str], None]
 
 PIECE = 1 << 20
 CONNECT_TIMEOUT_S = 15.0
-HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "modules.json")
+HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 HUB_REQUIRED = {"config.json", "tokenizer.json"}
 
 

@@ -30,12 +30,17 @@ class ChatTemplate:
     """One model's template, compiled once. `calls`: how it writes calls of tools, None if it knows none; `think`: the
     marks around its reasoning, None if it does not reason."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, *, in_parts: bool = False) -> None:
+        """in_parts: the template goes through the parts of a turn, as those of models that take images do."""
         config_path = model_dir / "tokenizer_config.json"
         config = read_json(config_path) if config_path.exists() else {}
         source = config.get("chat_template")
         if isinstance(source, list):  # several by name: the one for plain chat
             source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        self._in_parts = in_parts
+        processor = model_dir / "chat_template.json"
+        if in_parts and processor.exists():
+            source = read_json(processor).get("chat_template")
         beside = model_dir / "chat_template.jinja"
         if source is None and beside.exists():
             source = beside.read_text(encoding="utf-8")
@@ -57,6 +62,8 @@ class ChatTemplate:
             )
         if self.calls is None and (tools or any("tool_calls" in m or m["role"] == "tool" for m in messages)):
             messages, tools = told_in_text(messages, tools or []), None
+        if self._in_parts:
+            messages = [turn | {"content": _parts(turn["content"])} for turn in messages]
         given = {
             "messages": messages,
             "add_generation_prompt": True,
@@ -138,6 +145,10 @@ class Steps:
         if self._left < 0:
             raise ValueError("the template runs for too long")
         return steps
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _token(value: Any) -> str:

@@ -235,8 +235,9 @@ def told_in_text(messages: list[dict[str, Any]], tools: list[Tool]) -> list[dict
         content = message["content"]
         if message["role"] == "tool":
             text = f"<tool_response>\n{content}\n</tool_response>"
-            if out and out[-1]["role"] == "user" and out[-1]["content"].endswith("</tool_response>"):
-                out[-1] = {"role": "user", "content": out[-1]["content"] + "\n" + text}
+            before = out[-1]["content"] if out and out[-1]["role"] == "user" else None
+            if isinstance(before, str) and before.endswith("</tool_response>"):  # else parts, an image among them
+                out[-1] = {"role": "user", "content": before + "\n" + text}
             else:
                 out.append({"role": "user", "content": text})
             continue

@@ -20,7 +20,8 @@ from local_backend.quantization.neutral import QuantizedWeight
 class Weights:
     """Tensors by their Hugging Face name, on one device. Closed with `close()`, after which mapped pages go."""
 
-    def __init__(self, model_dir: Path, device: torch.device) -> None:
+    def __init__(self, model_dir: Path, device: torch.device, text_prefix: str = "") -> None:
+        """text_prefix: what begins so is known by `model.` in its place, as it is where the text model stands alone."""
         self._device = device
         quantization = read_json(model_dir / "config.json").get("quantization_config")
         self.quantization: str | None = None
@@ -29,17 +30,26 @@ class Weights:
         self._quantized = reader(quantization) if quantization else None
         self._files: dict[str, Any] = {}  # the binding has no types worth the name
         self._file_of: dict[str, Any] = {}
+        self._text_prefix = text_prefix
+        self._stored: dict[str, str] = {}  # names that are others in the file
         index = model_dir / "model.safetensors.index.json"
         if index.exists():
             wanted: dict[str, str] = read_json(index)["weight_map"]
             for name, file in wanted.items():
-                self._file_of[name] = self._open(model_dir / file)
+                self._file_of[self._known_as(name)] = self._open(model_dir / file)
             held = {name for file in self._files.values() for name in file.keys()}  # noqa: SIM118 - not a dict
             if missing := sorted(wanted.keys() - held):
                 raise ModelUnavailable(f"{model_dir.name}: the index promises {missing[0]!r}, but no shard has it")
         else:
             file = self._open(model_dir / "model.safetensors")
-            self._file_of = dict.fromkeys(file.keys(), file)
+            self._file_of = {self._known_as(name): file for name in file.keys()}  # noqa: SIM118 - not a dict
+
+    def _known_as(self, stored: str) -> str:
+        if not self._text_prefix or not stored.startswith(self._text_prefix):
+            return stored
+        name = "model." + stored.removeprefix(self._text_prefix)
+        self._stored[name] = stored
+        return name
 
     def _open(self, path: Path) -> Any:
         if str(path) not in self._files:
@@ -56,7 +66,7 @@ class Weights:
         """The tensor as stored. Raises ModelUnavailable if it is absent or of another shape."""
         if name not in self._file_of:
             raise ModelUnavailable(f"the checkpoint has no tensor {name!r}")
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        tensor: torch.Tensor = self._file_of[name].get_tensor(self._stored.get(name, name))
         if tuple(tensor.shape) != shape:
             raise ModelUnavailable(f"{name!r} has shape {tuple(tensor.shape)}, the config asks for {shape}")
         return tensor
@@ -73,7 +83,7 @@ class Weights:
 
     def _find(self, name: str) -> torch.Tensor | None:
         file = self._file_of.get(name)
-        return None if file is None else file.get_tensor(name)
+        return None if file is None else file.get_tensor(self._stored.get(name, name))
 
     def close(self) -> None:
         """Let go of the files. Tensors handed out stay valid."""

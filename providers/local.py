@@ -11,9 +11,8 @@ from providers.openai_like import OpenAILike
 
 class Local(OpenAILike):
     name = "local"
-    capabilities = Capabilities(
-        operations=frozenset({"chat", "completions", "embeddings"}), image_input=False, file_input=False
-    )
+    # Images: if its model takes them, as its deployment says.
+    capabilities = Capabilities(operations=frozenset({"chat", "completions", "embeddings"}), file_input=False)
 
     def headers(self, call: Call) -> tuple[tuple[str, str], ...]:
         return (("x-farebox-tenant", call.tenant),) if call.tenant else ()

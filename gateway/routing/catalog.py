@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
-from gateway.offered import SimilarSettings
+from gateway.offered import Feature, SimilarSettings
 from gateway.routing.replicas import NOBODY, Fleet, placed
 from gateway.routing.warmth import Cache
 from providers.errors import ContentFiltered, ProviderError
@@ -44,6 +44,9 @@ CACHES: Final[Mapping[str, Cache]] = {
     "cerebras": Cache(10_000_000, 300.0),
 }
 
+
+# What models do that an engine of ours serves, where the operator says nothing else: few of them take images.
+TEXT_ALONE: Final = frozenset(get_args(Feature)) - {"image_input", "file_input"}
 
 # Tokens of the shortest prefix that hosts keep, by a part of the model's name, the most telling first. Sources, read
 # 2026-11: OpenAI's own guide, developers.openai.com/api/docs/guides/prompt-caching ("prompts that are 1024 tokens or
@@ -349,7 +352,7 @@ def _deployment(
         max_parallel=said.max_parallel,
         residency=said.residency,
         account=said.account,
-        features=said.capabilities,
+        features=TEXT_ALONE if said.capabilities is None and kind == LOCAL else said.capabilities,
         priced_as=(provider, model) if model else None,
         endpoint=keys.get(account_of(said.provider, said.account), ""),
     )
@@ -369,4 +372,5 @@ def _local(settings: Settings) -> Deployment:
         context_window=local.context_window,
         max_output_tokens=local.context_window,
         unstated_output_tokens=local.max_output_tokens,
+        features=TEXT_ALONE if local.capabilities is None else local.capabilities,
     )

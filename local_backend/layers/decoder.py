@@ -6,7 +6,7 @@ in the MLP's place. The numbers come from `ModelConfig`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -155,10 +155,20 @@ class Decoder:
         return self.embedding(ids)
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: AttentionBatch, wanted: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        batch: AttentionBatch,
+        wanted: torch.Tensor,
+        seen: Iterable[tuple[int, torch.Tensor]] = (),
     ) -> torch.Tensor:
-        """ids, positions: (tokens,); wanted: (rows,), the tokens to predict from. Returns: float32 (rows, vocab)."""
+        """ids, positions: (tokens,); wanted: (rows,), the tokens to predict from. Returns: float32 (rows, vocab).
+
+        seen: what stands in place of the embeddings from a row on, (rows, hidden) each."""
         x, delta = self.embed(ids), None
+        for row, features in seen:
+            x[row : row + len(features)] = features
         turns = self.rotary.at(positions)
         local = turns if self.local_rotary is None else self.local_rotary.at(positions)
         for layer in self.layers:

@@ -46,6 +46,11 @@ class Linears:
     def __contains__(self, name: str) -> bool:
         return name in self.weights
 
+    @property
+    def plain(self) -> Linears:
+        """The same checkpoint for a part that no scheme and no adapter applies to."""
+        return Linears(self.weights, self.forms, dtype=self.dtype, widened=True, ranks=self.ranks)
+
     def share(self, count: int, what: str = "heads") -> int:
         """How many of `count` heads or columns are this rank's. Raises ModelUnavailable if they do not divide."""
         return self.ranks.share(count, what)

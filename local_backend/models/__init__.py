@@ -13,6 +13,7 @@ from local_backend.models.llama import Llama
 from local_backend.models.moe import Mixtral, Qwen3Moe
 from local_backend.models.phi import Phi3
 from local_backend.models.qwen import Qwen2, Qwen3
+from local_backend.models.smolvlm import SmolVlm
 
 CLASSES: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": Llama,
@@ -24,6 +25,8 @@ CLASSES: dict[str, type[Decoder]] = {
     "Phi3ForCausalLM": Phi3,
     "MixtralForCausalLM": Mixtral,
     "Qwen3MoeForCausalLM": Qwen3Moe,
+    "Idefics3ForConditionalGeneration": SmolVlm,
+    "SmolVLMForConditionalGeneration": SmolVlm,
 }
 """Those of `model_config.FAMILIES`."""
 

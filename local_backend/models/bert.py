@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from local_backend.encoder_config import EncoderConfig
 from local_backend.layers.linear import Linears
+from local_backend.layers.norm import LayerNorm
 
 
 class BertLayer:
@@ -23,8 +24,8 @@ class BertLayer:
         self.out = linears.row(f"{at}attention.output.dense", c.hidden_size, c.hidden_size, bias=True)
         self.up = linears.column([f"{at}intermediate.dense"], [c.intermediate_size], c.hidden_size, bias=True)
         self.down = linears.row(f"{at}output.dense", c.hidden_size, c.intermediate_size, bias=True)
-        self.norm_1 = LayerNorm(f"{at}attention.output.LayerNorm", c, linears)
-        self.norm_2 = LayerNorm(f"{at}output.LayerNorm", c, linears)
+        self.norm_1 = LayerNorm(f"{at}attention.output.LayerNorm", c.hidden_size, c.norm_eps, linears)
+        self.norm_2 = LayerNorm(f"{at}output.LayerNorm", c.hidden_size, c.norm_eps, linears)
 
     def __call__(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """x: (texts, tokens, hidden); mask: (texts, 1, 1, tokens), True where there is a token."""
@@ -37,18 +38,6 @@ class BertLayer:
         return self.norm_2(flat + self.down(F.gelu(self.up(flat)))).view(texts, tokens, hidden)
 
 
-class LayerNorm:
-    """Mean and variance over the last dimension."""
-
-    def __init__(self, name: str, config: EncoderConfig, linears: Linears) -> None:
-        self.weight = linears.tensor(f"{name}.weight", config.hidden_size)
-        self.bias = linears.tensor(f"{name}.bias", config.hidden_size)
-        self.eps = config.norm_eps
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 class Bert:
     """The whole encoder."""
 
@@ -58,7 +47,7 @@ class Bert:
         self.words = linears.tensor(f"{at}word_embeddings.weight", c.vocab_size, c.hidden_size)
         self.places = linears.tensor(f"{at}position_embeddings.weight", c.max_position, c.hidden_size)
         self.types = linears.tensor(f"{at}token_type_embeddings.weight", c.types, c.hidden_size)
-        self.norm = LayerNorm(f"{at}LayerNorm", c, linears)
+        self.norm = LayerNorm(f"{at}LayerNorm", c.hidden_size, c.norm_eps, linears)
         self.layers = [BertLayer(f"{c.prefix}encoder.layer.{i}.", c, linears) for i in range(c.layers)]
         if c.labels:
             self.pooler = linears.column([f"{c.prefix}pooler.dense"], [c.hidden_size], c.hidden_size, bias=True)

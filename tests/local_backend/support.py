@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import queue
@@ -15,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from local_backend.block_manager import BlockManager
 from local_backend.config import Settings
@@ -44,40 +48,106 @@ def cache_dir() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "farebox-test"
 
 
+MARKS = ["<image>", "<fake_token_around_image>", "<global-img>"]
+MARKS += [f"<row_{row}_col_{col}>" for row in (1, 2, 3) for col in (1, 2, 3)]
+# As SmolVLM's.
+PARTS = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}:"
+    "{% else %}: {% endif %}{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}<image>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+TINY: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
+    # Ten times transformers' default: logits far apart, so that greedy choices do not hang on rounding.
+    "initializer_range": 0.2,
+}
+
+
 def make_tiny_model(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """A random Llama with a byte tokenizer in `folder`. Returns: transformers' view of the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {
-        "vocab_size": 259,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": True,
-        # Ten times transformers' default: logits far apart, so that greedy choices do not hang on rounding.
-        "initializer_range": 0.2,
-    }
     torch.manual_seed(seed)
-    model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(**(TINY | changes)))
     model.train(False)
     model.save_pretrained(folder)
     make_byte_tokenizer(folder)
     return model
 
 
-def make_byte_tokenizer(folder: Path) -> None:
-    """256 bytes and three special tokens."""
+def make_tiny_vlm(folder: Path, *, seed: int = 0, **changes: Any) -> SmolVLMForConditionalGeneration:
+    """A random SmolVLM with a byte tokenizer in `folder`: tiles of 32 pixels, 4 tokens each, at most 3 by 3 and the
+    whole. Returns: transformers' view of the same weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text: dict[str, Any] = TINY | {
+        "model_type": "llama",
+        "vocab_size": 259 + len(MARKS),
+        "max_position_embeddings": 1024,
+    }
+    eyes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(seed)
+    whole = {"text_config": text, "vision_config": eyes, "scale_factor": 2, "image_token_id": 259}
+    config = SmolVLMConfig(**(whole | changes))
+    model: SmolVLMForConditionalGeneration = SmolVLMForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "norm" in name or name.endswith(".bias"):
+                tensor.normal_(0.5, 0.3)  # ones and zeros would hide a norm or a bias that is left out
+    model.train(False)
+    model.save_pretrained(folder)
+    make_byte_tokenizer(folder, *MARKS)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}))
+    processor = {"max_image_size": {"longest_edge": 32}, "size": {"longest_edge": 96}, "do_image_splitting": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise, so that no two filters agree on it."""
+    chance = np.random.default_rng(seed)
+    return Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def data_uri(image: Image.Image, kind: str = "PNG", **how: Any) -> str:
+    """The image as clients send it."""
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def shown(image: Image.Image, **more: Any) -> dict[str, Any]:
+    """A part of a chat turn."""
+    return {"type": "image_url", "image_url": {"url": data_uri(image), **more}}
+
+
+def make_byte_tokenizer(folder: Path, *more: str) -> None:
+    """256 bytes between three special tokens and `more`."""
     alphabet = byte_level_alphabet()
     vocab = {token: i for i, token in enumerate(SPECIAL)} | {c: b + len(SPECIAL) for c, b in alphabet.items()}
+    vocab |= {token: len(vocab) + i for i, token in enumerate(more)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*SPECIAL, *more)])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
 

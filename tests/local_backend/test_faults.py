@@ -16,6 +16,7 @@ from local_backend.forward import Pass
 from local_backend.messages import AddRequest
 from local_backend.model_runner import ModelRunner
 from local_backend.model_text import ModelText
+from local_backend.pictures import Pictures
 from tests.local_backend.support import greedy, make_engine, make_tiny_model, run_all, settings
 
 
@@ -29,10 +30,10 @@ def test_numbers_that_are_none_end_one_answer_and_no_other(
     alone = [run_all(make_engine(tiny, block_size=4), [prompt], greedy(8))[0] for prompt in prompts]
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
-    whole: Callable[[Pass], torch.Tensor] = runner.forward
+    whole: Callable[..., torch.Tensor] = runner.forward
 
-    def broken(wanted: Pass) -> torch.Tensor:
-        logits = whole(wanted)
+    def broken(wanted: Pass, pictures: dict[int, Pictures]) -> torch.Tensor:
+        logits = whole(wanted, pictures)
         if engine.steps == at:
             # Spans are sorted within a pass: find the row of the second sequence by its blocks.
             table = next(seq for seq in engine.scheduler.running if seq.id == 1).block_table
