@@ -21,8 +21,9 @@ import numpy as np
 from msgspec import Struct
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from local_backend.errors import InvalidRequest, QueueFull, Unsupported
+from local_backend.errors import ContextLengthExceeded, InvalidRequest, QueueFull, Unsupported
 from local_backend.messages import Images
+from local_backend.model_config import ModelConfig
 from local_backend.vision_config import VisionConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -65,6 +66,30 @@ def picture_of(part: dict[str, Any], config: VisionConfig, param: str) -> Pictur
             width, height = height, width
     rows, cols = (0, 0) if detail == "low" else grid(height, width, config)
     return Picture(data, rows, cols, param)
+
+
+class Album:
+    """The images of a conversation as they are found in it, no more than the model's context has room for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.pictures: list[Picture] = []
+        self._config, self._tokens = config, 0
+
+    @property
+    def is_open(self) -> bool:
+        """True if the model takes images."""
+        return self._config.vision is not None
+
+    def add(self, part: dict[str, Any], param: str) -> None:
+        """Raises as `picture_of` does, and ContextLengthExceeded."""
+        vision, most = self._config.vision, self._config.max_position
+        assert vision is not None
+        picture = picture_of(part, vision, param)
+        self.pictures.append(picture)
+        self._tokens += picture.tiles * vision.tile_tokens
+        if self._tokens >= most:
+            # Before the others are opened: a body has room for a hundred thousand small ones.
+            raise ContextLengthExceeded(self._tokens, most, param)
 
 
 def expanded(prompt: str, pictures: list[Picture], config: VisionConfig) -> str:

@@ -6,36 +6,31 @@ import json
 from typing import Any
 
 from local_backend.errors import InvalidRequest, Unsupported
-from local_backend.images import Picture, picture_of
+from local_backend.images import Album, Picture
+from local_backend.model_config import ModelConfig
 from local_backend.openai_bodies import Message
-from local_backend.vision_config import VisionConfig
 
 
-def template_messages(
-    messages: list[Message], vision: VisionConfig | None = None
-) -> tuple[list[dict[str, Any]], list[Picture]]:
+def template_messages(messages: list[Message], config: ModelConfig) -> tuple[list[dict[str, Any]], list[Picture]]:
     """Turns of plain text, or of parts where there are images, and these in their order.
 
-    vision: the model's eyes, if it has any. Raises InvalidRequest, or Unsupported for audio, files, and images without
-    eyes."""
-    pictures: list[Picture] = []
-    return [_template_message(message, at, vision, pictures) for at, message in enumerate(messages)], pictures
+    Raises InvalidRequest, or Unsupported for audio, files, and images where the model has no eyes."""
+    album = Album(config)
+    return [_template_message(message, at, album) for at, message in enumerate(messages)], album.pictures
 
 
-def _template_message(
-    message: Message, at: int, vision: VisionConfig | None, pictures: list[Picture]
-) -> dict[str, Any]:
+def _template_message(message: Message, at: int, album: Album) -> dict[str, Any]:
     """What templates expect: text, or parts with places for images, and the roles that open models know."""
     content: Any = message.content
     if isinstance(content, list):
-        shown = 0
+        shown = False
         for n, part in enumerate(content):
-            if part.get("type") == "image_url" and vision is not None and message.role == "user":
-                pictures.append(picture_of(part, vision, f"messages[{at}].content[{n}]"))
-                shown += 1
+            if part.get("type") == "image_url" and album.is_open and message.role == "user":
+                album.add(part, f"messages[{at}].content[{n}]")
+                shown = True
                 continue
             if part.get("type") not in ("text", "refusal"):
-                reads = "text alone" if vision is None else "text, and images in turns of users"
+                reads = "text, and images in turns of users" if album.is_open else "text alone"
                 raise Unsupported(
                     f"content of type {part.get('type')!r} is not served here: this model reads {reads}",
                     param=f"messages[{at}].content[{n}]",

@@ -89,7 +89,7 @@ def chat_prompt(
 ) -> tuple[str, list[Picture]]:
     """The prompt text of a conversation, and its images. Raises InvalidRequest or Unsupported."""
     vision = text.config.vision
-    turns, pictures = template_messages(messages, vision)
+    turns, pictures = template_messages(messages, text.config)
     prompt = text.template.render(turns, tools, variables or {})
     return prompt if vision is None else expanded(prompt, pictures, vision), pictures
 

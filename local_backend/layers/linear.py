@@ -37,8 +37,11 @@ class Linears:
         widened: bool = False,
         ranks: Ranks = ALONE,
         adapters: Adapters | None = None,
+        dense: bool = False,
     ) -> None:
-        """`scheme`: quantize to it while loading; None: as the checkpoint has it, or `widened` to plain weights."""
+        """`scheme`: quantize to it while loading; None: as the checkpoint has it, or `widened` to plain weights.
+        `dense`: plain ones, in the dtype of the activations."""
+        self.dense = dense
         self.adapters = adapters
         self.weights, self.forms, self.dtype, self.ranks = weights, forms, dtype, ranks
         self.scheme, self.widened = scheme, widened
@@ -49,7 +52,7 @@ class Linears:
     @property
     def plain(self) -> Linears:
         """The same checkpoint for a part that no scheme and no adapter applies to."""
-        return Linears(self.weights, self.forms, dtype=self.dtype, widened=True, ranks=self.ranks)
+        return Linears(self.weights, self.forms, dtype=self.dtype, ranks=self.ranks, dense=True)
 
     def share(self, count: int, what: str = "heads") -> int:
         """How many of `count` heads or columns are this rank's. Raises ModelUnavailable if they do not divide."""
@@ -129,9 +132,11 @@ class Linears:
         return self.ranks.rank * share, (self.ranks.rank + 1) * share
 
     def _make(self, matrix: Matrix, bias: torch.Tensor | None) -> Linear:
-        if self.scheme is None and not self.widened:
+        if self.scheme is None and not self.widened and not self.dense:
             return self.forms.make(matrix, bias)
         plain = matrix.dequantize() if isinstance(matrix, QuantizedWeight) else matrix
+        if self.dense:
+            return self.forms.dense(plain, bias)
         if self.scheme is None:
             return self.forms.make(plain, bias)
         try:

@@ -26,6 +26,10 @@ class Forms(Protocol):
         """The fastest form here for weights as they are."""
         ...
 
+    def dense(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """In the dtype of the activations, whatever was chosen for others: fastest where rows come by the thousand."""
+        ...
+
     def stored_dtype(self, stored: torch.dtype, activations: torch.dtype) -> torch.dtype:
         """In which dtype a table of embeddings is kept."""
         ...
@@ -252,6 +256,12 @@ class CpuForms:
         if isinstance(self.ops, CpuOps) and (matrix.bits == 8 or matrix.group % 32 == 0):
             return WeightOnlyLinear(matrix, bias, self.ops)
         return self._plain(matrix.dequantize(), bias)
+
+    def dense(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """See Forms."""
+        if self.invariant:
+            return self._plain(matrix, bias)
+        return DenseLinear(matrix.to(self.dtype), None if bias is None else bias.to(self.dtype))
 
     def _plain(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         if self.invariant and isinstance(self.ops, CpuOps):

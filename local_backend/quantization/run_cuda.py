@@ -84,10 +84,14 @@ class CudaForms:
         """See Forms."""
         return activations
 
+    def dense(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """See Forms."""
+        return DenseLinear(matrix.to(self.dtype), None if bias is None else bias.to(self.dtype))
+
     def make(self, matrix: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None) -> Linear:
         """See Forms."""
         if isinstance(matrix, torch.Tensor):
-            return DenseLinear(matrix.to(self.dtype), None if bias is None else bias.to(self.dtype))
+            return self.dense(matrix, bias)
         aligned = all(n % 16 == 0 for n in matrix.shape)
         if matrix.per_row and aligned and matrix.activations and matrix.order is None:
             if matrix.is_float and torch.cuda.get_device_capability(matrix.codes.device) >= (8, 9):
@@ -96,4 +100,4 @@ class CudaForms:
                 return CudaInt8Linear(matrix, bias, self.dtype)
         if CudaWeightOnlyLinear.available(matrix):
             return CudaWeightOnlyLinear(matrix, bias, self.dtype)
-        return DenseLinear(matrix.dequantize().to(self.dtype), None if bias is None else bias.to(self.dtype))
+        return self.dense(matrix.dequantize(), bias)

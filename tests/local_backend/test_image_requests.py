@@ -155,6 +155,8 @@ def test_what_a_prompt_cannot_hold_is_refused_before_a_pixel_is_decoded(sdk: Ope
     with pytest.raises(BadRequestError, match="maximum context length") as refused:
         ask(sdk, user(*[whole] * 25, link(raw(png(5000, 5000)))))
     assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(BadRequestError, match="maximum context length"):  # the last one is not opened
+        ask(sdk, user(*[shown(picture(2, 2), detail="low")] * 256, link("data:,")))
     large = "data:image/png;base64," + "A" * 700_000
     heavy = data_uri(picture(500, 500))
     with pytest.raises(BadRequestError, match="images of this request") as refused:
