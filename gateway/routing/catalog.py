@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from billing.prices import PriceBook
 from gateway.config import DeploymentSettings, Settings, Strategy
 from gateway.errors import ModelNotFound
-from gateway.offered import Feature, SimilarSettings
+from gateway.offered import SimilarSettings
 from gateway.routing.replicas import NOBODY, Fleet, placed
 from gateway.routing.warmth import Cache
 from providers.errors import ContentFiltered, ProviderError
@@ -44,9 +44,6 @@ CACHES: Final[Mapping[str, Cache]] = {
     "cerebras": Cache(10_000_000, 300.0),
 }
 
-
-# What models do that an engine of ours serves, where the operator says nothing else: few of them take images.
-TEXT_ALONE: Final = frozenset(get_args(Feature)) - {"image_input", "file_input"}
 
 # Tokens of the shortest prefix that hosts keep, by a part of the model's name, the most telling first. Sources, read
 # 2026-11: OpenAI's own guide, developers.openai.com/api/docs/guides/prompt-caching ("prompts that are 1024 tokens or
@@ -87,8 +84,9 @@ class Deployment(Struct, frozen=True, dict=True):
     zdr: the operator vouches that nothing sent there is kept. cache: what it keeps of prompts to read them sooner.
     max_parallel: requests of one process at once; None: no end.
     account: whose key it is asked with, where that is not the provider's own. features: what it does of what its
-    provider can; None: all. priced_as: provider and model at whose price it is sold; None: its own.
-    endpoint: which adapter asks it, by `ProviderSet`'s key; empty: the one called like the provider.
+    provider can; None: all, but for images at an engine of ours. priced_as: provider and model at whose price it is
+    sold; None: its own. endpoint: which adapter asks it, by `ProviderSet`'s key; empty: the one called like the
+    provider.
     """
 
     provider: str
@@ -251,7 +249,7 @@ def from_settings(
 
     def group(*listed: DeploymentSettings) -> tuple[Deployment, ...]:
         each = (one for said in listed for one in (placed(said, fleet) if said.provider in joined else (said,)))
-        return tuple(_deployment(one, enabled, keys, regions) for one in each)
+        return tuple(_deployment(_local_terms(one, settings), enabled, keys, regions) for one in each)
 
     aliases: dict[str, tuple[Deployment, ...]] = {}
     for said in settings.deployments:
@@ -352,7 +350,7 @@ def _deployment(
         max_parallel=said.max_parallel,
         residency=said.residency,
         account=said.account,
-        features=TEXT_ALONE if said.capabilities is None and kind == LOCAL else said.capabilities,
+        features=said.capabilities,
         priced_as=(provider, model) if model else None,
         endpoint=keys.get(account_of(said.provider, said.account), ""),
     )
@@ -361,6 +359,12 @@ def _deployment(
 def account_of(provider: str, account: str | None) -> str:
     """What an endpoint is called: a provider, or one of several accounts there."""
     return provider if account is None else f"{provider}@{account}"
+
+
+def _local_terms(said: DeploymentSettings, settings: Settings) -> DeploymentSettings:
+    """What our own engine's model does is said once, where the engine is set up."""
+    own = said.provider == LOCAL and said.capabilities is None
+    return replace(said, capabilities=settings.local.capabilities) if own else said
 
 
 def _local(settings: Settings) -> Deployment:
@@ -372,5 +376,5 @@ def _local(settings: Settings) -> Deployment:
         context_window=local.context_window,
         max_output_tokens=local.context_window,
         unstated_output_tokens=local.max_output_tokens,
-        features=TEXT_ALONE if local.capabilities is None else local.capabilities,
+        features=local.capabilities,
     )

@@ -16,7 +16,7 @@ from billing.rating import charge
 from billing.usage import Meter
 from gateway.errors import InvalidRequest, Unavailable, UnpricedModel, Unsupported
 from gateway.offered import Feature, Strategy
-from gateway.routing.catalog import AS_EVER, UNKNOWN_CONTEXT_WINDOW, Deployment, Terms
+from gateway.routing.catalog import AS_EVER, LOCAL, UNKNOWN_CONTEXT_WINDOW, Deployment, Terms
 from gateway.routing.health import CALM, Outlook, Promise
 from gateway.routing.outliers import outliers
 from gateway.routing.preferences import NONE, Preferences
@@ -191,8 +191,11 @@ def _able(
     left_out: list[tuple[str, str]] = []
     for place, deployment in enumerate(deployments):
         lacks = lacking(needs, capabilities_of(deployment))
-        if deployment.features is not None:
-            lacks |= (needs & _FEATURES) - deployment.features
+        features = deployment.features
+        if features is None and deployment.kind == LOCAL:
+            features = _TEXT_ALONE
+        if features is not None:
+            lacks |= (needs & _FEATURES) - features
         if lacks:
             missing.update(lacks)
             left_out.append((deployment.id, f"no {', '.join(sorted(lacks))}"))
@@ -313,4 +316,6 @@ def lacking(needs: frozenset[str], capabilities: Capabilities) -> frozenset[str]
 
 _OPERATIONS = frozenset(get_args(Operation))
 _FEATURES = frozenset(get_args(Feature))
+# What models do that an engine of ours serves, where the operator says nothing else: few of them take images.
+_TEXT_ALONE = _FEATURES - {"image_input"}
 _LACKING: dict[tuple[frozenset[str], Capabilities], frozenset[str]] = {}

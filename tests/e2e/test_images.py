@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from msgspec.structs import replace
@@ -55,6 +56,8 @@ async def test_an_image_reaches_the_engine_that_sees_and_no_other(
     engines: dict[str, EngineProcess], tmp_path: Path, sqlite_template: Path, redis_url: str
 ) -> None:
     (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
+    said = {name: httpx.get(f"{engine.url}/v1/models").json()["data"][0] for name, engine in engines.items()}
+    assert {name: card["capabilities"]["images"] for name, card in said.items()} == {"vlm": True, "tiny": False}
     providers = {
         name: provider("local", f"{engines[own].url}/v1") for name, own in (("seeing", "vlm"), ("blind", "tiny"))
     }

@@ -6,16 +6,17 @@ from collections import Counter
 import pytest
 
 from billing.errors import UnknownPrice
-from billing.prices import PriceSheet, Rates, make_sheet
+from billing.prices import PriceBook, PriceSheet, Rates, make_sheet
 from billing.usage import Meter
+from gateway.config import DeploymentSettings, LocalSettings, ModelSettings, Settings
 from gateway.errors import ModelNotFound, NoRouteLeft, UnpricedModel, Unsupported
-from gateway.routing.catalog import Catalog, Deployment, permits
+from gateway.routing.catalog import Catalog, Deployment, from_settings, permits
 from gateway.routing.fallback import Dispatcher
 from gateway.routing.policy import Leg, RoutePlan, needed_features, plan
 from gateway.routing.retries import RetryTerms
 from providers.base import Capabilities
 from providers.errors import AuthFailed, Broken, ContextTooLong, Rejected
-from providers.neutral import ChatRequest, Message, TextPart, Tool
+from providers.neutral import ChatRequest, ImagePart, Message, TextPart, Tool
 
 REQUEST = ChatRequest("m", (Message("user", (TextPart("hi"),)),))
 A, B, C = (Deployment(name, "openai_like", "m") for name in "abc")
@@ -81,6 +82,24 @@ def test_what_cannot_do_it_is_out_and_named_when_nobody_can() -> None:
     with pytest.raises(Unsupported, match="tools") as refusal:
         choose(A, B, request=asks, toolless="ab")
     assert refusal.value.features == ("tools",)
+
+
+def test_an_engine_of_ours_is_sent_images_where_its_operator_says_so() -> None:
+    asks = ChatRequest("m", (Message("user", (ImagePart(url="https://example.com/a.png"),)),))
+    seeing = frozenset({"image_input"})
+    blind, elsewhere = Deployment("own", "local", "m"), Deployment("b", "openai_like", "m")
+    assert [leg.deployment for leg in choose(blind, elsewhere, request=asks).legs] == [elsewhere]
+    with pytest.raises(Unsupported, match="image_input"):
+        choose(blind, request=asks)
+    assert choose(blind).legs
+    assert choose(Deployment("own", "local", "m", features=seeing), request=asks).legs
+
+    # Of the engine that `up` starts it is said once, for all names under which it is asked.
+    place = DeploymentSettings(provider="local", model="m")
+    local = LocalSettings(base_url="http://127.0.0.1:1/v1", model="m", capabilities=seeing)
+    models = (ModelSettings(alias="mine", deployments=(place,)),)
+    catalog = from_settings(Settings(local=local, models=models), PriceBook([], []))
+    assert [catalog.deployments(name)[0].features for name in ("m", "local/m", "mine")] == [seeing] * 3
 
 
 def test_unpriced_is_refused_not_free() -> None:
