@@ -1,6 +1,7 @@
-"""The engine's speed beside llama.cpp's, same random weights, in one run, taking turns.
+"""The engine's speed beside llama.cpp's, and vLLM's if asked for, same random weights, in one run, taking turns.
 
     python -m tests.bench.engine --json [--quick] [--keep FOLDER]    one line of figures and ratios
+    python -m tests.bench.engine --json --vllm PYTHON                beside vLLM for CPUs, too, in its environment
     python -m tests.bench.engine --accuracy SMOLLM2_FOLDER           perplexity and greedy agreement of each scheme
     python -m tests.bench.engine --guessing SMOLLM2_FOLDER           what speculation wins
     python -m tests.bench.engine --service [--quick]                 start, prefix cache, 200 clients, overhead
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.engine import model
-from tests.bench.engine.peers import Peer, PeerFailed, Work, llamacpp, llamacpp_environment, ours
+from tests.bench.engine.peers import Peer, PeerFailed, Work, llamacpp, llamacpp_environment, ours, vllm
 
 WORK = {"decode_1": Work(1, 128, 33), "decode_16": Work(16, 64, 33), "prefill": Work(1, 512, 3)}
 QUICK = {"decode_1": Work(1, 32, 9), "decode_16": Work(16, 16, 9), "prefill": Work(1, 128, 3)}
 CONTEXT = 640
 SCHEMES = {"ours_fp16": "none", "ours_int16": "int16", "ours_int8": "int8", "ours_int4wo": "int4wo"}
 AGAINST = dict.fromkeys(SCHEMES, "llamacpp_q8_0") | {"ours_int4wo": "llamacpp_q4_0"}
+VLLM = {"vllm_bf16": "bfloat16", "vllm_fp32": "float32"}
 
 
 def main() -> int:
@@ -42,6 +44,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="of each engine (default 2)")
     parser.add_argument("--only", metavar="NAMES", help="these engines alone: llamacpp_q8_0,ours_int8")
     parser.add_argument("--keep", type=Path, help="folder for weights and the other engine's environment")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="an interpreter with vLLM for CPUs: beside it, too")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to see that everything runs")
     parser.add_argument("--no-peers", action="store_true", help="our engine alone; nothing is fetched")
     parser.add_argument("--accuracy", type=Path, metavar="MODEL", help="accuracy table of a model folder")
@@ -81,7 +84,8 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     work = QUICK if args.quick else WORK
     threads = args.threads or min(2, os.cpu_count() or 1)
     folder.mkdir(parents=True, exist_ok=True)
-    peers = load(folder, shape, threads, alone=args.no_peers, only=set(args.only.split(",") if args.only else ()))
+    only = set(args.only.split(",") if args.only else ())
+    peers = load(folder, shape, threads, alone=args.no_peers, only=only, vllm_python=args.vllm)
     seen: dict[str, dict[str, list[dict[str, Any]]]] = {peer.name: {} for peer in peers}
     try:
         for turn in range(args.rounds or (1 if args.quick else 3)):
@@ -96,7 +100,9 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"model": shape.name, "threads": threads, "engines": engines, "ratios": ratios(engines)}
 
 
-def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool, only: set[str]) -> list[Peer]:
+def load(
+    folder: Path, shape: model.Shape, threads: int, *, alone: bool, only: set[str], vllm_python: Path | None = None
+) -> list[Peer]:
     """Write the weights in each format, unless they are there, and start the workers one after the other."""
     files = {kind: folder / f"{shape.name}-{kind}.gguf" for kind in ("Q8_0", "Q4_0")}
     plain = folder / shape.name
@@ -115,6 +121,11 @@ def load(folder: Path, shape: model.Shape, threads: int, *, alone: bool, only: s
                 continue
             peers.append(llamacpp(name, python, path, folder, shape.vocab, 16, CONTEXT, threads))
     longest = min(CONTEXT, shape.context)
+    if vllm_python is None:
+        print("NOT BESIDE VLLM: --vllm PYTHON says where it is (tests/e2e/test_vllm.py makes one)", file=sys.stderr)
+    for name, dtype in VLLM.items():
+        if vllm_python is not None and (not only or name in only):
+            peers.append(vllm(name, vllm_python, plain, folder, dtype, shape.vocab, 16, longest, threads))
     for name, quantization in SCHEMES.items():
         if only and name not in only:
             continue
@@ -148,9 +159,9 @@ def summary(seen: dict[str, list[dict[str, Any]]], work: dict[str, Work]) -> dic
 
 
 def ratios(engines: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Ours over llama.cpp's at like bytes."""
+    """Ours over llama.cpp's at like bytes, and over vLLM's."""
     out: dict[str, dict[str, float]] = {}
-    for name, peer in AGAINST.items():
+    for name, peer in [*AGAINST.items(), *((name, peer) for name in SCHEMES for peer in VLLM)]:
         if peer in engines and name in engines:
             pairs = {key: (engines[name][key], engines[peer][key]) for key in engines[name] if key != "ready_s"}
             out[f"{name} / {peer}"] = {key: round(mine / other, 2) for key, (mine, other) in pairs.items()}

@@ -86,6 +86,18 @@ def llamacpp(
     return Peer(name, [str(python), str(ROOT / "tests/bench/engine/llamacpp.py"), *arguments], data / f"{name}.log")
 
 
+def vllm(
+    name: str, python: Path, model: Path, data: Path, dtype: str, vocab: int, streams: int, context: int, threads: int
+) -> Peer:
+    """vLLM for CPUs on a model folder, its engine in the worker itself: its CPU time is then the worker's."""
+    arguments = [str(model), dtype, *map(str, (vocab, streams, context))]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
+    command = [str(python), str(ROOT / "tests/bench/engine/vllm_cpu.py"), *arguments]
+    return Peer(name, command, data / f"{name}.log", environment)
+
+
 def llamacpp_environment(folder: Path) -> Path:
     """A throw-away environment with the xllamacpp wheel, made on first use. Returns: its python."""
     python = folder / "bin" / "python"
