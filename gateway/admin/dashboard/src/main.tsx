@@ -13,7 +13,11 @@ import { theme, variables } from "./theme";
 
 const queries = new QueryClient({
   defaultOptions: {
+    // What this asks may be on this very machine: a browser that takes itself for offline asks all the same, and a change
+    // fails now, in sight, rather than being sent when the network is back.
+    mutations: { networkMode: "always" },
     queries: {
+      networkMode: "always",
       staleTime: 10_000,
       // What the server refused it will refuse again; what did not arrive may.
       retry: (times, error) => times < 3 && error instanceof Problem && (error.status === 0 || error.status >= 502),
