@@ -33,9 +33,10 @@ from gateway.admission.budget import (
     fewest_tokens,
     image_tokens,
 )
-from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending, scopes_of
+from gateway.admission.limits import LEASE_MS, RECORD_MS, Limiter, Scopes, Spending
 from gateway.admission.muster import Muster
 from gateway.admission.owners import Owner
+from gateway.admission.plans import Plans
 from gateway.admission.principal import NOBODY, NOTHING_KNOWN, Budget, Facts, Principal
 from gateway.admission.shares import Share, Shares
 from gateway.admission.store import LimitStore, link_to
@@ -61,8 +62,6 @@ ANNOUNCE_TRIES: Final = 5
 RENEW_BATCH: Final = 256
 # Unsettled while Redis is away. Beyond it the oldest are left to `correct_expired`, which asks SQL.
 PENDING_MAX: Final = 100_000
-# Scopes remembered; the names of end users and models in them come from clients.
-PLANS_MAX: Final = 10_000
 # Clients may lower the output until it fits; a race with others may take the room in between.
 CLAMP_TRIES: Final = 3
 
@@ -108,8 +107,7 @@ class Gate:
         # Granted from a share: Redis has not heard of them yet, or perhaps half.
         self._granted: set[str] = set()
         self._ratios = Ratios()
-        # By key id, and by what else its scopes depend on: they are the same until it is read anew or the hour ends.
-        self._plans: dict[tuple[str, Facts], tuple[Principal, int, Scopes]] = {}
+        self._plans = Plans()
         self._open: dict[str, tuple[Admission, float, float]] = {}
         self._pending: dict[str, Pending] = {}
         self._given_up: set[str] = set()
@@ -183,7 +181,7 @@ class Gate:
         # A client that asks for more than the model can say gets what the model can say.
         output = ceiling if max_output_tokens is None else min(max_output_tokens, ceiling)
         likely_output = output if max_output_tokens is not None else min(output, self._ratios.likely_output(alias))
-        scopes = self._scopes(principal, facts, now_ms)
+        scopes = self._plans.scopes(principal, facts, now_ms)
         likely_input = self._ratios.likely_input(alias, input_bytes) + (images * image_tokens(alias) if images else 0)
         tokens = min(likely_input, context_window) + likely_output * max(1, candidates)
         if scopes.buckets:
@@ -206,7 +204,7 @@ class Gate:
         self, principal: Principal, request_id: str, alias: str, worst: Estimate, facts: Facts, now_ms: int
     ) -> Awaitable[Admission]:
         """Nothing of it can be cut shorter, and nothing is learned from it."""
-        quantities, scopes = worst.quantities(0), self._scopes(principal, facts, now_ms)
+        quantities, scopes = worst.quantities(0), self._plans.scopes(principal, facts, now_ms)
         tokens = input_tokens_total(quantities) + output_tokens_total(quantities)
         admission = Admission(request_id, principal, alias, quantities, worst.hold_pusd(0), None, tokens, scopes, 0)
         return self._reserve(admission, worst, may_clamp=False)
@@ -251,7 +249,7 @@ class Gate:
 
     async def available_pusd(self, principal: Principal, now_ms: int) -> list[tuple[Budget, int | None]]:
         """What each budget of a key would cover now; None where it has not been used since Redis began."""
-        scopes = self._scopes(principal, NOTHING_KNOWN, now_ms)
+        scopes = self._plans.scopes(principal, NOTHING_KNOWN, now_ms)
         return list(zip(scopes.budgets, await self._limiter.available_pusd(scopes), strict=True))
 
     async def correct_expired(self, organisation_ids: Sequence[str]) -> int:
@@ -448,18 +446,6 @@ class Gate:
         self._pending[pending.admission.request_id] = pending
         # A cancelled request's slot goes to the next one at once; if Redis is away, the keeper finds that out.
         self._wake.set()
-
-    def _scopes(self, principal: Principal, facts: Facts, now_ms: int) -> Scopes:
-        known = (principal.key_id, facts if principal.depends_on_facts else NOTHING_KNOWN)
-        hour = now_ms // 3_600_000
-        plan = self._plans.get(known)
-        if plan is not None and plan[0] is principal and plan[1] == hour:
-            return plan[2]
-        if len(self._plans) >= PLANS_MAX:
-            self._plans.clear()
-        scopes = scopes_of(principal, facts, now_ms)
-        self._plans[known] = (principal, hour, scopes)
-        return scopes
 
     async def _spending(self, budget: Budget, start_ns: int, asked: Sequence[str]) -> Spending:
         try:
