@@ -180,30 +180,35 @@ class Workers:
         self._bound = [each.fileno() for each in bound]
         self._flags = list(flags)
         self._environ = own_environment(environ)
-        self._stop = asyncio.Event()
         self._drain_s = settings.server.drain_s
         self._ready: dict[int, int] = {}
         self._supervisors = [self._supervisor(n) for n in range(settings.server.workers)]
+        self._started = asyncio.Event()
+        self._ending = False
         self._rolling: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """All of them are up inside. Raises: StartFailed."""
-        try:
-            await every(*(supervisor.start() for supervisor in self._supervisors))
-            with on_signal(self._hang_up, signal.SIGHUP):
+        # From the first worker's start to the last one's end: a signal that nobody hears would end us, and them.
+        with on_signal(self._hang_up, signal.SIGHUP):
+            try:
+                await every(*(supervisor.start() for supervisor in self._supervisors))
+                self._started.set()
                 yield
-        finally:
-            if self._rolling is not None:
-                self._rolling.cancel()
-                await asyncio.wait([self._rolling])
-            stops = (supervisor.stop(self._grace_s) for supervisor in self._supervisors)
-            await every(*stops, *self._leaving)
+            finally:
+                self._ending = True
+                if self._rolling is not None:
+                    self._rolling.cancel()
+                    await asyncio.wait([self._rolling])
+                stops = (supervisor.stop(self._grace_s) for supervisor in self._supervisors)
+                await every(*stops, *self._leaving)
 
     async def roll(self) -> None:
         """Put a new worker in the place of each, on the same socket; the old one drains once the new one takes
         requests. A worker that does not start ends this, and those not yet replaced serve on."""
+        await self._started.wait()
         for n, old in enumerate(self._supervisors):
             new = self._supervisor(n)
             try:
@@ -222,7 +227,7 @@ class Workers:
         return self._drain_s + 5.0
 
     def _hang_up(self) -> None:
-        if self._rolling is None or self._rolling.done():
+        if not self._ending and (self._rolling is None or self._rolling.done()):
             self._rolling = asyncio.create_task(self.roll(), name="replace the workers")
 
     def _supervisor(self, n: int) -> Supervisor:

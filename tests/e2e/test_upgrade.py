@@ -164,6 +164,31 @@ async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
         assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
+async def test_a_hang_up_while_workers_start_ends_nobody(
+    tmp_path: Path, sqlite_template: Path, redis_url: str, upstream: OpenAIEmulator
+) -> None:
+    [port] = free_ports(1)
+    (tmp_path / "farebox.db").write_bytes(sqlite_template.read_bytes())
+    database = f"sqlite+aiosqlite:///{tmp_path / 'farebox.db'}"
+    config = written(tmp_path, upstream.url, database, redis_url, port)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve", "--config", str(config), "--workers", "2",
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            while not psutil.Process(process.pid).children():
+                await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        await ready(f"http://127.0.0.1:{port}", process)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
 async def test_a_second_process_takes_the_port_over_while_the_first_drains(
     tmp_path: Path, sqlite_template: Path, redis_url: str, upstream: OpenAIEmulator
 ) -> None:
