@@ -114,7 +114,8 @@ BACKENDS: Mapping[str, Backend] = {
         "/v1",
         specials=(EMBEDDER, Special("bge-reranker", ("rerank",))),
     ),
-    "local": Backend("local", lambda: OpenAIEmulator("vllm"), "/v1"),
+    # Images go to an engine of ours only where its operator says that its model takes them.
+    "local": Backend("local", lambda: OpenAIEmulator("vllm"), "/v1", lacks=frozenset({"images"})),
     "cohere": Backend(
         "cohere",
         lambda: Campus(OpenAIEmulator("vllm"), rerank=RankingEmulator("cohere"), embed=RankingEmulator("cohere")),
