@@ -1,6 +1,6 @@
 """What all migrations make of an SQLite database that has nothing, in one go: `migrations/sqlite.sql`.
 
-A first start would run each of them, and load Alembic for it: a quarter of its CPU, and 15 MB that stay. The file is
+A first start would run each of them, and load Alembic for it: a quarter of its CPU, and 10 MB that stay. The file is
 what `python -m billing.fresh` reads off a database that was migrated; migrations newer than the file run after it.
 PostgreSQL has no such file: what is written there depends on the server.
 """

@@ -205,7 +205,7 @@ class Journal:
         waiting, self._waiting = self._waiting, []
         try:
             records, files, directories = self._write()
-        except OSError as error:
+        except Exception as error:  # Whatever it is: who waits has to hear of it.
             self._flushed(loop, waiting, [], [], error)
         else:
             self._disk.sync((loop, files, directories, partial(self._flushed, loop, waiting, records, files[:-1])))
@@ -220,7 +220,8 @@ class Journal:
     ) -> None:
         """error: then nothing counts as synced."""
         for file in retired:
-            os.close(file)
+            with suppress(OSError):  # Synced, or given up.
+                os.close(file)
         if error is None:
             for record_id in records:
                 self._unsynced.pop(record_id, None)

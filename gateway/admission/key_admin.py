@@ -13,6 +13,7 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 from sqlalchemy import RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
@@ -415,14 +416,14 @@ class KeyAdmin:
         await self._announce(EVERYTHING)
 
     async def recount_late(self) -> None:
-        """Have budgets added up again from SQL, after a price that came late. Call it after the commit. While Redis is
-        away it is left to the gateways: they look for it twice a minute."""
+        """Have budgets added up again from SQL, after a price that came late. Call it after the commit. While Redis or
+        SQL is away it is left to the gateways: they look for it twice a minute."""
         if self._redis is None:
             return
         try:
             async with aclosing(link_to(self._redis)) as link:
                 await recount_late(self._engine, link)
-        except (Unavailable, hiredis.ReplyError) as error:
+        except (Unavailable, hiredis.ReplyError, SQLAlchemyError, OSError) as error:  # What it follows is committed.
             log.warning("budgets not added up again yet", reason=type(error).__name__)
 
     async def _known(self, db: AsyncConnection, minted: MintedKey) -> RowMapping | None:

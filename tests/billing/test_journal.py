@@ -147,6 +147,45 @@ async def test_who_gives_up_closing_takes_no_record_along(tmp_path: Path, monkey
     assert not faults
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad disk"), RuntimeError("nobody thought of it")])
+async def test_who_waits_hears_of_any_fault_and_its_record_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(data: bytes) -> None:
+        raise error
+
+    book = Journal.open(tmp_path, "gateway")
+    with monkeypatch.context() as broken:
+        broken.setattr(book, "_append", fail)
+        with pytest.raises(JournalUnavailable):
+            await asyncio.wait_for(book.settle(record("r1")), 60)
+    await book.settle(record("r2"))
+    assert set(ids(tmp_path, UsageRecord)) == {"r1", "r2"}
+    await book.close()
+
+
+async def test_a_segment_whose_closing_fails_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Journal.open(tmp_path, "gateway", segment_bytes=1)
+    real, failed = os.close, list[int]()
+
+    def close(file: int) -> None:
+        real(file)
+        if file in retired:
+            failed.append(file)
+            raise OSError(errno.EIO, "bad disk")
+
+    await book.settle(record("r1"))
+    retired = {book._file}
+    monkeypatch.setattr(os, "close", close)
+    await asyncio.wait_for(book.settle(record("r2")), 60)
+    monkeypatch.undo()
+    assert failed
+    assert set(ids(tmp_path, UsageRecord)) == {"r1", "r2"}
+    await book.close()
+
+
 async def test_a_new_segment_begins_with_what_is_open(tmp_path: Path) -> None:
     book = Journal.open(tmp_path, "gateway", segment_bytes=2000)
     book.intent(intent("long"))
