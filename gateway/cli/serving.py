@@ -86,8 +86,12 @@ class Server(uvicorn.Server):
 class GuardedConnection(Guard, ClientConnection):
     """A client's connection behind our door."""
 
+    __slots__ = (*Guard.STATE, "_last")
     idle_grace_s: ClassVar[float] = 0.0
-    _last = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._last = False
 
     @property
     def queued(self) -> bool:
@@ -135,7 +139,7 @@ def _config(settings: Settings, app: Any, idle_grace_s: float) -> uvicorn.Config
     trusted = list(settings.server.trusted_proxies)
     return uvicorn.Config(
         app,
-        http=type("GuardedConnection", (GuardedConnection,), connection),
+        http=type("GuardedConnection", (GuardedConnection,), {"__slots__": (), **connection}),
         ws="none",
         lifespan="on",
         interface="asgi3",

@@ -16,6 +16,7 @@ from httptools import HttpParserInvalidURLError, parse_url
 from msgspec import Struct
 from msgspec.structs import replace
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import GatewayError
@@ -44,11 +45,13 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class ClientConnection(HttpToolsProtocol):
     """uvicorn's `http` class. The application is a `gateway.app.Gateway`, whose `hot` is set once it has started."""
 
+    __slots__ = ("_idle_since", "_known", "_running")
     cors: ClassVar[Cors | None] = None
     cycle: Any  # an Exchange, or uvicorn's own RequestResponseCycle
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.pipeline = _Waiting()  # type: ignore[assignment]
         self._running: Exchange | None = None
         self._known: _Head | None = None
         self._idle_since = 0.0
@@ -72,6 +75,7 @@ class ClientConnection(HttpToolsProtocol):
         if len(headers) != len(self.headers):
             headers |= joined(self.headers)
         asked = Asked(method, path, query, headers, self._client_ip(headers))
+        self.headers = []
         keep_alive, chunks = self.parser.should_keep_alive(), self.parser.get_http_version() != "1.0"
         before, self.cycle = self.cycle, Exchange(self, hot, route, asked, keep_alive, chunks)
         if before is None or before.response_complete:
@@ -135,6 +139,10 @@ class ClientConnection(HttpToolsProtocol):
             cycle.begin()
         else:
             super()._start_asgi_task(cycle, app)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(self.cycle, Exchange):
@@ -233,6 +241,41 @@ class ClientConnection(HttpToolsProtocol):
             if told:
                 return app.trusted_hosts.get_trusted_client_address(told)[0] or host
         return host
+
+
+# An open stream is mostly what its two connections hold. An empty deque is 0.7 KB, and an event has one.
+
+
+class _Waiting(list[Any]):
+    """Pipelined requests, newest first; uvicorn has a deque."""
+
+    __slots__ = ()
+
+    def appendleft(self, waiting: Any) -> None:
+        self.insert(0, waiting)
+
+
+class _Flow(FlowControl):
+    """uvicorn's, with an event only while its client does not keep up."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+
+    async def drain(self) -> None:
+        if self.write_paused:
+            await self._is_writable_event.wait()
+
+    def pause_writing(self) -> None:
+        if not self.write_paused:
+            self.write_paused = True
+            self._is_writable_event = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        if self.write_paused:
+            self.write_paused = False
+            self._is_writable_event.set()
 
 
 class _Head(Struct, frozen=True):
@@ -351,7 +394,9 @@ class Exchange:
             if isinstance(reply.body, bytes):
                 self._send(reply, reply.body)
             else:
-                await self._relay(reply)
+                relayed = self._relay(reply)
+                del reply  # There as well: its fields are a kilobyte, and a stream may be open for an hour.
+                await relayed
             sent = True
         except Exception:
             log.exception("answer cut")
@@ -394,6 +439,7 @@ class Exchange:
             heart = self._heart
             if heart is not None:
                 heart.last = first
+            del reply, head, first
             async for piece in pieces:
                 if piece:
                     if flow.write_paused:

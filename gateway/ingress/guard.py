@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         headers: list[tuple[bytes, bytes]]
         parser: Any
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
         def on_message_begin(self) -> None: ...
         def on_headers_complete(self) -> None: ...
         def on_body(self, body: bytes) -> None: ...
@@ -90,28 +91,49 @@ else:
 
 
 class Guard(_Below):
-    """Mixin, first among the bases. The class made of it says the three things below."""
+    """Mixin, first among the bases. The class made of it says the three things below, and has `STATE` in its slots."""
 
+    STATE: ClassVar = (
+        "_address",
+        "_began",
+        "_body_bytes",
+        "_head_bytes",
+        "_loop",
+        "_objection",
+        "_phase",
+        "_refused",
+        "_silent_bytes",
+        "_stall",
+        "_start",
+        "_tail",
+        "_timer",
+        "_transport",
+    )
+    """Python keeps an instance's attributes in a fifth of a dictionary's room as long as they are 30 at most, and
+    uvicorn's alone are 28. Source: SHARED_KEYS_MAX_SIZE in CPython 3.11 to 3.13, read 2026-11."""
+    __slots__ = ()
     door: ClassVar[Door]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._transport: asyncio.Transport
+        self._loop: asyncio.AbstractEventLoop
+        self._address = ""
+        self._refused = False
+        self._objection: InvalidRequest | None = None
+        self._phase = _HEAD
+        self._began = 0.0
+        self._start = b""
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._silent_bytes = 0
+        self._tail = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
 
     @property
     def receiving_body(self) -> bool:
         return self._phase == _BODY
-
-    _transport: asyncio.Transport
-    _loop: asyncio.AbstractEventLoop
-    _address: str
-    _refused = False
-    _objection: InvalidRequest | None = None
-    _phase = _HEAD
-    _began = 0.0
-    _start = b""
-    _head_bytes = 0
-    _body_bytes = 0
-    _silent_bytes = 0
-    _tail = b""
-    _timer: asyncio.TimerHandle | None = None
-    _stall: asyncio.TimerHandle | None = None
 
     @property
     def queued(self) -> bool:

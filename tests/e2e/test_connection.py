@@ -137,6 +137,25 @@ async def test_a_head_that_came_before_is_not_read_again(gateway: House, monkeyp
     assert len(await gateway.rows()) == 8
 
 
+async def test_what_a_connection_keeps_fits_into_a_dictionary_that_instances_share(
+    gateway: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[set[str]] = []
+    real = ClientConnection.on_response_complete
+
+    def on_response_complete(self: ClientConnection) -> None:
+        kept.append(set(vars(self)))
+        real(self)
+
+    monkeypatch.setattr(ClientConnection, "on_response_complete", on_response_complete)
+    async with connection(gateway) as (reader, writer):
+        for request in (chat(gateway, "say a", stream=True), chat(gateway, "say b"), chat(gateway, "say b")):
+            writer.write(request)
+            await answer(reader)
+    assert [len(names) for names in kept if len(names) > 30] == []  # `Guard.STATE` says why 30.
+    assert len(kept) == 3
+
+
 async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(gateway: House) -> None:
     request = chat(gateway, "say go", more="Expect: 100-continue\r\n")
     head, body = request.split(b"\r\n\r\n", 1)
