@@ -29,7 +29,7 @@ local RECORD, LEASES, MUSTER = KEYS[1], KEYS[2], KEYS[3]
 local first_slot, first_budget = 3 + buckets, 3 + buckets + slots
 
 local function whole(x)
-  return string.format('%.0f', x)  -- tostring() writes 1e+15.
+  return string.format('%.0f', x)  -- tostring() writes 1e+15; '%d' is 32 bits wide on some builds.
 end
 
 local function negative(amount)
@@ -47,8 +47,8 @@ end
 local function drained(stored, limit)
   local debt, at = 0, now
   if stored then
-    local d, t = string.match(stored, '^(%d+) (%d+)$')
-    debt, at = tonumber(d), tonumber(t)
+    local gap = string.find(stored, ' ', 1, true)
+    debt, at = tonumber(string.sub(stored, 1, gap - 1)), tonumber(string.sub(stored, gap + 1))
     if now > at then  -- Else the server's clock went back: nothing drains until it has caught up.
       debt = math.max(0, debt - (now - at) * limit)
       at = now
@@ -57,15 +57,11 @@ local function drained(stored, limit)
   return debt, at
 end
 
-local function debt_of(key, limit)
-  return drained(redis.call('GET', key), limit)
-end
-
 local function put_debt(key, limit, debt, at)
   if debt <= 0 or limit <= 0 then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, whole(debt) .. ' ' .. whole(at), 'PX', whole(math.ceil(debt / limit) + 1000))
+    redis.call('SET', key, string.format('%.0f %.0f', debt, at), 'PX', whole(math.ceil(debt / limit) + 1000))
   end
 end
 
@@ -137,10 +133,11 @@ if op == 'reserve' then
 
   local debts, stamps, costs = {}, {}, {}
   local worst, wait = 0, -1
+  local stored = buckets > 0 and redis.call('MGET', unpack(KEYS, 4, first_slot))
   for i = 1, buckets do
     local limit, window, cost = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3])
     arg = arg + 3
-    debts[i], stamps[i] = debt_of(KEYS[3 + i], limit)
+    debts[i], stamps[i] = drained(stored[i], limit)
     costs[i] = cost
     local after, top = debts[i] + cost * window, limit * window
     if after > top and cost > 0 then
@@ -152,9 +149,11 @@ if op == 'reserve' then
   if worst > 0 then return { 'rate', worst, whole(wait) } end
 
   for i = 1, slots do
-    local key = KEYS[first_slot + i]
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
-    if redis.call('ZCARD', key) >= tonumber(ARGV[arg + i]) then return { 'parallel', i } end
+    local key, limit = KEYS[first_slot + i], tonumber(ARGV[arg + i])
+    if redis.call('ZCARD', key) >= limit then  -- Only then does it matter who has let a lease run out.
+      redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
+      if redis.call('ZCARD', key) >= limit then return { 'parallel', i } end
+    end
   end
 
   -- From here on nothing refuses.
@@ -165,11 +164,12 @@ if op == 'reserve' then
     arg = arg + 3
     local debt = debts[i] + costs[i] * window
     put_debt(KEYS[3 + i], limit, debt, stamps[i])
-    reply[#reply + 1] = whole(math.floor((limit * window - debt) / window))
-    reply[#reply + 1] = whole(limit > 0 and math.ceil(debt / limit) or 0)
+    reply[2 * i] = math.floor((limit * window - debt) / window)
+    reply[2 * i + 1] = limit > 0 and math.ceil(debt / limit) or 0
   end
+  local ends = whole(lease_end)
   for i = 1, slots do
-    redis.call('ZADD', KEYS[first_slot + i], whole(lease_end), id)
+    redis.call('ZADD', KEYS[first_slot + i], ends, id)
     redis.call('PEXPIREAT', KEYS[first_slot + i], whole(lease_end + 60000))
   end
   local generation = {}
@@ -180,8 +180,8 @@ if op == 'reserve' then
     generation[key] = found[i][3]
   end
   redis.call('SET', RECORD, written(tokens, 1, hold, generation), 'PX', record_ms)
-  redis.call('ZADD', LEASES, whole(lease_end), id)
-  for i = 1, #past do reply[#reply + 1] = whole(past[i]) end
+  redis.call('ZADD', LEASES, ends, id)
+  for i = 1, #past do reply[#reply + 1] = past[i] end
   return reply
 end
 
@@ -211,7 +211,7 @@ if op == 'settle' then
     local more = string.sub(unit, 1, 1) == 't' and tokens - had_tokens or requests - had_requests
     if #unit > 1 then more = unit == 't0' and -had_tokens or -had_requests end  -- Of a provider that did not answer.
     if more ~= 0 then
-      local debt, at = debt_of(KEYS[3 + i], limit)
+      local debt, at = drained(redis.call('GET', KEYS[3 + i]), limit)
       put_debt(KEYS[3 + i], limit, debt + more * window, at)
     end
   end
