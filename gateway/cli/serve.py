@@ -26,6 +26,8 @@ def serve(
     socket_fd: Hidden = None,
     admin_fd: Hidden = None,
     ready_fd: Hidden = None,
+    counts_fd: Hidden = None,
+    place: Hidden = None,
     common: Local = LOCAL,
 ) -> int:
     """Run the gateway until SIGTERM, then drain and exit 0. Needs DATABASE_URL (migrated) and REDIS_URL.
@@ -56,7 +58,8 @@ def serve(
     source = Source(common.config, data_dir=common.data)
     if socket_fd is not None:
         given = [socket.socket(fileno=fd) for fd in (socket_fd, admin_fd) if fd is not None]
-        uvloop.run(_one(settings, source, given, ready_fd))
+        shared = None if counts_fd is None or place is None else (counts_fd, place)
+        uvloop.run(_one(settings, source, given, ready_fd, shared))
         return OK
     flags = [f"--config={common.config}"] if common.config else []
     flags += [f"--data={settings.data_dir}"]
@@ -68,15 +71,25 @@ def serve(
     return OK
 
 
-async def _one(settings: Settings, source: Source, bound: list[socket.socket], ready_fd: int | None) -> None:
+async def _one(
+    settings: Settings,
+    source: Source,
+    bound: list[socket.socket],
+    ready_fd: int | None,
+    shared: tuple[int, int] | None = None,
+) -> None:
+    """shared: the file of connection counts and our place in it, of several workers."""
     import asyncio
 
     from gateway.app import create_app
     from gateway.cli.listening import on_signal
     from gateway.cli.serving import Server
+    from gateway.ingress.accepting import Counts
 
     hands_over = ready_fd is not None or settings.server.reuse_port
-    server = Server(settings, create_app(settings, lambda: commands_of(settings), source), hands_over=hands_over)
+    counts = None if shared is None else Counts(*shared)
+    app = create_app(settings, lambda: commands_of(settings), source)
+    server = Server(settings, app, hands_over=hands_over, counts=counts)
 
     async def tell() -> None:
         await server.up.wait()

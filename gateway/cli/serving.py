@@ -11,6 +11,8 @@ import ssl
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from functools import partial
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import structlog
@@ -19,6 +21,7 @@ import uvicorn
 from gateway.cli.listening import on_signal
 from gateway.config import ConfigError, Settings, own_environment
 from gateway.embedded.process import StartFailed, Supervisor, spawn
+from gateway.ingress.accepting import Counts, Listener
 from gateway.ingress.connection import ClientConnection, Exchange
 from gateway.ingress.cors import Cors
 from gateway.ingress.guard import Door, Guard
@@ -36,13 +39,15 @@ class Server(uvicorn.Server):
 
     `drain` begins the stop: readiness says no at once, open streams go on for as long as `drain_s` allows."""
 
-    def __init__(self, settings: Settings, app: Any, *, hands_over: bool = False) -> None:
-        """hands_over: another process goes on at the same port when this one ends."""
+    def __init__(self, settings: Settings, app: Any, *, hands_over: bool = False, counts: Counts | None = None) -> None:
+        """hands_over: another process goes on at the same port when this one ends. counts: where others take
+        connections from the same sockets."""
         super().__init__(_config(settings, app, HANDOVER_GRACE_S if hands_over else 0.0))
         if settings.server.tls is not None:
             self.config.load()
             self.config.ssl = tls_context(settings.server.tls)
         self._app = app
+        self._counts = counts
         self._ending = asyncio.Event()
         self.up = asyncio.Event()
         """Set when the application's lifespan has started and the socket takes requests."""
@@ -54,10 +59,17 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises: StartFailed where uvicorn would end the process."""
         try:
-            await super().startup(sockets)
+            await super().startup(sockets if self._counts is None else [])
         except SystemExit as error:
             raise StartFailed("the gateway did not start; the log line above says why") from error
+        if self._counts is not None:
+            self.servers = [self._listener(each, self._counts) for each in sockets or ()]
         self.up.set()
+
+    def _listener(self, bound: socket.socket, counts: Counts) -> Any:
+        made: Any = self.config.http_protocol_class
+        made = partial(made, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Listener(bound, made, self.config.ssl, self.config.backlog, counts, self.server_state.connections)
 
     async def main_loop(self) -> None:
         """uvicorn's wakes ten times a second to see whether it is to end, and at each tenth sets the date that it tells
@@ -182,6 +194,7 @@ class Workers:
         self, settings: Settings, bound: Sequence[socket.socket], flags: Sequence[str], environ: Mapping[str, str]
     ) -> None:
         self._bound = [each.fileno() for each in bound]
+        self._counts = -1
         self._flags = list(flags)
         self._environ = own_environment(environ)
         self._drain_s = settings.server.drain_s
@@ -196,7 +209,9 @@ class Workers:
     async def running(self) -> AsyncIterator[None]:
         """All of them are up inside. Raises: StartFailed."""
         # From the first worker's start to the last one's end: a signal that nobody hears would end us, and them.
-        with on_signal(self._hang_up, signal.SIGHUP):
+        with on_signal(self._hang_up, signal.SIGHUP), TemporaryFile() as counts:
+            counts.truncate(Counts.size_for(len(self._supervisors)))
+            self._counts = counts.fileno()
             try:
                 await every(*(supervisor.start() for supervisor in self._supervisors))
                 self._started.set()
@@ -235,16 +250,18 @@ class Workers:
             self._rolling = asyncio.create_task(self.roll(), name="replace the workers")
 
     def _supervisor(self, n: int) -> Supervisor:
-        return Supervisor(f"gateway worker {n}", self._start_child, self._wait_ready)
+        return Supervisor(f"gateway worker {n}", partial(self._start_child, n), self._wait_ready)
 
-    async def _start_child(self) -> Process:
+    async def _start_child(self, n: int) -> Process:
         told, tells = os.pipe()
         argv = [sys.executable, "-m", "gateway", "serve", *self._flags]
         for name, number in zip(("--socket-fd", "--admin-fd"), self._bound, strict=False):
             argv += [name, str(number)]
-        argv += ["--ready-fd", str(tells)]
+        argv += ["--ready-fd", str(tells), "--counts-fd", str(self._counts), "--place", str(n)]
         try:
-            process = await spawn(argv, log_path=None, environ=self._environ, pass_fds=[*self._bound, tells])
+            process = await spawn(
+                argv, log_path=None, environ=self._environ, pass_fds=[*self._bound, self._counts, tells]
+            )
         except BaseException:
             os.close(told)
             raise

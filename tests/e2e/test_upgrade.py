@@ -120,6 +120,25 @@ async def knows(url: str, key: str, alias: str, times: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def shared_out(port: int, workers: set[int]) -> None:
+    """Returns when connections, opened one by one and kept, lie with all workers alike: 40 and more, at most 200."""
+    opened: list[asyncio.StreamWriter] = []
+    try:
+        async with asyncio.timeout(90):
+            while True:
+                assert len(opened) < 200, "connections heap up at one worker"
+                opened.append((await asyncio.open_connection("127.0.0.1", port))[1])
+                if len(opened) % 20 or len(opened) < 40:
+                    continue
+                held = [psutil.Process(pid).net_connections("tcp") for pid in workers]
+                each = [sum(one.status == "ESTABLISHED" and one.laddr.port == port for one in all_) for all_ in held]
+                if min(each) > 0.8 * len(opened) / len(workers):
+                    return
+    finally:
+        for writer in opened:
+            writer.close()
+
+
 async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
     tmp_path: Path, sqlite_template: Path, redis_url: str, upstream: OpenAIEmulator
 ) -> None:
@@ -140,6 +159,7 @@ async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
 
         before = workers()
         assert len(before) == 2
+        await shared_out(port, before)
         traffic = Traffic(f"{url}/v1/chat/completions", key)
         await traffic.start(streams=6, words=300)
         good = config.read_text()
