@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from redis.asyncio import Redis
@@ -59,8 +60,8 @@ async def serving(config: Path, port: int) -> AsyncIterator[asyncio.subprocess.P
         await process.wait()
 
 
-async def prepare(settings: Settings) -> str:
-    """Prices, a project and a key, as `farebox up` would make them. Returns: the key."""
+async def prepare(settings: Settings, **of_key: Any) -> str:
+    """Prices, a project and a key, as `farebox up` would make them. of_key: as create_key. Returns: the key."""
     engine, now_ns = create_engine(settings.database_url), time.time_ns()
     redis = Redis.from_url(settings.redis_url or "", protocol=3)
     async with writing(engine) as db:
@@ -68,7 +69,7 @@ async def prepare(settings: Settings) -> str:
         await accounts.create_organisation(db, "org_1", "org", at_ns=now_ns)
         await accounts.create_project(db, "proj_1", "org_1", "demo", at_ns=now_ns)
     keys = KeyAdmin(engine, redis, Secrets.load(settings).key_pepper.encode())
-    made = await keys.create_key(project_id="proj_1", name="k", actor="test", now_ns=now_ns)
+    made = await keys.create_key(project_id="proj_1", name="k", actor="test", now_ns=now_ns, **of_key)
     await redis.aclose()
     await engine.dispose()
     assert made.plain is not None
