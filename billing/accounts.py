@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
+from billing.db import AsyncConnection
 from billing.money import MAX_AMOUNT_PUSD
 
 # The chart. Normal side in brackets; a customer's account is a liability: what they paid in is theirs until used.

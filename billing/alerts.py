@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, schema, statements, sums
 from billing.accounts import Budget, Scope, Window, upsert, window_start_ns
+from billing.db import AsyncConnection
 from billing.money import format_usd
 from billing.sums import NS_PER_DAY, Dimension, Span
 

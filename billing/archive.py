@@ -15,10 +15,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, and_, delete, exists, or_, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import partitions, schema
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from billing.statements import day_name
 from billing.sums import NS_PER_DAY
 

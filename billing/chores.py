@@ -12,11 +12,10 @@ from typing import Final
 import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import schema
 from billing.accounts import upsert
-from billing.db import at_once, writing
+from billing.db import AsyncConnection, AsyncEngine, at_once, writing
 
 log = logging.getLogger(__name__)
 

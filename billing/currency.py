@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
+from billing.db import AsyncConnection
 from billing.errors import BillingError
 
 USD: Final = "USD"

@@ -7,11 +7,10 @@ later takes the seal off (billing.rollups) and the day is made anew; until then 
 from typing import Final
 
 from sqlalchemy import case, delete, func, insert, literal, select, true
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import rollups, schema
 from billing.accounts import upsert
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from billing.money import PUSD_PER_USD
 from billing.rollups import NAMES, NS_PER_HOUR
 from billing.sums import FACETS, NS_PER_DAY, Dimension, row_sums, tag_of

@@ -6,10 +6,11 @@ Which tables exist is in billing.schema and gateway.schema; how they came to be 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from itertools import chain
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import aiosqlite
@@ -32,11 +33,16 @@ from sqlalchemy import (
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.engine import URL, Connection, CursorResult, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from billing.money import PUSD_PER_USD
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection as AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine as AsyncEngine
+else:
+    from billing.async_engine import AsyncConnection, AsyncEngine
 
 T = TypeVar("T")
 
@@ -112,37 +118,60 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     the write lock at its start, since one that upgrades halfway fails with SQLITE_BUSY however long it waits."""
     parsed = async_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
-    engine = create_async_engine(
-        parsed,
-        json_serializer=json_text,
-        json_deserializer=msgspec.json.decode,
-        pool_size=pool_size,
-        # A server that was restarted must not fail the first request after it. SQLite has no connection to lose.
-        pool_pre_ping=not sqlite,
-        connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
+    engine = AsyncEngine(
+        create_sync_engine(
+            parsed,
+            json_serializer=json_text,
+            json_deserializer=msgspec.json.decode,
+            pool_size=pool_size,
+            # The one given back last: each connection that was ever used keeps pages of SQLite's, and a thread.
+            pool_use_lifo=sqlite,
+            # A server that was restarted must not fail the first request after it. SQLite has no connection to lose.
+            pool_pre_ping=not sqlite,
+            connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
+        )
     )
     if sqlite:
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        event.listen(engine.sync_engine, "connect", _keep_few_pages)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         if parsed.database not in (None, "", ":memory:"):
-            _beside[engine.sync_engine] = _for_threads(engine)
+            beside = _beside[engine.sync_engine] = _Beside(parsed)
+            event.listen(engine.sync_engine, "engine_disposed", beside.dispose)
     return engine
 
 
-def _for_threads(engine: AsyncEngine) -> Engine:
-    """The same SQLite file for `at_once`. Disposed of with `engine`."""
-    beside = create_sync_engine(
-        engine.url.set(drivername="sqlite"),
-        json_serializer=json_text,
-        json_deserializer=msgspec.json.decode,
-    )
-    event.listen(beside, "connect", _configure_sqlite)
-    event.listen(beside, "begin", _begin_sqlite)
-    event.listen(engine.sync_engine, "engine_disposed", lambda _: beside.dispose())
-    return beside
+class _Beside:
+    """The same SQLite file for `at_once`: one thread that writes, as SQLite has one writer anyhow, and one that reads.
+
+    Asked by whichever thread came first, each of five connections came to hold 2 MB of pages, and its statements."""
+
+    def __init__(self, url: URL) -> None:
+        self.engine = create_sync_engine(
+            url.set(drivername="sqlite"),
+            json_serializer=json_text,
+            json_deserializer=msgspec.json.decode,
+            pool_use_lifo=True,  # As there.
+        )
+        event.listen(self.engine, "connect", _configure_sqlite)
+        event.listen(self.engine, "begin", _begin_sqlite)
+        self._threads: dict[bool, ThreadPoolExecutor] = {}
+
+    def thread(self, read_only: bool) -> ThreadPoolExecutor:
+        if (known := self._threads.get(read_only)) is None:
+            name = f"sqlite-{'reads' if read_only else 'writes'}"
+            known = self._threads[read_only] = ThreadPoolExecutor(1, name)
+        return known
+
+    def dispose(self, _: object) -> None:
+        """As with an engine, whoever comes later begins anew."""
+        self.engine.dispose()
+        for thread in self._threads.values():
+            thread.shutdown(wait=False)
+        self._threads.clear()
 
 
-_beside: Final[WeakKeyDictionary[Engine, Engine]] = WeakKeyDictionary()
+_beside: Final[WeakKeyDictionary[Engine, _Beside]] = WeakKeyDictionary()
 
 
 REHEARSAL: Final = "farebox_rehearsal"
@@ -157,13 +186,15 @@ async def rehearsing(url: str) -> AsyncIterator[AsyncEngine]:
     back. On SQLite it holds the write lock meanwhile."""
     parsed = async_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
-    engine = create_async_engine(
-        parsed,
-        json_serializer=json_text,
-        json_deserializer=msgspec.json.decode,
-        poolclass=StaticPool,
-        execution_options={REHEARSAL: True},
-        connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
+    engine = AsyncEngine(
+        create_sync_engine(
+            parsed,
+            json_serializer=json_text,
+            json_deserializer=msgspec.json.decode,
+            poolclass=StaticPool,
+            execution_options={REHEARSAL: True},
+            connect_args={"async_creator_fn": _connect_sqlite} if sqlite else {},
+        )
     )
     dialect = engine.sync_engine.dialect
     dialect.do_commit = dialect.do_rollback = _leave_out  # type: ignore[method-assign]
@@ -215,7 +246,9 @@ async def at_once(
     if (beside := _beside.get(engine.sync_engine)) is None:
         async with reading(engine) if read_only else writing(engine) as db:
             return await work(db)
-    running = asyncio.get_running_loop().run_in_executor(None, _in_thread, beside, work, read_only)
+    running = asyncio.get_running_loop().run_in_executor(
+        beside.thread(read_only), _in_thread, beside.engine, work, read_only
+    )
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -409,6 +442,13 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     # FULL: a journal segment is deleted once its rows are committed, so the commit must outlive a power cut.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _keep_few_pages(connection: Any, _record: object) -> None:
+    """Of 0.5 MB, not 2: what `at_once` has written meanwhile empties this cache, so it serves one report at most."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA cache_size=-512")
     cursor.close()
 
 

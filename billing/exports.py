@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import delete, func, insert, literal, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import partitions, schema
 from billing.accounts import upsert
+from billing.db import AsyncConnection
 from billing.money import PUSD_PER_USD, format_usd
 
 _FIRST_RETRY_NS: Final = 10 * 10**9

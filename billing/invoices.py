@@ -12,11 +12,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, pdf, schema
 from billing.currency import IN_DOLLARS, LINE_DIGITS, USD, Rate, rate_at, show
-from billing.db import add_up, wide_sum, wide_sum_kept
+from billing.db import AsyncConnection, add_up, wide_sum, wide_sum_kept
 from billing.money import format_usd
 from billing.rollups import NS_PER_HOUR
 

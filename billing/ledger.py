@@ -12,10 +12,9 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import bindparam, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, schema
-from billing.db import add_up, insert_many, wide_sum
+from billing.db import AsyncConnection, add_up, insert_many, wide_sum
 from billing.errors import InsufficientFunds, LedgerConflict
 from billing.money import MAX_AMOUNT_PUSD
 from billing.rating import Charge

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import create_engine, reading, take_turn, writing
+from billing.db import AsyncConnection, create_engine, reading, take_turn, writing
 from billing.pricelist import read_seed, seed_prices
 
 if TYPE_CHECKING:

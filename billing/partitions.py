@@ -29,10 +29,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import schema
-from billing.db import writing
+from billing.db import AsyncConnection, AsyncEngine, writing
 
 NS_PER_DAY: Final = 86_400 * 10**9
 AHEAD_DAYS: Final = 7

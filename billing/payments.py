@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, ledger, schema
-from billing.db import add_up, wide_sum
+from billing.db import AsyncConnection, add_up, wide_sum
 from billing.errors import BillingError
 from billing.money import MAX_AMOUNT_PUSD, PUSD_PER_USD
 

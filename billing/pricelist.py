@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import delete, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
 from billing.accounts import put
+from billing.db import AsyncConnection
 from billing.prices import (
     OPERATOR,
     STANDARD,

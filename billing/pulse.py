@@ -9,9 +9,8 @@ from typing import Final
 
 from msgspec import Struct
 from sqlalchemy import case, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import add_up, parts
+from billing.db import AsyncConnection, add_up, parts
 from billing.schema import usage_records
 from billing.sums import FAILED
 

@@ -15,11 +15,10 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
 from billing.bills import BillLine
-from billing.db import add_up, wide_sum, wide_sum_kept
+from billing.db import AsyncConnection, add_up, wide_sum, wide_sum_kept
 from billing.rollups import NS_PER_HOUR
 
 _NS_PER_DAY: Final = 24 * NS_PER_HOUR

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import bindparam, delete, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
 from billing.accounts import upsert
+from billing.db import AsyncConnection
 from billing.money import PUSD_PER_USD
 from billing.rating import Charge
 

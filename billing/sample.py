@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import delete, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, partitions, rollups, schema
-from billing.db import metadata
+from billing.db import AsyncConnection, metadata
 from billing.sums import NS_PER_DAY
 
 # Columns by which a row belongs to somebody. Tables of other packages have them too, and new ones will.

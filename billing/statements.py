@@ -9,11 +9,10 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import ColumnElement, exists, func, literal, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import sums
 from billing.accounts import Scope
-from billing.db import add_up, wide_sum, wide_sum_kept
+from billing.db import AsyncConnection, add_up, wide_sum, wide_sum_kept
 from billing.rollups import NS_PER_HOUR
 from billing.schema import projects, usage_hours, usage_records, usage_sealed
 from billing.sums import FOR_EVER_NS, NS_PER_DAY, Span, Totals

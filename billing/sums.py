@@ -27,10 +27,9 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema
-from billing.db import SPLIT, add_up, kept_parts, parts
+from billing.db import SPLIT, AsyncConnection, add_up, kept_parts, parts
 from billing.rollups import NS_PER_HOUR, TOKENS_MAX
 from billing.schema import usage_records
 from billing.usage import Outcome

@@ -21,10 +21,9 @@ from typing import Any, Final
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import exports, journal, ledger, partitions, rollups, schema
-from billing.db import at_once, insert_many, writing
+from billing.db import AsyncConnection, AsyncEngine, at_once, insert_many, writing
 from billing.errors import UnknownPrice
 from billing.money import MAX_AMOUNT_PUSD
 from billing.pricelist import load_sheet

@@ -22,11 +22,10 @@ from typing import Final
 import httpx
 import msgspec
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import alerts
 from billing.alerts import Channel, Delivery, Message
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from gateway.admission.muster import DEAD_S
 from gateway.config import Settings
 from gateway.schema import gateways

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import os
 import random
@@ -17,9 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import at_once, create_engine
+from billing.db import AsyncConnection, AsyncEngine, at_once, create_engine
 from billing.journal import Journal
 from billing.money import PUSD_PER_USD
 from billing.usage import OrphanPolicy
@@ -44,6 +42,7 @@ from gateway.ingress.errors import as_body
 from gateway.ingress.hotpath import HotPath
 from gateway.ingress.joining import Joining
 from gateway.kept import key_ring
+from gateway.memory import spare_the_collector
 from gateway.observe.health import Health
 from gateway.observe.metrics import METRICS
 from gateway.observe.notebook import Notebook
@@ -455,14 +454,6 @@ class RequestIds:
         at = self._at
         self._at = at + 16
         return f"req_{time.time_ns() // 1_000_000:012x}{self._chance[at : at + 16]}"
-
-
-def spare_the_collector() -> None:
-    """Whatever the start has made stays until the end, so no collection need look at it again. A request's own objects
-    die by reference count; cycles (tasks, tracebacks) wait for one of the rarer rounds, some MB later at most."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 async def _do_chores(settings: Settings, stop: asyncio.Event) -> None:

@@ -16,9 +16,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 from sqlalchemy import ColumnElement, RowMapping, desc, insert, or_, select, union_all
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import take_turn
+from billing.db import AsyncConnection, take_turn
 from billing.schema import organisations, projects, teams
 from gateway import schema
 

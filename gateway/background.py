@@ -19,9 +19,8 @@ import structlog
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 from sqlalchemy import and_, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from billing.errors import JournalUnavailable
 from gateway import schema
 from gateway.admission import Principal

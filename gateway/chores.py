@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 
 import httpx
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.archive import retain
 from billing.chores import Chore
 from billing.days import seal_due
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from billing.partitions import make_days, partitioned
 from billing.payments import expire_grants
 from gateway.alerting import Messenger, evaluate_and_deliver

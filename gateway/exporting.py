@@ -15,10 +15,9 @@ from urllib.parse import urlencode
 
 import httpx
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import exports
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from billing.exports import Event
 from gateway.tasks import every
 from gateway.till import ExportSettings

@@ -11,10 +11,9 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.accounts import put
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from gateway import schema
 from providers.wire.sse import SseDecoder
 

@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack
 
 import httpx
 from litestar import Litestar
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.db import AsyncEngine
 from gateway.admin.auth.passwords import Passwords
 from gateway.admin.reading import Reader
 from gateway.admin.routes import ASTRAY, admin_routes

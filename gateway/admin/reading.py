@@ -10,9 +10,8 @@ from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import create_engine, reading
+from billing.db import AsyncConnection, AsyncEngine, create_engine, reading
 
 POOL_SIZE: Final = 2
 BOUND_S: Final = 15.0

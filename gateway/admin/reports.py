@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import ColumnElement, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import schema as billing_schema
 from billing import sums
+from billing.db import AsyncConnection
 from billing.sums import NOBODY, OTHER, Dimension, Span, Totals
 from gateway.admin.times import Bucket, Period
 from gateway.schema import virtual_keys

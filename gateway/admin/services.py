@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import httpx
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.db import AsyncEngine
 from billing.prices import PriceBook
 from gateway.admin.auth.oidc import SignOn
 from gateway.admin.auth.passwords import Passwords

@@ -14,8 +14,8 @@ import hiredis
 import structlog
 from msgspec.structs import replace
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.db import AsyncEngine
 from billing.money import MAX_AMOUNT_PUSD
 from billing.prices import PriceSheet
 from billing.rating import BY_TOKENS, Counts

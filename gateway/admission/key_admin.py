@@ -14,11 +14,10 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 from sqlalchemy import RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
 from billing.accounts import BudgetKind, Scope, Window
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from billing.schema import projects
 from gateway import audit
 from gateway.admission.changes import EVERYTHING, announce

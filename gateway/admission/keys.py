@@ -20,10 +20,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.accounts import budgets
-from billing.db import reading
+from billing.db import AsyncConnection, AsyncEngine, reading
 from billing.money import MAX_AMOUNT_PUSD
 from billing.schema import organisations, projects
 from gateway.admission import spending

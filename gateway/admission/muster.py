@@ -23,9 +23,8 @@ import hiredis
 import structlog
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import at_once, reading, writing
+from billing.db import AsyncConnection, AsyncEngine, at_once, reading, writing
 from billing.schema import late_charges
 from gateway.admission.limits import Limiter, Scopes, prefix_of
 from gateway.admission.owners import Owner

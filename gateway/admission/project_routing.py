@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from msgspec.structs import asdict
 from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.accounts import put
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from billing.money import PUSD_PER_USD
 from billing.schema import projects
 from gateway import audit

@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import schema
 from billing.accounts import ADJUSTMENTS, CASH, GRANTS, Scope, customer
-from billing.db import add_up, reading, wide_sum
+from billing.db import AsyncConnection, AsyncEngine, add_up, reading, wide_sum
 from billing.statements import spent
 from gateway.admission.limits import Spending
 from gateway.admission.principal import CREDIT, Budget

@@ -9,9 +9,8 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 from sqlalchemy import Row, and_, case, delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import at_once, reading, writing
+from billing.db import AsyncConnection, AsyncEngine, at_once, reading, writing
 from billing.schema import usage_records
 from gateway import schema
 from gateway.batches.forms import Unrun

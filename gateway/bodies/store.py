@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.accounts import put, upsert
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from billing.schema import projects
 from gateway import audit
 from gateway.bodies.recorder import of_row

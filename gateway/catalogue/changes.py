@@ -12,9 +12,8 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from gateway import audit
 from gateway.catalogue import store
 from gateway.catalogue.declared import declare_deployments

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
+from billing.db import AsyncConnection
 from billing.pricelist import set_price
 from billing.usage import Meter
 from gateway.config import Settings

@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, desc, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.db import AsyncConnection
 from gateway.catalogue.document import EMPTY, Credentials, Document, decode, encode
 from gateway.config_parts import Secret, is_reference
 from gateway.envelope import KeyRing, Sealed

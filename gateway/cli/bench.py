@@ -86,6 +86,7 @@ def serve(*, port: int, upstream: str, common: Local = LOCAL) -> int:
     from gateway.cli.ride import Ride
     from gateway.config import load
     from gateway.embedded.instance import Instance
+    from gateway.memory import share_one_arena
     from gateway.observe import logs
 
     started = time.monotonic()
@@ -93,6 +94,7 @@ def serve(*, port: int, upstream: str, common: Local = LOCAL) -> int:
         flags = {"server.port": port, "local.enabled": False, "data_dir": Path(folder), "log.level": "warning"}
         settings = _open_to(upstream, load(common.config, flags=flags))
         logs.configure(settings.log)
+        share_one_arena()
         with Instance(settings.data_dir) as instance, bind(settings) as bound:
             uvloop.run(limited(Ride)(settings, instance, bound, common, started).run())
     return OK

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions
     from rich.measure import Measurement
     from rich.text import Text
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from billing.db import AsyncConnection, AsyncEngine
     from gateway.cli.hosted import Commands
 
 PIPE_WIDTH = 1000

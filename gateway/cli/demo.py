@@ -26,8 +26,7 @@ from gateway.cli.keys import key_admin
 from gateway.cli.site import acting
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
+    from billing.db import AsyncEngine
     from gateway.admission.key_admin import KeyAdmin
     from gateway.moving.sample import Made, Sample
 

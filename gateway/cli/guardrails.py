@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.db import AsyncEngine
 from gateway.cli.common import CHANGES, DEFAULTS, OK, WRONG_USAGE, Changes, Common, Problem, database, emit, make_table
 from gateway.cli.keys import key_admin
 from gateway.cli.site import acting

@@ -23,8 +23,7 @@ from gateway.cli.common import OK, Changes, Common, encode, failure_of
 from gateway.cli.site import HERE, READ, WRITTEN, CallerLeft, Site
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
+    from billing.db import AsyncEngine
     from gateway.admission.key_admin import KeyAdmin
     from gateway.config import Settings
 

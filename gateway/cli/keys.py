@@ -28,9 +28,8 @@ from gateway.cli.site import HERE, acting
 from gateway.config import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from billing.accounts import Project
+    from billing.db import AsyncEngine
     from gateway.admission.key_admin import KeyAdmin, KeyInfo
 
 app = App(name="keys")

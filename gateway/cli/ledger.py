@@ -27,7 +27,7 @@ from gateway.cli.keys import key_admin
 from gateway.cli.site import acting
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from billing.db import AsyncConnection
 
 app = App(name="ledger")
 

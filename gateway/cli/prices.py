@@ -28,8 +28,7 @@ from gateway.cli.common import (
 from gateway.cli.site import Read, acting, read_file
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
+    from billing.db import AsyncConnection, AsyncEngine
     from billing.litellm import Difference, Listed
     from gateway.config import PricedUnit, Settings
 

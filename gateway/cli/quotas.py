@@ -27,9 +27,8 @@ from gateway.cli.site import acting
 from gateway.cli.usage import names_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
     from billing.accounts import Budget
+    from billing.db import AsyncConnection, AsyncEngine
     from gateway.admission.key_admin import KeyAdmin
 
 app = App(name="quotas")

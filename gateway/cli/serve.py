@@ -46,10 +46,12 @@ def serve(
     import uvloop
 
     from gateway.cli.listening import bind
+    from gateway.memory import share_one_arena
     from gateway.observe import logs
 
     settings = common.settings(server__host=host, server__port=port, server__workers=workers)
     logs.configure(settings.log)
+    share_one_arena()
     if settings.redis_url is None:
         fix = "set REDIS_URL; `farebox up` starts an embedded one"
         raise Problem("serve needs a Redis or Valkey of yours", fix=fix, code=WRONG_USAGE)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
+    from billing.db import AsyncEngine
     from gateway.admission.key_admin import KeyAdmin
     from gateway.config import Settings
 

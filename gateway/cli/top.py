@@ -13,8 +13,7 @@ from gateway.cli.usage import names_of
 from gateway.config import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
+    from billing.db import AsyncEngine
     from billing.pulse import Pulse
 
 app = App(name="top")

@@ -17,7 +17,7 @@ from gateway.cli.site import acting
 from gateway.config import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from billing.db import AsyncEngine
 
 app = App(name="topup")
 

@@ -41,11 +41,13 @@ def up(
     from gateway.cli.listening import bind
     from gateway.cli.ride import Ride
     from gateway.embedded.instance import Instance
+    from gateway.memory import share_one_arena
     from gateway.observe import logs
 
     flags = {"server.port": port, "server.host": host, "local.enabled": local, "data_dir": common.data}
     settings = load(common.config, flags=flags)
     logs.configure(settings.log)
+    share_one_arena()
     for error in settings.missing_secrets():
         raise error
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -79,9 +79,9 @@ async def rebuild(*, common: Common = DEFAULTS) -> int:
 async def names_of(db: object, by: str) -> dict[str, str]:
     """What people call the ids. Returns: id -> name."""
     from sqlalchemy import select
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from billing import accounts
+    from billing.db import AsyncConnection
     from gateway.schema import virtual_keys
 
     assert isinstance(db, AsyncConnection)

@@ -11,8 +11,7 @@ from gateway.cli.common import CHANGES, DEFAULTS, OK, WRONG_USAGE, Changes, Comm
 from gateway.cli.site import acting
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
+    from billing.db import AsyncConnection
     from gateway.admin.auth.people import User
 
 app = App(name="users")

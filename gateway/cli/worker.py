@@ -40,10 +40,12 @@ async def _run(once: bool, common: Local) -> int:
     from billing.worker import Worker
     from gateway.chores import chores_of
     from gateway.cli.listening import on_signal
+    from gateway.memory import share_one_arena
     from gateway.observe import logs
 
     settings = common.settings()
     logs.configure(settings.log)
+    share_one_arena()
     async with database(settings) as engine, chores_of(settings, engine) as listed:
         async with reading(engine) as db:
             prices = await load_prices(db)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from msgspec import Struct
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import accounts
-from billing.db import reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, writing
 from gateway.admin.auth import people
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.minting import GIVEN_CHARS_MIN, LOOPBACK_CHARS_MIN, hash_of

@@ -18,11 +18,10 @@ from typing import Any, Final
 import asyncpg
 from msgspec import Struct
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts, ledger
 from billing.accounts import Scope, Window
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from billing.money import MAX_AMOUNT_PUSD, PUSD_PER_USD
 from billing.rating import Charge
 from billing.usage import Meter, Outcome, UsageRecord

@@ -12,11 +12,10 @@ from typing import Final
 from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts, ledger, sample
 from billing.accounts import Scope, Window
-from billing.db import reading, writing
+from billing.db import AsyncEngine, reading, writing
 from billing.errors import UnknownPrice
 from billing.money import PUSD_PER_USD
 from billing.prices import PriceBook, PriceSheet

@@ -12,11 +12,10 @@ from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts, alerts
 from billing.accounts import Budget, Scope
-from billing.db import reading
+from billing.db import AsyncEngine, reading
 from gateway.observe.metrics import METRICS
 from gateway.observe.vitals import Standing
 

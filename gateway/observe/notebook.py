@@ -15,9 +15,8 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Table, insert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import writing
+from billing.db import AsyncEngine, writing
 from gateway.observe.metrics import METRICS
 
 log = structlog.get_logger(__name__)

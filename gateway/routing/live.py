@@ -15,9 +15,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 from msgspec.structs import replace
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import at_once, reading, writing
+from billing.db import AsyncEngine, at_once, reading, writing
 from gateway.catalogue import store
 from gateway.catalogue.declared import declare
 from gateway.catalogue.document import EMPTY, Credentials, Document, merged

@@ -8,9 +8,8 @@ from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing.db import at_once, reading
+from billing.db import AsyncEngine, at_once, reading
 from billing.pricelist import load_prices, prices_version
 from billing.prices import STANDARD, PriceBook, PriceSheet
 from gateway.config import Settings, Source

@@ -220,7 +220,7 @@ class Crash(Exception):
 
 def engines(engine: AsyncEngine) -> list[Engine]:
     """By which a worker writes: for SQLite there is another one, for threads."""
-    return [engine.sync_engine, *[each for of, each in database._beside.items() if of is engine.sync_engine]]
+    return [engine.sync_engine, *[each.engine for of, each in database._beside.items() if of is engine.sync_engine]]
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import pricelist, schema
-from billing.db import writing
+from billing.db import AsyncConnection, writing
 from billing.errors import UnknownPrice
 from billing.money import format_usd, parse_usd
 from billing.prices import PriceSheet, Rates

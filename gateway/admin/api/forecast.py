@@ -8,10 +8,10 @@ from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery
 from msgspec import Struct
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
 from billing.accounts import Budget, Scope, Window, window_end_ns, window_start_ns
+from billing.db import AsyncConnection
 from billing.money import format_usd
 from billing.statements import spent
 from gateway.admin import reports

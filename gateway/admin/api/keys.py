@@ -9,10 +9,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.accounts import Scope, Window
-from billing.db import reading
+from billing.db import AsyncConnection, reading
 from billing.schema import usage_records
 from billing.statements import spent_by
 from gateway.admin import reports

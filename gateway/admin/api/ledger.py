@@ -9,10 +9,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, HeaderParameter, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from sqlalchemy import and_, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts, ledger
-from billing.db import writing
+from billing.db import AsyncConnection, writing
 from billing.money import format_usd
 from billing.schema import transfers, usage_records
 from gateway.admin.api.projects import amount_of

@@ -11,10 +11,9 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
-from billing.db import writing
+from billing.db import AsyncConnection, writing
 from billing.schema import projects as projects_table
 from gateway.admin import reports
 from gateway.admin.api.projects import organisation_of

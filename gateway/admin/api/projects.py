@@ -11,12 +11,11 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
 from billing import schema as billing_schema
 from billing.accounts import BudgetKind, Scope, Window
-from billing.db import reading, writing
+from billing.db import AsyncConnection, reading, writing
 from billing.money import parse_usd
 from gateway.admin.api.usage import BudgetView, budget_view, budgets_within
 from gateway.admin.auth.roles import ADMINS, Actor

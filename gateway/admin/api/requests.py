@@ -12,9 +12,9 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 from sqlalchemy import and_, or_, select
 from sqlalchemy.engine import RowMapping
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import partitions
+from billing.db import AsyncConnection
 from billing.money import format_usd
 from billing.pricelist import load_sheet
 from billing.schema import transfers, usage_records

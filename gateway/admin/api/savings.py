@@ -8,8 +8,8 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.db import AsyncConnection
 from billing.money import format_usd
 from billing.pricelist import load_sheet
 from billing.schema import usage_records

@@ -9,10 +9,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
 from billing.accounts import Budget, BudgetKind, Scope, Window, window_start_ns
+from billing.db import AsyncConnection
 from billing.statements import spent
 from gateway.admin import reports
 from gateway.admin.api.values import TotalsView, totals_view, usd

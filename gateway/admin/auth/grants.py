@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
 from billing.accounts import BudgetKind, Scope, Window
+from billing.db import AsyncConnection
 from billing.money import format_usd
 from gateway.admin.auth.roles import ADMINS, MAKERS, Actor, Place
 from gateway.admin.problems import invalid

@@ -7,9 +7,9 @@ from typing import Final
 
 from msgspec import Struct
 from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import accounts
+from billing.db import AsyncConnection
 from gateway import identity
 from gateway.admin.auth.roles import Membership, Role, higher
 

@@ -20,9 +20,8 @@ from msgspec import Meta, Struct
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import reading, writing
+from billing.db import AsyncConnection, reading, writing
 from gateway import audit
 from gateway.admin.auth import people
 from gateway.admin.auth.people import hashed

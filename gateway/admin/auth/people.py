@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.db import AsyncConnection
 from gateway import schema
 from gateway.admin.auth import memberships
 from gateway.admin.auth.roles import Actor, Role, cut

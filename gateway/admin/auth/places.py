@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import ColumnElement, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.db import AsyncConnection
 from billing.schema import organisations, projects, teams
 from gateway.admin.auth.roles import Membership, Place, Role, Sight
 from gateway.schema import virtual_keys

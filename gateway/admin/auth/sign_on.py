@@ -16,9 +16,8 @@ from litestar.response import Redirect
 from msgspec import Struct
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.db import reading, writing
+from billing.db import AsyncConnection, reading, writing
 from gateway import audit, identity, schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.memberships import INSTALLATION

@@ -13,9 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.db import take_turn, writing
+from billing.db import AsyncConnection, AsyncEngine, take_turn, writing
 from gateway import audit, identity, schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.roles import Role
