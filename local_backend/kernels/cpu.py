@@ -1,4 +1,4 @@
-"""The fused operations on CPU: cpu.c, products.c and integers.c, compiled once for this machine, called through ctypes.
+"""The fused operations on CPU: C compiled once for this machine, called through ctypes.
 
 A step of a small model is some 700 torch calls of 5 to 30 us each, more than its matrix products at one stream; this
 makes it a few hundred. A compiler is asked for, not required: without one the plain forms run, and the log says so.
@@ -23,7 +23,8 @@ import torch
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.reference import ReferenceOps
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "products.c", "integers.c", "lanes.h")]
+CODE = ("cpu.c", "products.c", "tiles.c", "integers.c")
+SOURCES = [Path(__file__).with_name(name) for name in (*CODE, "lanes.h", "panels.h", "tiles.h")]
 # Sums are vectorised by hand in one fixed order, so nothing here may let the compiler reorder them: no -ffast-math,
 # which with gcc before 13 would also make the whole process flush denormals.
 FLAGS = (
@@ -98,7 +99,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attend": (POINTER, POINTER, LONG, POINTER, POINTER, INT, POINTER, POINTER, INT, INT, FLOAT, FLOAT, INT),
     "packed_bytes": (INT, INT, INT, INT, INT, INT),
     "pack_panels": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT, INT),
-    "panel_product": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT, INT, INT),
+    "panel_product": (POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT, INT, INT, INT, INT),
     "quantize_rows": (POINTER, POINTER, POINTER, INT, INT, INT),
     "split_rows": (POINTER, POINTER, POINTER, INT, INT, INT),
     "join_planes": (POINTER, POINTER, POINTER, POINTER, INT, INT),
@@ -136,7 +137,7 @@ def _compile(compiler: str, target: Path) -> Path:
     """Compile into `target`, which appears whole or not at all."""
     with tempfile.TemporaryDirectory() as folder:
         linked = Path(folder) / "cpu.so"
-        code = [str(source) for source in SOURCES if source.suffix == ".c"]
+        code = [str(Path(__file__).with_name(name)) for name in CODE]
         objects = [f"{Path(name).stem}.o" for name in code]
         # Linked without -fopenmp: the calls then resolve to the OpenMP that torch brought along, and its threads are
         # shared. A runtime of our own would put a second pool of threads on the same cores.
@@ -185,6 +186,8 @@ class CpuOps(ReferenceOps):
         self.invariant = invariant
         self._c = library(cache_dir)
         self.multiplies_bytes = hasattr(self._c, "byte_product")
+        # 0: many rows are multiplied without AMX, as where the system refuses it; None: the processor has none.
+        self.tiles = INT.in_dll(self._c, "may_use_tiles") if hasattr(self._c, "may_use_tiles") else None
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See ReferenceOps."""
@@ -368,7 +371,15 @@ class CpuOps(ReferenceOps):
         wide = weights.wide
         out = x.new_empty(rows, wide)
         self._c.panel_product(
-            out.data_ptr(), x.data_ptr(), weights.data.data_ptr(), _address(bias), *weights.form, rows, wide, ins
+            out.data_ptr(),
+            x.data_ptr(),
+            weights.data.data_ptr(),
+            _address(bias),
+            *weights.form,
+            rows,
+            wide,
+            ins,
+            self.invariant,
         )
         return out if wide == weights.outs else out[:, : weights.outs].contiguous()
 

@@ -1,7 +1,7 @@
 /* Products of integers: rows of activations as codes, 8-bit weights, sums in 32 bits. Exact, so that neither the size of
    the batch nor the way it is cut can change a result. Wants VNNI; AMX multiplies several rows at once. */
-#include "lanes.h"
-#if defined(__AMX_INT8__)
+#include "tiles.h"
+#if defined(TILES)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -72,6 +72,15 @@ void join_planes(float *a, const float *b, const float *scale, const float *bias
     for (int o = 0; bias && o < outs; o++) to[o] += bias[o];
   }
 }
+
+#if defined(TILES)
+/* Whether the kernel lets this process use tiles. Source: Linux, Documentation/arch/x86/xstate.rst, read 2026-11. */
+int may_use_tiles;
+__attribute__((constructor)) static void ask_for_tiles(void) {
+  enum { REQUEST = 0x1023, TILE_DATA = 18 };
+  may_use_tiles = !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+}
+#endif
 
 #if defined(__AVX512VNNI__)
 /* ---- products ---- */
@@ -176,22 +185,7 @@ static void panels_by_lanes(const product_t *p, int panel, int panels) {
     for (int o = 0; o < panels; o++) by_lanes(p, row, panel + o, 1, 1);
 }
 
-#if defined(__AMX_INT8__)
-/* Whether the kernel lets this process use tiles. Source: Linux, Documentation/arch/x86/xstate.rst, read 2026-11. */
-static int may_use_tiles;
-__attribute__((constructor)) static void ask_for_tiles(void) {
-  enum { REQUEST = 0x1023, TILE_DATA = 18 };
-  may_use_tiles = !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
-}
-
-/* Eight tiles of 16 rows of 64 bytes. Source: Intel, Architecture Instruction Set Extensions, LDTILECFG, read 2026-11. */
-static const struct {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-} TILES __attribute__((aligned(64))) = {
-    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-
+#if defined(TILES)
 /* 16 rows, or 32, times two panels. Rows that nobody asked for are computed and dropped. */
 static void by_tiles(const product_t *p, int row, int panel, int both) {
   size_t step = p->step, size = step * LANES;
@@ -240,9 +234,9 @@ void byte_product(float *y, const uint8_t *x, const float *x_scale, const int8_t
   int panels = (outs + 2 * LANES - 1) / (2 * LANES) * 2;
 #pragma omp parallel if ((long)rows * outs * step > PARALLEL_FROM)
   {
-#if defined(__AMX_INT8__)
+#if defined(TILES)
     int tiles = may_use_tiles && rows > FEW;
-    if (tiles) _tile_loadconfig(&TILES);
+    if (tiles) lay_out_tiles(LANES, LANES);
 #else
     int tiles = 0;
 #endif
@@ -250,12 +244,12 @@ void byte_product(float *y, const uint8_t *x, const float *x_scale, const int8_t
     for (int panel = 0; panel < panels; panel += TOGETHER) {
       int few = panels - panel < TOGETHER ? panels - panel : TOGETHER;
       if (!tiles) panels_by_lanes(p, panel, few);
-#if defined(__AMX_INT8__)
+#if defined(TILES)
       for (int row = 0; tiles && row < rows; row += 2 * LANES)
         for (int o = 0; o < few; o += 2) by_tiles(p, row, panel + o, rows - row > LANES);
 #endif
     }
-#if defined(__AMX_INT8__)
+#if defined(TILES)
     if (tiles) _tile_release();
 #endif
   }

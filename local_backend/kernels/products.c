@@ -1,45 +1,14 @@
 /* Products with weights that are narrower than the activations: float16, or codes of 8 and 4 bits under a scale for
    some inputs each. In float32; each sum runs in one order, whatever the batch. Compiled with cpu.c. */
-#include "lanes.h"
+#include "panels.h"
+#include "tiles.h"
 
 #if defined(__AVX512F__)
 enum { GROUP = 16 }; /* sums that stay in registers: rows times panels */
 #else
 enum { GROUP = 4 };
 #endif
-enum { DEPTH = 256 };  /* inputs at a time: a group of rows then stays in the first cache for all panels */
-enum { AHEAD = 2048 }; /* bytes of weights that are asked of memory before they are needed */
-
 /* ---- weights in panels ---- */
-
-/* Weights lie in the order in which they are read: for each DEPTH of inputs panels of LANES outputs, in a panel one
-   input after the other (4 bits: eight inputs in 32 bits of each output). A panel is made of pieces, the inputs of one
-   DEPTH under one scale; before the codes of each stand a scale for every output and, where codes have a zero, a shift:
-   weight = scale * code + shift. Either is float16 or float32: 2 or 4 bytes a number, 0 if there is none. Codes of 4
-   bits lie 8 above what they mean. */
-typedef struct {
-  int bits, group, scale_bytes, shift_bytes, n;
-} form_t;
-
-static inline int header_bytes(form_t form) { return LANES * (form.scale_bytes + form.shift_bytes); }
-
-/* How many inputs from input `k` on are of its piece. */
-static inline int piece_at(form_t form, int k) {
-  int depth = (k / DEPTH + 1) * DEPTH, group = (k / form.group + 1) * form.group, end = depth < group ? depth : group;
-  return (end < form.n ? end : form.n) - k;
-}
-
-/* From input `start` to `end`, both at the border of a piece. */
-static int pieces_in(form_t form, int start, int end) {
-  int count = 0;
-  for (int k = start; k < end; k += piece_at(form, k)) count++;
-  return count;
-}
-
-/* Of one panel. */
-static size_t panel_bytes(form_t form, int start, int end) {
-  return (size_t)pieces_in(form, start, end) * header_bytes(form) + (size_t)(end - start) * LANES * form.bits / 8;
-}
 
 int64_t packed_bytes(int bits, int group, int scale_bytes, int shift_bytes, int outs, int n) {
   form_t form = {bits, group, scale_bytes, shift_bytes, n};
@@ -105,20 +74,6 @@ void pack_panels(uint8_t *to, const uint8_t *codes, const uint8_t *scale, const 
 
 /* ---- products ---- */
 
-static inline lanes numbers_at(const uint8_t *at, int bytes) {
-  return bytes == 2 ? from_halves(at) : load((const float *)at);
-}
-
-/* A DEPTH of inputs, as all its products need it. */
-typedef struct {
-  form_t form;
-  int start, end;
-  size_t size;  /* bytes of a panel */
-  int piece;    /* number of the first one */
-  int pieces;   /* of a whole row */
-  size_t step;  /* of y */
-} block_t;
-
 /* y += the sums (rows, panels) over a piece as what they mean; what that is stands at `numbers` in the first panel. */
 static __attribute__((noinline)) void add_piece(float *y, const lanes *sums, const float *totals,
                                                 const uint8_t *numbers, const block_t *block, int real, int panels) {
@@ -170,13 +125,7 @@ static inline __attribute__((always_inline)) void panels_of(float *y, const floa
         for (int p = 0; p < panels; p++) {
           const uint8_t *at = codes + p * size + (size_t)i * LANES * bits / 8;
           __builtin_prefetch(at + AHEAD);
-          if (bits == 16) {
-            wide[p] = from_halves(at);
-          } else {
-            signed_bytes some;
-            memcpy(&some, at, sizeof some);
-            wide[p] = from_bytes(some);
-          }
+          wide[p] = bits == 8 ? bytes_at(at) : numbers_at(at, bits / 8);
         }
 #pragma GCC unroll 16
         for (int s = 0; s < rows * panels; s++) sums[s] += x[i * rows + s / panels] * wide[s % panels];
@@ -210,6 +159,7 @@ static inline __attribute__((always_inline)) void panels_of(float *y, const floa
 FOR_ROWS(halves_for, 16)
 FOR_ROWS(bytes_for, 8)
 FOR_ROWS(nibbles_for, 4)
+FOR_ROWS(floats_for, 32)
 
 /* The sums of a row over each piece. */
 static void add_up(float *totals, const float *x, form_t form) {
@@ -223,15 +173,22 @@ static void add_up(float *totals, const float *x, form_t form) {
   }
 }
 
+enum { MANY = 32 }; /* rows from which it pays to widen weights once for all of them */
+
 /* y (rows, wide) = x (rows, n) times weights as `pack_panels` left them, plus the bias (wide) if there is one; `wide` is
-   a whole number of panels. In float32 throughout. */
+   a whole number of panels. In float32, or in what tiles make of it: see tiles.c. `invariant`: no row's sums depend on
+   how many others there are. */
 void panel_product(float *y, const float *x, const uint8_t *weights, const float *bias, int bits, int group,
-                   int scale_bytes, int shift_bytes, int rows, int wide, int n) {
+                   int scale_bytes, int shift_bytes, int rows, int wide, int n, int invariant) {
   form_t form = {bits, group, scale_bytes, shift_bytes, n};
+#if defined(TILES)
+  if (!invariant && may_use_tiles && rows > TILE_ROWS) return tile_product(y, x, weights, bias, form, rows, wide);
+#endif
+  int once = !invariant && rows >= MANY;
   int pieces = pieces_in(form, 0, n), groups = (rows + GROUP - 1) / GROUP, rest = rows - (groups - 1) * GROUP, width = 1;
   while (width < rest) width *= 2; /* of the last group */
   float *turned = rows == 1 ? NULL : aligned_alloc(64, (size_t)groups * GROUP * n * sizeof(float));
-  float *totals = shift_bytes ? malloc((size_t)rows * pieces * sizeof(float)) : NULL;
+  float *totals = shift_bytes && !once ? malloc((size_t)rows * pieces * sizeof(float)) : NULL;
   int together = groups > 1 ? 1 : GROUP / width;
 #pragma omp parallel if ((long)rows * wide * n > PARALLEL_FROM)
   {
@@ -250,20 +207,25 @@ void panel_product(float *y, const float *x, const uint8_t *weights, const float
     }
     const uint8_t *read = weights;
     block_t block = {.form = form, .pieces = pieces, .step = wide};
+    lanes floats[DEPTH];
     for (block.start = 0; block.start < n; block.start = block.end) {
       block.end = n - block.start < DEPTH ? n : block.start + DEPTH;
       block.size = panel_bytes(form, block.start, block.end);
+      block_t widened = block;
+      widened.form = (form_t){32, DEPTH, 0, 0, n};
       /* Each thread keeps to its panels, so it need not wait for the others between depths. */
 #pragma omp for schedule(static) nowait
       for (int o = 0; o < wide; o += together * LANES) {
         int panels = (wide - o) / LANES < together ? (wide - o) / LANES : together;
         const uint8_t *from = read + (size_t)(o / LANES) * block.size;
+        if (once) widen_panel(floats, from, &block);
         for (int g = 0; g < groups; g++) {
           int own = g < groups - 1 ? GROUP : width, real = g < groups - 1 ? GROUP : rest;
-          (bits == 16 ? halves_for : bits == 8 ? bytes_for : nibbles_for)(
+          (once ? floats_for : bits == 16 ? halves_for : bits == 8 ? bytes_for : nibbles_for)(
               y + (size_t)g * GROUP * wide + o,
               (turned ? turned : x) + (size_t)g * GROUP * n + (size_t)block.start * own,
-              totals ? totals + (size_t)g * GROUP * pieces + block.piece : NULL, from, &block, real, own, panels);
+              totals ? totals + (size_t)g * GROUP * pieces + block.piece : NULL,
+              once ? (const uint8_t *)floats : from, once ? &widened : &block, real, own, panels);
         }
       }
       read += (size_t)(wide / LANES) * block.size;

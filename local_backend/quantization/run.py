@@ -49,7 +49,8 @@ class PanelLinear:
     """float16 weights under float32 activations, in panels (products.c): half the bytes, the same arithmetic.
 
     At one stream decode is bound by reading weights, so half the bytes is up to twice the speed; nothing is lost where
-    the stored weights are float16 themselves. No sum depends on the batch. `scale` (outs,) multiplies the result:
+    the stored weights are float16 themselves. More than 16 rows go through tiles where there are some (tiles.c);
+    without, or in batch-invariant mode, no sum depends on the batch. `scale` (outs,) multiplies the result:
     float8 codes are float16 numbers exactly, their scales are not."""
 
     def __init__(
@@ -194,8 +195,8 @@ class SevenBitLinear:
 
 
 class WeightOnlyLinear:
-    """Codes of 4 or 8 bits under float32 activations, widened on the way (products.c). Nothing is lost but by the
-    codes, and no sum depends on the batch."""
+    """Codes of 4 or 8 bits under float32 activations, widened on the way (products.c, tiles.c). Nothing to
+    speak of is lost but by the codes. In batch-invariant mode no sum depends on the batch."""
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, ops: CpuOps) -> None:
         scale = weight.scale.float()

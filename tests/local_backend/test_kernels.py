@@ -43,6 +43,18 @@ def fused() -> CpuOps:
     return CpuOps(cache_dir() / "kernels")
 
 
+@pytest.fixture(scope="module")
+def invariant() -> CpuOps:
+    return CpuOps(cache_dir() / "kernels", invariant=True)
+
+
+@pytest.fixture
+def without_tiles(fused: CpuOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that has none."""
+    if fused.tiles is not None:
+        monkeypatch.setattr(fused.tiles, "value", 0)
+
+
 def step(block_size: int, chunks: list[tuple[int, int]]) -> AttentionBatch:
     """Chunks (start, count) of sequences whose blocks lie scattered; single tokens must come first, then short ones."""
     made = []
@@ -83,7 +95,11 @@ def test_norms_and_gate_equal_the_plain_forms(fused: CpuOps, rows: int, width: i
     ids=str,
 )
 def test_rope_store_and_attention_equal_the_plain_forms(
-    fused: CpuOps, shape: tuple[int, int, int, int], chunks: list[tuple[int, int]], options: dict[str, Any]
+    fused: CpuOps,
+    invariant: CpuOps,
+    shape: tuple[int, int, int, int],
+    chunks: list[tuple[int, int]],
+    options: dict[str, Any],
 ) -> None:
     heads, kv_heads, dim, half = shape
     caches = [filled_cache(torch.float32, 4, kv_heads, dim, seed=1) for _ in range(3)]
@@ -92,7 +108,7 @@ def test_rope_store_and_attention_equal_the_plain_forms(
     qkv = torch.randn(tokens, heads + 2 * kv_heads, dim)
     angle = torch.rand(tokens, 1, half) * 6
     outs = []
-    for ops, cache in zip((PLAIN, fused, CpuOps(cache_dir() / "kernels", invariant=True)), caches, strict=True):
+    for ops, cache in zip((PLAIN, fused, invariant), caches, strict=True):
         batch = step(4, chunks)
         turned = ops.rope_store(qkv.clone(), kv_heads, angle.cos(), angle.sin(), cache, 1, batch)
         outs.append(ops.attend(turned, kv_heads, cache, 1, batch, scale=dim**-0.5, **options))
@@ -171,14 +187,16 @@ def test_four_bit_codes_survive_packing() -> None:
 @pytest.mark.parametrize("shape", MATRICES, ids=str)
 @pytest.mark.parametrize("scheme", ["int8wo", "int4wo"])
 def test_weight_only_products_are_those_of_the_dequantized_matrix(
-    fused: CpuOps, scheme: Any, shape: tuple[int, int], rows: int
+    fused: CpuOps, invariant: CpuOps, scheme: Any, shape: tuple[int, int], rows: int
 ) -> None:
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1])
     packed = quantize(weight, SCHEMES[scheme])
-    linear = WeightOnlyLinear(packed, bias, fused)
+    wanted = reference_product(packed.dequantize(), x) + bias
+    torch.testing.assert_close(WeightOnlyLinear(packed, bias, fused)(x), wanted, atol=2e-3, rtol=1e-3)
+    linear = WeightOnlyLinear(packed, bias, invariant)
     out = linear(x)
-    torch.testing.assert_close(out, reference_product(packed.dequantize(), x) + bias, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(out, wanted, atol=2e-3, rtol=1e-3)
     for row in range(rows):
         assert torch.equal(linear(x[row : row + 1])[0], out[row])
 
@@ -188,7 +206,7 @@ def test_weight_only_products_are_those_of_the_dequantized_matrix(
     ("bits", "group", "ins"), [(8, 16, 256), (8, 40, 600), (8, 300, 300), (4, 96, 576), (4, 512, 512)]
 )
 def test_scales_of_any_length_and_zeros_are_those_of_the_plain_form(
-    fused: CpuOps, bits: int, group: int, ins: int, wide: bool
+    invariant: CpuOps, bits: int, group: int, ins: int, wide: bool
 ) -> None:
     torch.manual_seed(ins)
     outs, groups = 50, ins // group
@@ -200,20 +218,53 @@ def test_scales_of_any_length_and_zeros_are_those_of_the_plain_form(
         weight = QuantizedWeight(packed, scale, zero, group)
         wanted = reference_product(weight.dequantize(), x)
         torch.testing.assert_close(
-            WeightOnlyLinear(weight, None, fused)(x), wanted, atol=1e-6 * float(wanted.abs().max()), rtol=1e-5
+            WeightOnlyLinear(weight, None, invariant)(x), wanted, atol=1e-6 * float(wanted.abs().max()), rtol=1e-5
         )
 
 
 @pytest.mark.parametrize("shape", [*MATRICES, (16, 1), (50, 300), (259, 513)], ids=str)
-def test_float16_panels_lose_nothing_and_no_row_sees_its_neighbours(fused: CpuOps, shape: tuple[int, int]) -> None:
+def test_float16_panels_lose_nothing_and_no_row_sees_its_neighbours(invariant: CpuOps, shape: tuple[int, int]) -> None:
     torch.manual_seed(shape[0])
     weight, bias, x = torch.randn(shape).half(), torch.randn(shape[0]), torch.randn(37, shape[1])
-    linear, bare = PanelLinear(weight, bias, fused), PanelLinear(weight.float(), None, fused)
+    linear, bare = PanelLinear(weight, bias, invariant), PanelLinear(weight.float(), None, invariant)
     alone = torch.cat([linear(row[None]) for row in x])
     torch.testing.assert_close(alone, reference_product(weight.float(), x) + bias, atol=2e-4, rtol=1e-5)
     for rows in range(1, 38):  # whole groups, and every width of the last one
         assert torch.equal(linear(x[:rows]), alone[:rows])
         torch.testing.assert_close(bare(x[:rows]), alone[:rows] - bias, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "no tiles"])
+@pytest.mark.parametrize("shape", [*MATRICES, (16, 1), (50, 300), (259, 513), (1200, 40)], ids=str)
+def test_many_rows_are_multiplied_in_fifteen_bits_at_least(
+    fused: CpuOps, shape: tuple[int, int], tiles: bool, request: pytest.FixtureRequest
+) -> None:
+    if tiles and (fused.tiles is None or not fused.tiles.value):
+        pytest.skip("NO AMX HERE: many rows are multiplied in float32, tested beside this")
+    if not tiles:
+        request.getfixturevalue("without_tiles")
+    outs, ins = shape
+    torch.manual_seed(outs)
+    plain, bias, x = torch.randn(shape), torch.randn(outs), torch.randn(130, ins)
+    x[0] *= 1000  # one user's outliers
+    forms = {"float16": plain.half().float(), "bfloat16": plain.bfloat16().float()}
+    made: dict[str, Any] = {name: PanelLinear(weight, bias, fused) for name, weight in forms.items()}
+    if ins % 32 == 0:
+        for scheme in ("int8wo", "int4wo"):
+            packed = quantize(plain, SCHEMES[scheme])
+            zero = torch.randn_like(packed.scale, dtype=torch.float32) * 5
+            forms[scheme], made[scheme] = packed.dequantize(), WeightOnlyLinear(packed, bias, fused)
+            packed = QuantizedWeight(packed.codes, packed.scale, zero, packed.group)
+            forms[f"{scheme}, zeros"], made[f"{scheme}, zeros"] = (
+                packed.dequantize(),
+                WeightOnlyLinear(packed, bias, fused),
+            )
+    for name, weight in forms.items():
+        wanted = x.double() @ weight.double().t() + bias
+        size = x.double().abs() @ weight.double().abs().t() + bias.abs()  # what rounding is relative to
+        for rows in (*range(15, 71), 130):
+            error = (made[name](x[:rows]) - wanted[:rows]).abs() / size[:rows]
+            assert error.max() < 2**-15, (name, rows)
 
 
 def test_weights_beyond_float16_become_its_largest_number(fused: CpuOps) -> None:
