@@ -360,16 +360,14 @@ CREATE TABLE project_routing (
 	CONSTRAINT pk_project_routing PRIMARY KEY (project_id), 
 	CONSTRAINT fk_project_routing_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
 );
-CREATE TABLE "projects" (
+CREATE TABLE projects (
 	id VARCHAR(64) NOT NULL, 
 	organisation_id VARCHAR(64) NOT NULL, 
 	name VARCHAR(200) NOT NULL, 
-	created_at_ns BIGINT NOT NULL, 
-	team_id VARCHAR(64), 
+	created_at_ns BIGINT NOT NULL, team_id VARCHAR(64) CONSTRAINT fk_projects_team_id_teams REFERENCES teams (id), 
 	CONSTRAINT pk_projects PRIMARY KEY (id), 
 	CONSTRAINT fk_projects_organisation_id FOREIGN KEY(organisation_id) REFERENCES organisations (id), 
-	CONSTRAINT uq_projects_organisation_id_name UNIQUE (organisation_id, name), 
-	CONSTRAINT fk_projects_team_id_teams FOREIGN KEY(team_id) REFERENCES teams (id)
+	CONSTRAINT uq_projects_organisation_id_name UNIQUE (organisation_id, name)
 );
 CREATE TABLE provider_credentials (
 	id VARCHAR(64) NOT NULL, 

@@ -32,14 +32,15 @@ def upgrade() -> None:
     for name, kind, default in COLUMNS:
         op.add_column("budgets", sa.Column(name, kind, nullable=False, server_default=sa.text(default)))
     op.add_column("budgets", sa.Column("raise_until_ns", sa.BigInteger()))
-    with op.batch_alter_table("projects") as projects:
-        projects.add_column(sa.Column("team_id", sa.String(64)))
-        projects.create_foreign_key("fk_projects_team_id_teams", "teams", ["team_id"], ["id"])
+    # In one statement, as both have it: Alembic would copy SQLite's table, which may not be dropped while a key belongs
+    # to one of its rows.
+    op.execute(
+        "ALTER TABLE projects ADD COLUMN team_id VARCHAR(64) CONSTRAINT fk_projects_team_id_teams REFERENCES teams (id)"
+    )
 
 
 def downgrade() -> None:
     with op.batch_alter_table("projects") as projects:
-        projects.drop_constraint("fk_projects_team_id_teams", type_="foreignkey")
         projects.drop_column("team_id")
     op.drop_column("budgets", "raise_until_ns")
     for name, _, _ in reversed(COLUMNS):
