@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ from gateway.errors import LimitsAway, Unavailable
 log = structlog.get_logger(__name__)
 
 SLOTS: Final = 16_384
-# How long nodes have to say how they see the cluster. Nobody waits for it but who has no master to ask.
+# How long nodes have to say how they see the cluster, once a map is known. Nobody waits for it but who has no master to
+# ask.
 LOOK_S: Final = 1.0
 # Between two looks: every caller of a lost master would begin one.
 LOOK_AGAIN_S: Final = 0.1
@@ -46,6 +47,11 @@ class Map(Struct, frozen=True):
     ends: tuple[int, ...] = ()
     masters: tuple[Address, ...] = ()
     nodes: tuple[Address, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """How many have a master."""
+        return sum(self.ends) - sum(self.starts) + len(self.starts)
 
     def master_of(self, slot: int) -> Address | None:
         at = bisect_right(self.starts, slot) - 1
@@ -193,19 +199,23 @@ class ClusterLink:
             await asyncio.wait({self._looking})
 
     async def _look_around(self) -> None:
-        """Ask every node that was ever named, and believe the latest: one that was cut off tells an old story."""
+        """Ask every node that was ever named, and believe the latest: one that was cut off tells an old story, and of
+        two as late the one that has heard of fewer masters. As long as no map is known, the first answer is waited for
+        as any command is: there is nobody else to ask."""
         asked = [
             asyncio.ensure_future(self._view_of(address)) for address in dict.fromkeys((*self._map.nodes, *self._seeds))
         ]
         try:
-            done, _ = await asyncio.wait(asked, timeout=LOOK_S)
+            done, waiting = await asyncio.wait(asked, timeout=LOOK_S)
+            while waiting and not (self._map.masters or any(view.masters for view in _told(done))):
+                more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                done |= more
         finally:
             for task in asked:
                 task.cancel()
-        views = [task.result() for task in done if not task.cancelled() and task.exception() is None]
-        whole = [view for view in views if view is not None and view.epoch >= self._map.epoch]
+        whole = [view for view in _told(done) if view.epoch >= self._map.epoch]
         if whole:
-            self._adopt(max(whole, key=lambda view: view.epoch))
+            self._adopt(max(whole, key=lambda view: (view.epoch, view.slots)))
 
     async def _view_of(self, address: Address) -> Map | None:
         """None: it does not answer, or is not in touch with most of the others, and we know more."""
@@ -245,6 +255,11 @@ class ClusterLink:
                     answered = True
         if gone or not answered:
             link.drop()
+
+
+def _told(done: Iterable[asyncio.Future[Map | None]]) -> list[Map]:
+    said = [task.result() for task in done if not task.cancelled() and task.exception() is None]
+    return [view for view in said if view is not None]
 
 
 async def _all_of(parting: Sequence[Any], earlier: asyncio.Task[None] | None) -> None:
