@@ -151,6 +151,30 @@ class KeyAdmin:
         left as it is.
 
         Raises: InvalidRequest naming the bad setting; NotFound for the project."""
+        async with writing(self._engine) as db:
+            new = await self.add_key(
+                db, project_id=project_id, name=name, actor=actor, now_ns=now_ns, why=why, terms=terms,
+                budgets=budgets, plain=plain, plain_chars_min=plain_chars_min,
+            )  # fmt: skip
+        if new.plain is not None:
+            await self._announce(new.public_id)
+        return new
+
+    async def add_key(
+        self,
+        db: AsyncConnection,
+        *,
+        project_id: str,
+        name: str,
+        actor: str,
+        now_ns: int,
+        why: str | None = None,
+        terms: KeyTerms | None = None,
+        budgets: Sequence[tuple[Window, int]] = (),
+        plain: str | None = None,
+        plain_chars_min: int = GIVEN_CHARS_MIN,
+    ) -> NewKey:
+        """As `create_key`, in the caller's transaction; nobody is told."""
         terms = terms or KeyTerms()
         _check(asdict(terms) | {"name": name}, now_ns)
         if plain is None:
@@ -161,30 +185,28 @@ class KeyAdmin:
             except ValueError as error:
                 raise InvalidRequest(str(error), param="key") from None
         key_id = f"key_{secrets.token_hex(10)}"
-        async with writing(self._engine) as db:
-            project = (
-                await db.execute(select(projects.c.organisation_id).where(projects.c.id == project_id))
-            ).scalar_one_or_none()
-            if project is None:
-                raise NotFound(f"no project {project_id!r}", param="project")
-            if (known := await self._known(db, minted)) is not None:
-                return NewKey(known["id"], minted.public_id, None)
-            row = asdict(terms) | {
-                "id": key_id,
-                "public_id": minted.public_id,
-                "organisation_id": project,
-                "project_id": project_id,
-                "name": name,
-                "created_at_ns": now_ns,
-                "created_by": actor,
-            }
-            await db.execute(insert(virtual_keys).values(row | {"secret_hash": minted.hash}))
-            for window, limit_pusd in budgets:
-                await _set_budget(db, accounts.Budget(Scope.KEY, key_id, window, limit_pusd), now_ns)
-            money = {window.value: limit_pusd for window, limit_pusd in budgets}
-            after = row | {"budgets_pusd": money}
-            await note(db, now_ns, actor, "key.create", key_id, after=after, why=why)
-        await self._announce(minted.public_id)
+        project = (
+            await db.execute(select(projects.c.organisation_id).where(projects.c.id == project_id))
+        ).scalar_one_or_none()
+        if project is None:
+            raise NotFound(f"no project {project_id!r}", param="project")
+        if (known := await self._known(db, minted)) is not None:
+            return NewKey(known["id"], minted.public_id, None)
+        row = asdict(terms) | {
+            "id": key_id,
+            "public_id": minted.public_id,
+            "organisation_id": project,
+            "project_id": project_id,
+            "name": name,
+            "created_at_ns": now_ns,
+            "created_by": actor,
+        }
+        await db.execute(insert(virtual_keys).values(row | {"secret_hash": minted.hash}))
+        for window, limit_pusd in budgets:
+            await _set_budget(db, accounts.Budget(Scope.KEY, key_id, window, limit_pusd), now_ns)
+        money = {window.value: limit_pusd for window, limit_pusd in budgets}
+        after = row | {"budgets_pusd": money}
+        await note(db, now_ns, actor, "key.create", key_id, after=after, why=why)
         return NewKey(key_id, minted.public_id, minted.plain)
 
     async def revoke_key(self, key: str, *, actor: str, now_ns: int, why: str | None = None) -> KeyInfo:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 from sqlalchemy import select
 
 from billing import accounts
-from billing.db import AsyncConnection, AsyncEngine, reading, writing
+from billing.db import AsyncConnection, AsyncEngine, reading, take_turn, writing
 from gateway.admin.auth import people
 from gateway.admission.key_admin import KeyAdmin
 from gateway.admission.minting import GIVEN_CHARS_MIN, LOOPBACK_CHARS_MIN, hash_of
@@ -22,6 +23,8 @@ from gateway.schema import virtual_keys
 ORGANISATION = "default"
 PROJECT = "demo"
 ACTOR = "farebox up"
+# Before the audit's, which comes with the first key.
+_TURN: Final = int.from_bytes(b"first", "big")
 
 
 class First(Struct, frozen=True):
@@ -36,31 +39,33 @@ class First(Struct, frozen=True):
 
 
 async def bootstrap(engine: AsyncEngine, settings: Settings, pepper: bytes, *, at_ns: int) -> First:
-    """Make what is missing. Each step leaves something whole, so a start that is cut off is taken up by the next.
+    """Make what is missing, all or nothing; once where several gateways start at once.
 
     Raises: ConfigError for a FAREBOX_BOOTSTRAP_KEY that can be no key."""
+    # No gateway has read keys from this database before this start, or it will read them anew: nobody is to be told.
+    keys = KeyAdmin(engine, None, pepper)
     async with writing(engine) as db:
+        await take_turn(db, _TURN)
         await prices.declare(db, settings, at_ns)
         project = await _project(db, at_ns)
         link = await people.first_link(db, at_ns=at_ns)
-    # No gateway has read keys from this database before this start, or it will read them anew: nobody is to be told.
-    keys = KeyAdmin(engine, None, pepper)
-    if settings.bootstrap_key is not None:
-        key: str | None = settings.bootstrap_key.reveal()
-        chars_min = LOOPBACK_CHARS_MIN if settings.server.on_loopback else GIVEN_CHARS_MIN
-        try:
-            await keys.create_key(
-                project_id=project.id,
-                name="bootstrap",
-                actor=ACTOR,
-                now_ns=at_ns,
-                plain=key,
-                plain_chars_min=chars_min,
-            )
-        except InvalidRequest as error:
-            raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
-    else:
-        key = await _first_key(engine, keys, settings, project, at_ns)
+        if settings.bootstrap_key is not None:
+            key: str | None = settings.bootstrap_key.reveal()
+            chars_min = LOOPBACK_CHARS_MIN if settings.server.on_loopback else GIVEN_CHARS_MIN
+            try:
+                await keys.add_key(
+                    db,
+                    project_id=project.id,
+                    name="bootstrap",
+                    actor=ACTOR,
+                    now_ns=at_ns,
+                    plain=key,
+                    plain_chars_min=chars_min,
+                )
+            except InvalidRequest as error:
+                raise ConfigError("bootstrap_key", error.message, source="FAREBOX_BOOTSTRAP_KEY") from error
+        else:
+            key = await _first_key(db, keys, settings, project, at_ns)
     return First(await good(engine, key, pepper), people.sign_in_url(settings.office_url, link) if link else None)
 
 
@@ -75,16 +80,15 @@ async def good(engine: AsyncEngine, key: str | None, pepper: bytes) -> str | Non
 
 
 async def _first_key(
-    engine: AsyncEngine, keys: KeyAdmin, settings: Settings, project: accounts.Project, at_ns: int
+    db: AsyncConnection, keys: KeyAdmin, settings: Settings, project: accounts.Project, at_ns: int
 ) -> str | None:
     """Made once, where there is no key at all; kept in a file of the owner's alone, so that every `up` can show it."""
     kept = settings.data_dir / "secrets" / "first_key"
-    async with reading(engine) as db:
-        any_key = (await db.execute(select(virtual_keys.c.id).limit(1))).first() is not None
-    if any_key:
+    if (await db.execute(select(virtual_keys.c.id).limit(1))).first() is not None:
         return _read(kept)
-    new = await keys.create_key(project_id=project.id, name="first", actor=ACTOR, now_ns=at_ns)
+    new = await keys.add_key(db, project_id=project.id, name="first", actor=ACTOR, now_ns=at_ns)
     assert new.plain is not None, "a key of our own making is new"
+    # Before the commit: a key that nobody knows would be in the way of every later one.
     _keep(kept, new.plain)
     return new.plain
 

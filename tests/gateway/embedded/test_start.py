@@ -14,6 +14,7 @@ from billing import accounts
 from billing.db import create_engine, reading
 from billing.pricelist import load_prices
 from billing.usage import Meter
+from gateway.admin.auth import people
 from gateway.admission.key_admin import KeyAdmin
 from gateway.config import ConfigError, Settings, load
 from gateway.embedded.bootstrap import bootstrap
@@ -117,6 +118,25 @@ async def test_a_start_that_lost_its_folder_does_not_make_a_second_key(engine: A
     await bootstrap(engine, settings_in(tmp_path / "a"), PEPPER, at_ns=NOW_NS)
     other = await bootstrap(engine, settings_in(tmp_path / "b"), PEPPER, at_ns=NOW_NS)
     assert other.key is None
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("given", [None, "an-operator-made-this-key-by-hand"])
+async def test_gateways_that_start_at_once_make_one_of_each(
+    engine: AsyncEngine, tmp_path: Path, given: str | None
+) -> None:
+    """Each on a machine of its own, with a folder of its own, and one database."""
+    environ = {} if given is None else {"FAREBOX_BOOTSTRAP_KEY": given}
+    firsts = await asyncio.gather(
+        *(bootstrap(engine, settings_in(tmp_path / f"{n}", **environ), PEPPER, at_ns=NOW_NS + n) for n in range(8))
+    )
+    assert all(first.sign_in_url for first in firsts)
+    assert sum(first.key is not None for first in firsts) == (8 if given else 1)
+    assert len(await KeyAdmin(engine, None, PEPPER).list_keys()) == 1
+    async with reading(engine) as db:
+        assert len(await accounts.organisations(db)) == 1
+        assert [project.name for project in await accounts.projects(db)] == ["demo"]
+        assert [user.name for user in await people.users(db)] == ["owner"]
     await engine.dispose()
 
 
