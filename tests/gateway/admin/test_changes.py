@@ -21,6 +21,7 @@ from gateway.admin.auth.roles import Role
 from gateway.admin.openapi import PATH, encoded
 from gateway.admin.problems import MEDIA_TYPE
 from gateway.admission.minting import hash_of
+from gateway.admission.store import store_from
 from gateway.catalogue.document import ProviderEntry
 from gateway.identity import key_secrets
 from gateway.schema import virtual_keys
@@ -222,6 +223,21 @@ async def test_a_price_counts_from_now_on_and_history_stays(made: World, browser
     assert (await browser.call("POST", "/prices", finer)).status_code == 422
     unpriced = {**place, "sale": {"input_tokens": "1"}}
     assert (await browser.call("POST", "/prices", unpriced)).status_code == 422
+
+
+async def test_a_price_stands_though_its_counting_has_to_wait(made: World, browser: Browser, redis_url: str) -> None:
+    """After the commit the database does not say what has to be counted anew."""
+    made.keys._redis = store_from(redis_url)
+    said = {"provider": "groq", "model": "llama-4-scout", "sale": {"input_tokens": "0.3", "output_tokens": "0.6"}}
+    async with writing(made.engine) as db:
+        await db.exec_driver_sql("ALTER TABLE late_charges RENAME TO away")
+    try:
+        answer = await browser.call("POST", "/prices", said)
+    finally:
+        async with writing(made.engine) as db:
+            await db.exec_driver_sql("ALTER TABLE away RENAME TO late_charges")
+    assert answer.is_success, answer.text
+    assert answer.json()[0]["sale"]["input_tokens"] == "0.30"
 
 
 async def test_a_price_charges_what_waited_for_it(made: World, browser: Browser, tmp_path: Path) -> None:
