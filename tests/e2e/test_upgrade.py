@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -152,10 +152,10 @@ async def test_workers_are_replaced_with_new_settings_and_no_stream_is_cut(
     async with serving(config, url, "--workers", "2") as process:
 
         def workers() -> set[int]:
-            try:
-                return {child.pid for child in psutil.Process(process.pid).children()}
-            except psutil.NoSuchProcess:  # one ended while they were listed
-                return workers()
+            while True:
+                assert process.returncode is None, "the gateway ended"
+                with suppress(psutil.NoSuchProcess):  # one ended while they were listed
+                    return {child.pid for child in psutil.Process(process.pid).children()}
 
         before = workers()
         assert len(before) == 2
