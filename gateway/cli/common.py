@@ -263,9 +263,10 @@ class Elided:
 
         if cell_len(self.text) <= cells:
             return self.text
-        head = (cells - 1) // 2
-        tail = set_cell_size(self.text[::-1], cells - 1 - head)[::-1]
-        return f"{set_cell_size(self.text, head)}…{tail}"
+        # Where a character of two cells has room for one, Rich fills up with a space.
+        head = set_cell_size(self.text, (cells - 1) // 2).rstrip()
+        tail = set_cell_size(self.text[::-1], cells // 2)[::-1].lstrip()
+        return f"{head}…{tail}"
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text

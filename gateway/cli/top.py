@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -151,10 +152,17 @@ def head(value: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {figure:g}" for name, figure in engine.items() if name not in ("state", "model"))
     return (
         f"{total['requests_per_s']:g} requests/s, {total['input_tokens_per_s']:g} tokens/s in, "
-        f"{total['output_tokens_per_s']:g} out, {total['usd_per_hour']} USD/h, first token {wait}, "
+        f"{total['output_tokens_per_s']:g} out, {sensible(total['usd_per_hour'])} USD/h, first token {wait}, "
         f"{total['failed']} errors in {value['window_s']:g} s\n"
         f"local engine {engine['state']}" + (f": {engine['model']}, {told}" if told else "")
     )
+
+
+def sensible(usd_per_hour: str) -> str:
+    """What a minute says of an hour is no more exact than this: cents, and of less than a dollar three digits."""
+    amount = Decimal(usd_per_hour)
+    places = 2 - amount.adjusted() if 0 < amount < 1 else 2
+    return f"{amount:.{places}f}"
 
 
 def as_table(value: dict[str, Any]) -> Any:
@@ -163,7 +171,8 @@ def as_table(value: dict[str, Any]) -> Any:
     columns = [value["by"], "req/s", "in/s", "out/s", "USD/h", "p50 ms", "p95 ms", "errors"]
     shown = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s", "usd_per_hour", "first_token_p50_ms",
              "first_token_p95_ms", "failed")  # fmt: skip
-    cells = [[Elided(row["label"]), *(row[name] for name in shown)] for row in value["rows"]]
+    rows = [row | {"usd_per_hour": sensible(row["usd_per_hour"])} for row in value["rows"]]
+    cells = [[Elided(row["label"]), *(row[name] for name in shown)] for row in rows]
     return Group(head(value), "", make_table(columns, cells, right=columns[1:]))
 
 

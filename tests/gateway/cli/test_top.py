@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from billing.pulse import Pulse, nothing
-from gateway.cli.top import as_table, sorted_rows
+from gateway.cli.top import as_table, sensible, sorted_rows
 from tests.emulators.openai import OpenAIEmulator
 from tests.gateway.cli.conftest import Up, emulated, environment, farebox, farebox_json, token_of
 from tests.gateway.cli.test_up import wait_until
@@ -121,6 +121,17 @@ def test_quantiles_and_orders() -> None:
     assert first == {"requests": "fast", "tokens": "fast", "spend": "slow", "errors": "slow", "wait": "slow"}
 
 
+@pytest.mark.parametrize(
+    ("exact", "shown"),
+    [
+        ("12.345678901234", "12.35"), ("1234567.00", "1234567.00"), ("0.00", "0.00"), ("0.50", "0.500"),
+        ("0.012345678901", "0.0123"), ("0.000000012345", "0.0000000123"), ("0.000000000001", "0.00000000000100"),
+    ],
+)  # fmt: skip
+def test_money_by_the_hour_is_shown_as_exactly_as_it_is_known(exact: str, shown: str) -> None:
+    assert sensible(exact) == shown
+
+
 @pytest.mark.parametrize("name", ["accounts/fireworks/models/llama-v3p1-405b-instruct", "\u6a21\u578b" * 30])
 def test_a_long_name_loses_its_middle_before_its_line_breaks(name: str) -> None:
     figures = {
@@ -135,11 +146,12 @@ def test_a_long_name_loses_its_middle_before_its_line_breaks(name: str) -> None:
         Console(file=page, width=width).print(as_table(value))
         return page.getvalue().splitlines()
 
-    short, long = lines(80)[-2:]
-    assert short.startswith("gpt-4o  ")
-    shown = long.split()[0]
-    assert (shown[:4], shown[-4:], shown.count("\u2026")) == (name[:4], name[-4:], 1)
-    assert cell_len(long) == cell_len(short) <= 80
+    for width in (79, 80):
+        short, long = lines(width)[-2:]
+        assert short.startswith("gpt-4o  ")
+        shown = long.split()[0]
+        assert (shown[:4], shown[-4:], shown.count("\u2026")) == (name[:4], name[-4:], 1)
+        assert cell_len(long) == cell_len(short) <= width
     assert lines(200)[-1].split()[0] == name
 
 
