@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from itertools import count
 
+import httpx
 import pytest
 from sqlalchemy import Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
@@ -28,8 +29,9 @@ from billing.rating import Charge
 from billing.schema import alert_states, plan_members
 from billing.usage import UsageRecord
 from gateway import audit, identity
-from gateway.admin.auth import memberships, people
+from gateway.admin.auth import memberships, people, sign_on
 from gateway.admin.auth.memberships import Held
+from gateway.admin.auth.oidc import Provider, SignOnFailed
 from gateway.admin.auth.roles import Role
 from gateway.admin.scim import store as scim
 from gateway.admin.scim.wire import ScimError
@@ -39,7 +41,7 @@ from gateway.admission.project_routing import ProjectRoutings
 from gateway.batches.lines import Line
 from gateway.batches.store import DONE, Store
 from gateway.schema import batch_lines, loss_modes, project_routing, rate_limits, stored_responses
-from gateway.signing_in import AdminSettings, GrantSettings
+from gateway.signing_in import AdminSettings, GrantSettings, OidcSettings
 from gateway.stored import Store as Answers
 from gateway.stored import Stored
 from tests.billing.make import BOOK, record
@@ -50,6 +52,7 @@ ORGANISATIONS = [f"org_{n}" for n in range(4)]
 PEOPLE = [f"ann{n}@house.test" for n in range(4)]
 CHARGE = Charge(sale_pusd=10, cost_pusd=8)
 HOUSE = AdminSettings(grants=(GrantSettings(group="A", role="admin"), GrantSettings(group="B", role="finance")))
+OIDC = OidcSettings(name="house", issuer="https://house.test", client_id="us")
 ROUNDS = 6
 ON_POSTGRESQL = pytest.mark.parametrize("fresh_database_url", ["postgresql"], indirect=True)
 # Source: PostgreSQL error codes, class 55 (lock_not_available), read 2026-11.
@@ -205,6 +208,14 @@ class Everybody:
             await people.revoke_tokens(db, one.id, at_ns=at_ns)
             await self.trace(db, "users.update")
 
+    async def sign_on(self, chance: random.Random) -> None:
+        """And lose, or get, a group."""
+        async with httpx.AsyncClient() as http, reading(self.engine) as db:
+            known = await scim.users(db)
+            there = Provider(OIDC, http)
+        if known:
+            await _sign_on(self.engine, there, chance.choice(known).name, chance.choice(["A", "B", "C"]))
+
     async def trace(self, db: AsyncConnection, action: str) -> None:
         await audit.append(db, actor="olga", action=action, subject="it", at_ns=NOW_NS)
 
@@ -224,7 +235,7 @@ async def test_nobody_waits_for_one_who_waits_for_him(engine: AsyncEngine) -> No
     deeds: list[Deed] = [
         all_.ship, all_.ship, all_.ship, all_.import_settled, all_.price, all_.pay, all_.grant, all_.take_out,
         all_.expire, all_.seal, all_.make_and_drop, all_.clear_a_sample, all_.alert, all_.forget_alert, all_.provision,
-        all_.provision, all_.sign_in,
+        all_.provision, all_.sign_in, all_.sign_on,
     ]  # fmt: skip
 
     async def keep_at(deed: Deed, chance: random.Random) -> None:
@@ -292,6 +303,32 @@ async def test_who_has_to_wait_has_nothing_that_others_want(engine: AsyncEngine)
         await scim.create_user(change, {"userName": "bob"})
         async with writing(engine) as db:
             await audit.append(db, actor="olga", action="keys.create", subject="it", at_ns=NOW_NS)
+
+
+@ON_POSTGRESQL
+async def test_who_signs_on_without_a_group_waits_for_a_new_name_before_the_audit_does(engine: AsyncEngine) -> None:
+    async with scim.changing(engine, HOUSE, "scim (test)", NOW_NS) as change:
+        ann = await scim.create_user(change, {"userName": "ann@house.test"})
+    async with httpx.AsyncClient() as http:
+        there = Provider(OIDC, http)
+        await _sign_on(engine, there, "ann@house.test", "A")
+        renaming = scim.changing(engine, HOUSE, "scim (test)", NOW_NS)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group, renaming as change:
+            await scim.replace_user(change, ann.id, {"userName": "anna@house.test"})
+            group.create_task(_sign_on(engine, there, "ann@house.test", "C"))
+            await until_one_waits(engine)
+    async with reading(engine) as db:
+        assert await memberships.rows(db, user_id=ann.id) == []
+
+
+async def _sign_on(engine: AsyncEngine, there: Provider, name: str, group: str) -> None:
+    """As a callback does, once it knows what the provider says."""
+    claims = {"sub": name, "email": name, "email_verified": True, "groups": [group]}
+    with suppress(SignOnFailed):  # Somebody else's name by now, or in no group that is granted anything.
+        async with writing(engine) as db:
+            user_id = await sign_on._person(db, HOUSE, there, claims, NOW_NS)
+            await people.begin_session(db, user_id, at_ns=NOW_NS, lasts_ns=1)
+            await audit.append(db, actor=user_id, action="session.begin", subject=user_id, at_ns=NOW_NS)
 
 
 async def until_one_waits(engine: AsyncEngine) -> None:

@@ -108,6 +108,13 @@ class _UserRow(Struct, frozen=True):
     disabled_at_ns: int | None
 
 
+async def hold(db: AsyncConnection, user_id: str) -> None:
+    """Nobody renames or removes this person before we end. For whoever writes an audit row before the last row that
+    refers to the person: who renames waits for the audit, too."""
+    mine = select(schema.admin_users.c.id).where(schema.admin_users.c.id == user_id)
+    await db.execute(mine.with_for_update(read=True, key_share=True))
+
+
 async def credentials(db: AsyncConnection, name: str) -> tuple[str, str | None] | None:
     """Of an enabled person: id and password hash."""
     table = schema.admin_users.c

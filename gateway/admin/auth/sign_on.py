@@ -179,6 +179,7 @@ async def _person(
         await db.execute(insert(table).values(
             issuer=said.issuer, subject=subject, user_id=user_id, email=email, created_at_ns=now_ns, last_at_ns=now_ns
         ))  # fmt: skip
+    await people.hold(db, user_id)
     if await memberships.replace_source(db, user_id, said.source, grants, at_ns=now_ns):
         after = {"grants": [f"{each.role} of {each.scope} {each.scope_id}".strip() for each in grants]}
         await audit.append(db, actor=said.source, action="users.grants", subject=user_id, at_ns=now_ns, after=after)
