@@ -64,6 +64,7 @@ static inline __attribute__((always_inline)) void widen(lanes *to, const uint8_t
     weights += header_bytes(form);
     int each = bits == 4 ? 8 : 1, step = each * LANES * bits / 8;
     for (int i = 0; i < piece; i += each, weights += step) {
+      __builtin_prefetch(weights + AHEAD);
       if (bits == 16) *to++ = numbers_at(weights, 2);
       if (bits == 8) *to++ = fused(bytes_at(weights), scale, shift);
 #pragma GCC unroll 8

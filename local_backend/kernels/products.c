@@ -173,7 +173,10 @@ static void add_up(float *totals, const float *x, form_t form) {
   }
 }
 
-enum { MANY = 32 }; /* rows from which it pays to widen weights once for all of them */
+/* Rows from which tiles are faster, and without tiles those from which it pays to widen weights once for all of them:
+   float16 is widened with less ado than codes. */
+static inline int rows_for_tiles(form_t form) { return form.bits == 16 ? 32 : 17; }
+static inline int rows_for_widening(form_t form) { return form.bits == 16 ? 64 : 32; }
 
 /* y (rows, wide) = x (rows, n) times weights as `pack_panels` left them, plus the bias (wide) if there is one; `wide` is
    a whole number of panels. In float32, or in what tiles make of it: see tiles.c. `invariant`: no row's sums depend on
@@ -182,14 +185,15 @@ void panel_product(float *y, const float *x, const uint8_t *weights, const float
                    int scale_bytes, int shift_bytes, int rows, int wide, int n, int invariant) {
   form_t form = {bits, group, scale_bytes, shift_bytes, n};
 #if defined(TILES)
-  if (!invariant && may_use_tiles && rows > TILE_ROWS) return tile_product(y, x, weights, bias, form, rows, wide);
+  if (!invariant && may_use_tiles && rows >= rows_for_tiles(form)) return tile_product(y, x, weights, bias, form, rows, wide);
 #endif
-  int once = !invariant && rows >= MANY;
-  int pieces = pieces_in(form, 0, n), groups = (rows + GROUP - 1) / GROUP, rest = rows - (groups - 1) * GROUP, width = 1;
+  int once = !invariant && rows >= rows_for_widening(form);
+  int most = once ? GROUP / 2 : GROUP; /* rows of a group: fewer leave registers for two panels */
+  int pieces = pieces_in(form, 0, n), groups = (rows + most - 1) / most, rest = rows - (groups - 1) * most, width = 1;
   while (width < rest) width *= 2; /* of the last group */
-  float *turned = rows == 1 ? NULL : aligned_alloc(64, (size_t)groups * GROUP * n * sizeof(float));
+  float *turned = rows == 1 ? NULL : aligned_alloc(64, (size_t)groups * most * n * sizeof(float));
   float *totals = shift_bytes && !once ? malloc((size_t)rows * pieces * sizeof(float)) : NULL;
-  int together = groups > 1 ? 1 : GROUP / width;
+  int together = GROUP / (groups > 1 ? most : width);
 #pragma omp parallel if ((long)rows * wide * n > PARALLEL_FROM)
   {
 #pragma omp for schedule(static)
@@ -200,31 +204,32 @@ void panel_product(float *y, const float *x, const uint8_t *weights, const float
     }
 #pragma omp for schedule(static)
     for (int g = 0; g < (turned ? groups : 0); g++) {
-      int own = g < groups - 1 ? GROUP : width, real = g < groups - 1 ? GROUP : rest;
-      float *to = turned + (size_t)g * GROUP * n;
+      int own = g < groups - 1 ? most : width, real = g < groups - 1 ? most : rest;
+      float *to = turned + (size_t)g * most * n;
       for (int t = 0; t < own; t++)
-        for (int k = 0; k < n; k++) to[k * own + t] = t < real ? x[(size_t)(g * GROUP + t) * n + k] : 0.0f;
+        for (int k = 0; k < n; k++) to[k * own + t] = t < real ? x[(size_t)(g * most + t) * n + k] : 0.0f;
     }
     const uint8_t *read = weights;
     block_t block = {.form = form, .pieces = pieces, .step = wide};
-    lanes floats[DEPTH];
+    lanes floats[2 * DEPTH];
     for (block.start = 0; block.start < n; block.start = block.end) {
       block.end = n - block.start < DEPTH ? n : block.start + DEPTH;
       block.size = panel_bytes(form, block.start, block.end);
       block_t widened = block;
       widened.form = (form_t){32, DEPTH, 0, 0, n};
+      widened.size = DEPTH * sizeof(lanes);
       /* Each thread keeps to its panels, so it need not wait for the others between depths. */
 #pragma omp for schedule(static) nowait
       for (int o = 0; o < wide; o += together * LANES) {
         int panels = (wide - o) / LANES < together ? (wide - o) / LANES : together;
         const uint8_t *from = read + (size_t)(o / LANES) * block.size;
-        if (once) widen_panel(floats, from, &block);
+        for (int p = 0; once && p < panels; p++) widen_panel(floats + p * DEPTH, from + p * block.size, &block);
         for (int g = 0; g < groups; g++) {
-          int own = g < groups - 1 ? GROUP : width, real = g < groups - 1 ? GROUP : rest;
+          int own = g < groups - 1 ? most : width, real = g < groups - 1 ? most : rest;
           (once ? floats_for : bits == 16 ? halves_for : bits == 8 ? bytes_for : nibbles_for)(
-              y + (size_t)g * GROUP * wide + o,
-              (turned ? turned : x) + (size_t)g * GROUP * n + (size_t)block.start * own,
-              totals ? totals + (size_t)g * GROUP * pieces + block.piece : NULL,
+              y + (size_t)g * most * wide + o,
+              (turned ? turned : x) + (size_t)g * most * n + (size_t)block.start * own,
+              totals ? totals + (size_t)g * most * pieces + block.piece : NULL,
               once ? (const uint8_t *)floats : from, once ? &widened : &block, real, own, panels);
         }
       }

@@ -49,7 +49,7 @@ class PanelLinear:
     """float16 weights under float32 activations, in panels (products.c): half the bytes, the same arithmetic.
 
     At one stream decode is bound by reading weights, so half the bytes is up to twice the speed; nothing is lost where
-    the stored weights are float16 themselves. More than 16 rows go through tiles where there are some (tiles.c);
+    the stored weights are float16 themselves. Many rows go through tiles where there are some (tiles.c);
     without, or in batch-invariant mode, no sum depends on the batch. `scale` (outs,) multiplies the result:
     float8 codes are float16 numbers exactly, their scales are not."""
 
