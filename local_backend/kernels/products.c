@@ -17,7 +17,7 @@ int64_t packed_bytes(int bits, int group, int scale_bytes, int shift_bytes, int 
 
 /* One number for each output of a piece: column `at` of `from` (outs, groups). */
 static uint8_t *pack_numbers(uint8_t *to, const uint8_t *from, int bytes, int first, int outs, int groups, int at) {
-  for (int o = first; o < first + LANES; o++, to += bytes) {
+  for (int o = first; bytes && o < first + LANES; o++, to += bytes) {
     if (o < outs)
       memcpy(to, from + ((size_t)o * groups + at) * bytes, bytes);
     else
