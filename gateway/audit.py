@@ -34,6 +34,12 @@ class Verdict(Struct, frozen=True):
     broken_at: int | None
 
 
+async def hold(db: AsyncConnection, subject: str) -> None:
+    """Wait until nobody else is changing this, and keep them waiting until we end: what is read from here on is what
+    was before. The first thing that a transaction waits for, of one subject in each."""
+    await take_turn(db, int.from_bytes(hashlib.blake2s(subject.encode(), digest_size=8).digest(), "big", signed=True))
+
+
 async def append(
     db: AsyncConnection,
     *,

@@ -212,7 +212,7 @@ class KeyAdmin:
     async def revoke_key(self, key: str, *, actor: str, now_ns: int, why: str | None = None) -> KeyInfo:
         """For good; a second time changes nothing. key: id or public id. Raises: NotFound."""
         async with writing(self._engine) as db:
-            row = await _find(db, key)
+            row = await _find(db, key, hold=True)
             if row["revoked_at_ns"] is None:
                 await db.execute(
                     update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(revoked_at_ns=now_ns)
@@ -229,7 +229,7 @@ class KeyAdmin:
         values = {name: value for name, value in asdict(changes).items() if value is not UNSET}
         _check(values, now_ns)
         async with writing(self._engine) as db:
-            row = await _find(db, key)
+            row = await _find(db, key, hold=True)
             if values:
                 await db.execute(update(virtual_keys).where(virtual_keys.c.id == row["id"]).values(values))
                 before = {name: row[name] for name in values}
@@ -247,7 +247,7 @@ class KeyAdmin:
             raise InvalidRequest(f"the old secret may go on for {days} days at most", param="overlap")
         minted = mint(self._pepper)
         async with writing(self._engine) as db:
-            row = await _find(db, key)
+            row = await _find(db, key, hold=True)
             expires_at_ns = row["expires_at_ns"]
             if row["revoked_at_ns"] is not None or (expires_at_ns is not None and expires_at_ns <= now_ns):
                 raise InvalidRequest("a key that is revoked or has expired is not rotated; make a new one", param="key")
@@ -342,6 +342,7 @@ class KeyAdmin:
             & (rate_limits.c.window_ms == window_ms)
         )
         async with writing(self._engine) as db:
+            await audit.hold(db, scope_id)
             old = (await db.execute(select(rate_limits.c.amount).where(where))).scalar_one_or_none()
             if amount is None:
                 await db.execute(delete(rate_limits).where(where))
@@ -367,9 +368,10 @@ class KeyAdmin:
         scope_id: a key's id or public id. Raises: NotFound."""
         async with writing(self._engine) as db:
             if scope == "key":
-                scope_id = (await _find(db, scope_id))["id"]
+                scope_id = (await _find(db, scope_id, hold=True))["id"]
             elif (await db.execute(select(projects.c.id).where(projects.c.id == scope_id))).first() is None:
                 raise NotFound(f"no project {scope_id!r}", param="project")
+            await audit.hold(db, scope_id)
             mine = (loss_modes.c.scope == scope) & (loss_modes.c.scope_id == scope_id)
             before = (await db.execute(select(loss_modes.c.mode).where(mine))).scalar_one_or_none()
             if mode is None:
@@ -475,16 +477,9 @@ class KeyAdmin:
 
 
 async def note(
-    db: AsyncConnection,
-    now_ns: int,
-    actor: str,
-    action: str,
-    subject: str,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    why: str | None = None,
-) -> None:
+    db: AsyncConnection, now_ns: int, actor: str, action: str, subject: str, *, before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None, why: str | None = None,
+) -> None:  # fmt: skip
     """One line of the audit, in the transaction of what it tells. Neither side may hold a secret. why: as the actor
     said it."""
     await audit.append(
@@ -492,13 +487,16 @@ async def note(
     )
 
 
-async def _find(db: AsyncConnection, key: str) -> RowMapping:
+async def _find(db: AsyncConnection, key: str, *, hold: bool = False) -> RowMapping:
     earlier = select(key_secrets.c.key_id).where(key_secrets.c.public_id == key)
     ids = virtual_keys.c.id
     query = select(virtual_keys).where(or_(ids == key, virtual_keys.c.public_id == key, ids.in_(earlier)))
     row = (await db.execute(query)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no key {key!r}; list the keys and take an id from there", param="key")
+    if hold:
+        await audit.hold(db, row["id"])
+        return await _find(db, key)
     return row
 
 
@@ -539,6 +537,8 @@ async def _infos(db: AsyncConnection, rows: Sequence[RowMapping]) -> list[KeyInf
 
 
 async def _budget(db: AsyncConnection, scope: Scope, scope_id: str, window: Window) -> accounts.Budget | None:
+    """Held on to."""
+    await audit.hold(db, scope_id)
     wanted = (scope, scope_id, window)
     found = await accounts.budgets(db, [scope_id], scope=scope)
     return next((b for b in found if (b.scope, b.scope_id, b.window) == wanted), None)
@@ -552,13 +552,9 @@ async def _set_budget(db: AsyncConnection, budget: accounts.Budget, now_ns: int)
 
 
 async def _note_budget(
-    db: AsyncConnection,
-    now_ns: int,
-    actor: str,
-    old: accounts.Budget | None,
-    new: accounts.Budget | None,
+    db: AsyncConnection, now_ns: int, actor: str, old: accounts.Budget | None, new: accounts.Budget | None,
     why: str | None,
-) -> None:
+) -> None:  # fmt: skip
     about = old or new
     if about is not None:
         sides = [None if budget is None else _told(budget) for budget in (old, new)]

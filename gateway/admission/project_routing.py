@@ -42,6 +42,7 @@ class ProjectRoutings:
             raise InvalidRequest(f"a second is worth 0 to {most} USD", param="second_usd")
         async with writing(self._engine) as db:
             await _existing(db, project_id)
+            await audit.hold(db, project_id)
             before = await routing_of(db, project_id) or AS_THE_ALIAS
             after: dict[str, Any] = asdict(said)
             if said == AS_THE_ALIAS:

@@ -67,6 +67,7 @@ class Bodies:
             owner = select(projects.c.organisation_id).where(projects.c.id == project_id)
             if (organisation_id := (await db.execute(owner)).scalar()) is None:
                 raise NotFound(f"no project {project_id!r}", param="project_id")
+            await audit.hold(db, project_id)
             before = (await db.execute(select(body_log_projects).where(table.project_id == project_id))).first()
             if new is None:
                 await db.execute(delete(body_log_projects).where(table.project_id == project_id))

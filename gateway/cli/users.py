@@ -153,6 +153,7 @@ async def role(name: str, role: RoleName, /, *, why: str | None = None, common: 
 
     now_ns = time.time_ns()
     async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
+        await people.hold_all(db)
         user = await _person(db, name)
         await _not_the_last(db, user, loses=role != "owner")
         await people.set_role(db, user.id, Role(role))
@@ -218,6 +219,7 @@ async def _switch(common: Changes, name: str, why: str | None, *, disabled: bool
 
     now_ns = time.time_ns()
     async with database(common.settings(), dry=common.dry_run) as engine, writing(engine) as db:
+        await people.hold_all(db)
         user = await _person(db, name)
         await _not_the_last(db, user, loses=disabled)
         await people.set_disabled(db, user.id, now_ns if disabled else None)

@@ -112,6 +112,7 @@ class GuardrailAdmin:
         """Raises: InvalidRequest, NotFound."""
         rule = new.rule(ident)
         async with writing(self._engine) as db:
+            await audit.hold(db, ident)
             before = rule_of(await _find(db, ident))
             await _known(db, rule)
             await db.execute(update(guardrails).where(guardrails.c.id == ident).values(_row(rule)))
@@ -125,6 +126,7 @@ class GuardrailAdmin:
     async def remove(self, ident: str, *, actor: str, now_ns: int) -> None:
         """Raises: NotFound."""
         async with writing(self._engine) as db:
+            await audit.hold(db, ident)
             before = rule_of(await _find(db, ident))
             await db.execute(delete(guardrails).where(guardrails.c.id == ident))
             await audit.append(

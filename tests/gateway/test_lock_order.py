@@ -35,11 +35,14 @@ from gateway.admin.auth.oidc import Provider, SignOnFailed
 from gateway.admin.auth.roles import Role
 from gateway.admin.scim import store as scim
 from gateway.admin.scim.wire import ScimError
-from gateway.admission.key_admin import KeyAdmin
+from gateway.admission.key_admin import KeyAdmin, KeyChanges
 from gateway.admission.principal import ProjectRouting
 from gateway.admission.project_routing import ProjectRoutings
 from gateway.batches.lines import Line
 from gateway.batches.store import DONE, Store
+from gateway.bodies.store import Bodies
+from gateway.guardrails.policy import Pii
+from gateway.guardrails.store import GuardrailAdmin, NewRule
 from gateway.schema import batch_lines, loss_modes, project_routing, rate_limits, stored_responses
 from gateway.signing_in import AdminSettings, GrantSettings, OidcSettings
 from gateway.stored import Store as Answers
@@ -331,13 +334,13 @@ async def _sign_on(engine: AsyncEngine, there: Provider, name: str, group: str) 
             await audit.append(db, actor=user_id, action="session.begin", subject=user_id, at_ns=NOW_NS)
 
 
-async def until_one_waits(engine: AsyncEngine) -> None:
+async def until_one_waits(engine: AsyncEngine, so_many: int = 1) -> None:
     waits = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     while True:
         async with reading(engine) as db:
-            if (await db.execute(waits)).scalar_one():
+            if (await db.execute(waits)).scalar_one() >= so_many:
                 return
         await asyncio.sleep(0.01)
 
@@ -419,6 +422,45 @@ async def test_two_who_write_one_row_at_once_both_succeed_and_the_later_counts(e
         async with reading(engine) as db:
             (now,) = (await db.execute(select(table.c[name]))).scalars().all()
         assert now != first, table.name
+
+
+@ON_POSTGRESQL
+async def test_what_was_before_the_second_of_two_writers_is_what_the_first_made(engine: AsyncEngine) -> None:
+    """Both have begun when the first is let through."""
+    keys, whose = KeyAdmin(engine, None, b"pepper"), ORGANISATIONS[0]
+    async with writing(engine) as db:
+        await accounts.create_project(db, "proj", whose, "proj", at_ns=0)
+    key = (await keys.create_key(project_id="proj", name="0", actor="a", now_ns=1)).key_id
+
+    async def nobody() -> None:
+        return
+
+    routing, bodies = ProjectRoutings(engine, nobody), Bodies(engine, nobody)
+    guards = GuardrailAdmin(engine, nobody)
+    guard = (await guards.create(NewRule("0", Pii()), actor="a", now_ns=1)).id
+    said: dict[str, Callable[[int], Awaitable[object]]] = {
+        "key.update": lambda n: keys.update_key(key, KeyChanges(name=f"{n}"), actor="a", now_ns=n),
+        "key.rotate": lambda n: keys.rotate_key(key, 1, actor="a", now_ns=n),
+        "organisation.limit": lambda n: keys.set_rate_limit(
+            Scope.ORGANISATION, whose, "requests", n, actor="a", now_ns=n
+        ),
+        "organisation.budget": lambda n: keys.set_budget(Scope.ORGANISATION, whose, Window.DAY, n, actor="a", now_ns=n),
+        "project.losses": lambda n: keys.set_losses(
+            "project", "proj", "strict" if n == 1 else "lenient", actor="a", now_ns=n
+        ),
+        "project.routing": lambda n: routing.set("proj", ProjectRouting(n, False), actor="a", now_ns=n),
+        "bodies.set": lambda n: bodies.set("proj", n, (), actor="a", now_ns=n),
+        "guardrails.update": lambda n: guards.replace(guard, NewRule(f"{n}", Pii()), actor="a", now_ns=n),
+    }
+    for action, write in said.items():
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group, writing(engine) as db:
+            await take_turn(db, audit._TURN)
+            for n in (1, 2):
+                group.create_task(_done(lambda write=write, n=n: write(n)))  # type: ignore[misc]
+                await until_one_waits(engine, n)
+        async with reading(engine) as db:
+            first, second = await audit.newest(db, audit.Wanted(action=action), limit=2)
+        assert second["before"] == {name: first["after"][name] for name in second["before"]}, action
 
 
 async def _done(write: Callable[[], Awaitable[object]]) -> None:

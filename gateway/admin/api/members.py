@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from billing import accounts
 from billing.db import AsyncConnection, writing
 from billing.schema import projects as projects_table
+from gateway import audit
 from gateway.admin import reports
 from gateway.admin.api.projects import organisation_of
 from gateway.admin.auth import memberships, people
@@ -167,6 +168,7 @@ async def join_team(project_id: FromPath[str], data: JSONBody[ProjectTeam], acto
     """Put a project into a team, or out of its one: from then on it counts against that team's budgets."""
     now_ns = services.clock()
     async with writing(services.engine) as db:
+        await audit.hold(db, project_id)
         place = await place_of(db, "project", project_id)
         if place is None:
             raise not_found("project", project_id, "List them and take an id from there.")
@@ -285,6 +287,8 @@ async def _put(db: AsyncConnection, actor: Actor, place: Place, held: Held, now_
 
 
 async def _place(db: AsyncConnection, level: str, scope_id: str) -> Place:
+    """Whose members nobody else changes before we end."""
+    await audit.hold(db, f"{level}:{scope_id}")
     place = await place_of(db, level, scope_id)
     if place is None:
         raise not_found(level, scope_id, "List them and take an id from there.")

@@ -221,6 +221,7 @@ async def update_user(user_id: FromPath[str], data: JSONBody[UserChange], actor:
     """Change a role, or disable and enable. Disabling ends the person's sessions and tokens at once."""
     now_ns = services.clock()
     async with writing(services.engine) as db:
+        await people.hold_all(db)
         user = await _existing(db, user_id)
         _may_hand_out(actor, user.role)
         loses = (data.role is not None and data.role is not Role.OWNER) or bool(data.disabled)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, func, insert, select, update
 
-from billing.db import AsyncConnection, AsyncEngine, take_turn, writing
+from billing.db import AsyncConnection, AsyncEngine, writing
 from gateway import audit, identity, schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.roles import Role
@@ -26,7 +26,6 @@ SOURCE: Final = "scim"
 TOKEN_PREFIX: Final = "fbs-"  # noqa: S105 - a prefix, by which leaks are found, is no secret
 RESOURCE_BYTES_MAX: Final = 64 * 1024
 _SEEN_NS: Final = 60 * 10**9
-_TURN: Final = int.from_bytes(b"scim", "big")
 # Ours to say, or in columns; everything else is kept as it was given.
 _NOT_KEPT: Final = frozenset({"id", "meta", "schemas", "groups", "username", "externalid", "active", "password"})
 
@@ -66,7 +65,7 @@ class Change(Struct, frozen=True):
 async def changing(engine: AsyncEngine, admin: AdminSettings, actor: str, at_ns: int) -> AsyncIterator[Change]:
     """One transaction. They take turns: a group's has many people in it, and they stand in others in other orders."""
     async with writing(engine) as db:
-        await take_turn(db, _TURN)
+        await people.hold_all(db)
         change = Change(db, admin, actor, at_ns, [])
         yield change
         for each in change.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,18 @@ async def test_a_disabled_person_is_out_at_once_and_the_last_owner_stays(small: 
     for change in ({"disabled": True}, {"role": "viewer"}):
         refused = await owner.call("PATCH", f"/users/{owner.session['user_id']}", change)
         assert (refused.status_code, refused.json()["type"]) == (409, "urn:farebox:problem:last-owner")
+
+
+async def test_of_two_owners_who_shut_each_other_out_at_once_one_stays(made: World, opened: Opener) -> None:
+    one, other = opened(made), opened(made)
+    for each in (one, other):
+        await each.sign_in(await made.link(Role.OWNER))
+    await asyncio.gather(
+        one.call("PATCH", f"/users/{other.session['user_id']}", {"disabled": True}),
+        other.call("PATCH", f"/users/{one.session['user_id']}", {"disabled": True}),
+    )
+    async with reading(made.engine) as db:
+        assert await people.owners_besides(db, "nobody") == 1
 
 
 async def test_a_token_does_what_its_role_may_and_no_more_than_its_person(small: World, opened: Opener) -> None:
