@@ -29,6 +29,9 @@ OPEN_AUTH_S: Final = 60.0
 OPEN_AUTH_LONGEST_S: Final = 600.0
 COOL_S: Final = 5.0  # after a 429 without a hint: quotas are counted by the minute, most in sliding windows
 COOL_LONGEST_S: Final = 600.0  # hints of a day exist (Groq's daily tokens); a raised quota should not wait for that
+# Who was asked again as late as it wished, so often and for so long, and had room for nobody, is not just full.
+UNKEPT_WORDS: Final = 5
+UNKEPT_S: Final = 30.0
 # A latency peak is half forgotten after 7 s. Source: Finagle's PeakEwma, decay time 10 s, read 2026-11.
 EWMA_S: Final = 10.0
 # Tokens of a middling answer: turns tokens/s into the seconds that a client waits for it.
@@ -144,6 +147,8 @@ class Breaker:
         "_opened_at",
         "_probes",
         "_span",
+        "_unkept",
+        "_unkept_since",
         "probing",
     )
 
@@ -155,6 +160,8 @@ class Breaker:
         self._opened_at = 0.0
         self._span = 0.0
         self._cool_until = 0.0
+        self._unkept = 0
+        self._unkept_since = 0.0
         self._probes = 0
         self._absent_until = 0.0
         self.probing: int | None = None
@@ -196,6 +203,7 @@ class Breaker:
     def succeeded(self, began: float, now: float, probe: int | None) -> None:
         """began: a call from before the opening says nothing of what came after it."""
         self._calls.add(now)
+        self._unkept = 0
         self._absent_until = 0.0  # An answer is worth more than what a probe made of it.
         if self._open_until is None:
             self._consecutive = 0
@@ -217,15 +225,25 @@ class Breaker:
     def throttled(self, retry_after_s: float | None, now: float, probe: int | None) -> None:
         wait = COOL_S if retry_after_s is None else min(retry_after_s, COOL_LONGEST_S)
         self._cool_until = max(self._cool_until, now + wait)
+        self._unkept = 0
         if self._is_probe(probe):
             # It is there and knows us: what it was opened for is over, but the next one waits as long as it asks.
             self._close()
 
     def rationed(self, retry_after_s: float, now: float, probe: int | None) -> None:
-        """Full for now, and it says until when: no fault. What opened stays open, though: what stands before one that
-        is down says the same of it. Capacity comes back sooner than quotas do."""
+        """Full for now, and it says until when: no fault, but what stands before one that is down says the same of it.
+        So what opened stays open, and who sends everybody away whenever they come back opens as well: what is
+        down is found out by one call, and less and less often. Capacity comes back sooner than quotas do."""
+        if now >= self._cool_until:  # It had said nothing, or that it would have room by now.
+            self._unkept_since = self._unkept_since if self._unkept else now
+            self._unkept += 1
         self._cool_until = max(self._cool_until, now + min(retry_after_s, OPEN_LONGEST_S))
-        if self._is_probe(probe):
+        is_probe = self._is_probe(probe)
+        if self._unkept >= UNKEPT_WORDS and now - self._unkept_since >= UNKEPT_S:
+            if self._open_until is None or is_probe:
+                self._open(now, False)
+                self._open_until = max(now + self._span, self._cool_until)
+        elif is_probe:
             self._open_until = self._cool_until
             self.probing = None
 

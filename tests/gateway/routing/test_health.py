@@ -129,6 +129,40 @@ def test_who_is_full_and_says_when_to_come_back_has_not_failed() -> None:
     assert told.standing(NOW + 80).condition == "closed"
 
 
+def test_who_is_full_each_time_one_comes_back_as_told_is_taken_for_down() -> None:
+    told, full, now, waits = Health(), Overloaded("503", retry_after_s=1.0), NOW, []
+    for _ in range(30):
+        fail(told, 8, now, full)  # Several at once, as those come who were kept away.
+        assert condition(told, now) == "cooling"
+        now += 1.0
+    for _ in range(6):
+        fail(told, 1, now, full)
+        assert condition(told, now) == "open"
+        waits.append(told.standing(now).wait_s)
+        now += waits[-1]
+        assert condition(told, now) == "half_open"
+    assert waits == [5, 10, 20, 40, 60, 60]
+    fail(told, 1, now, Overloaded("503", retry_after_s=600.0))
+    assert condition(told, now + 59) == "open"
+    now += 60
+    succeed(told, now=now)
+    fail(told, 1, now, full)
+    assert condition(told, now) == "cooling", "it has answered, so it is full again"
+
+
+def test_who_is_full_now_and_then_is_not_down() -> None:
+    told, full = Health(), Overloaded("503", retry_after_s=1.0)
+    for hour in range(health.UNKEPT_WORDS - 1):
+        fail(told, 20, NOW + 3_600 * hour, full)
+        assert condition(told, NOW + 3_600 * hour) == "cooling"
+    busy = Health()
+    for second in range(120):  # One in ten gets in.
+        if second % 10 == 9:
+            succeed(busy, now=NOW + second)
+        fail(busy, 5, NOW + second, full)
+        assert condition(busy, NOW + second) == "cooling"
+
+
 def test_a_no_to_the_client_is_health_and_what_was_never_sent_is_nothing() -> None:
     told = Health()
     fail(told, health.CONSECUTIVE_FAILURES - 1)
