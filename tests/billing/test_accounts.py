@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing import accounts
-from billing.accounts import Budget, Scope, Window, window_start_ns
+from billing.accounts import Budget, Scope, Window, check_scope, window_end_ns, window_start_ns
 from billing.db import reading, writing
 from billing.journal import Journal
 from billing.statements import Dimension, spent, spent_by, usage_by
@@ -28,6 +28,34 @@ def test_a_window_begins_at_midnight_utc(at: datetime.datetime) -> None:
     assert window_start_ns(Window.DAY, at_ns) == at_ns // DAY_NS * DAY_NS
     month = datetime.datetime.fromtimestamp(window_start_ns(Window.MONTH, at_ns) // 10**9, datetime.UTC)
     assert (month.year, month.month, month.day, month.hour) == (at.year, at.month, 1, 0)
+
+
+@pytest.mark.parametrize("month", range(1, 13))
+def test_a_window_ends_where_the_next_one_begins(month: int) -> None:
+    at = datetime.datetime(2027, month, 28, 23, 59, 59, tzinfo=datetime.UTC)
+    at_ns = int(at.timestamp()) * 10**9
+    assert window_end_ns(Window.TOTAL, at_ns) is None
+    for window in (Window.HOUR, Window.DAY, Window.MONTH):
+        end_ns = window_end_ns(window, at_ns)
+        assert end_ns is not None
+        assert window_start_ns(window, end_ns - 1) == window_start_ns(window, at_ns) < end_ns
+        assert window_start_ns(window, end_ns) == end_ns
+
+
+def test_a_raise_counts_until_its_time() -> None:
+    raised = Budget(Scope.KEY, "key_1", Window.DAY, 100, raise_pusd=20, raise_until_ns=AT_NS)
+    assert [raised.limit_at(at_ns) for at_ns in (AT_NS - 1, AT_NS)] == [120, 100]
+    assert Budget(Scope.KEY, "key_1", Window.DAY, 100, raise_pusd=20).limit_at(AT_NS) == 100
+
+
+@pytest.mark.parametrize(
+    ("scope", "scope_id"),
+    [(scope, scope_id) for scope in accounts.NAMED for scope_id in ("", "org_1", "org_1/", "/ann")]
+    + [(Scope.MODEL, "org_1/gpt-[45]"), (Scope.KEY, ""), (Scope.PROJECT, "org_1/project_1")],
+)
+def test_a_budget_of_nothing_that_could_be_is_refused(scope: Scope, scope_id: str) -> None:
+    with pytest.raises(ValueError, match=r"limit of one|no brackets|not the id of one"):
+        check_scope(scope, scope_id)
 
 
 async def test_names_are_unique_where_they_are_said(fresh_engine: AsyncEngine) -> None:

@@ -6,9 +6,19 @@ from hypothesis import strategies as st
 from billing.usage import Meter, Outcome, input_tokens_total, output_tokens_total
 from gateway.chat import with_cost
 from gateway.errors import NoRouteLeft, Unsupported
-from gateway.metering import estimated_usage, outcome_of, quantities, size_of
+from gateway.metering import estimated_usage, outcome_of, quantities, size_of, size_of_texts
 from providers import errors as theirs
-from providers.neutral import ChatRequest, ImagePart, Message, TextPart, Tool, ToolResultPart, Usage
+from providers.neutral import (
+    AudioPart,
+    ChatRequest,
+    FilePart,
+    ImagePart,
+    Message,
+    TextPart,
+    Tool,
+    ToolResultPart,
+    Usage,
+)
 
 counts = st.none() | st.integers(0, 10**9)
 
@@ -62,6 +72,19 @@ def test_the_size_counts_all_that_the_model_reads() -> None:
     assert plain.images == 2
     with_tool = size_of(ChatRequest("m", (message,), tools=(Tool("weather", "tells it", {"type": "object"}),)))
     assert with_tool.text_bytes > plain.text_bytes + len("weather")
+
+
+def test_the_size_counts_what_comes_with_a_request_and_what_it_only_names() -> None:
+    parts = (
+        AudioPart("wav", "A" * 8),
+        FilePart(data="B" * 16),
+        FilePart(text="a document"),
+        FilePart(url="https://example.com/a.pdf"),
+        FilePart(file_id="file_1"),
+    )
+    size = size_of(ChatRequest("m", (Message("user", parts),)))
+    assert (size.attachments, size.unseen) == (8 + 16 + 10, 2)
+    assert size_of_texts(("h\u00e9llo", (1, 2, 3))).text_bytes == 6 + 12
 
 
 def test_each_failure_has_its_outcome() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
+from billing.errors import UnknownPrice
 from billing.journal import Journal, read_segment, runs, segments
 from billing.prices import STANDARD, PriceSheet, Rates, make_sheet
 from billing.usage import Meter, Outcome, UsageRecord
@@ -23,17 +24,28 @@ from tests.billing.make import intent
 
 
 class Gate:
-    """Limits that have nothing to say."""
+    """Limits that note what they are told: tokens, the charge, and what there is to learn of the answer."""
 
-    async def settle(self, *_: object, **__: object) -> None:
-        return None
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int, int, int]] = []
+
+    async def settle(
+        self, _: object, tokens: int, charge_pusd: int, *, input_tokens: int, output_tokens: int, **__: object
+    ) -> None:
+        self.told.append((tokens, charge_pusd, input_tokens, output_tokens))
 
 
-def settlement_of(journal: Journal, priced: dict[Meter, int]) -> Settlement:
+def settlement_of(
+    journal: Journal, priced: dict[Meter, int], gate: Gate | None = None, now_ns: Callable[[], int] = lambda: 2
+) -> Settlement:
     sheet = make_sheet("p1", "openai", "gpt", 0, Rates(sale=priced, cost=priced), "operator")
+
+    def of_tier(_: Deployment, variant: str) -> PriceSheet:
+        raise UnknownPrice(f"tier {variant}", Meter.INPUT_TOKENS)
+
     leg = Leg(Deployment("openai", "openai", "gpt"), sheet)
     admission = cast(Any, None)
-    debt = Settlement(journal, cast(Any, Gate()), admission, intent("r1"), leg, lambda: 2, lambda *_: sheet)
+    debt = Settlement(journal, cast(Any, gate or Gate()), admission, intent("r1"), leg, now_ns, of_tier)
     debt.open()
     return debt
 
@@ -53,6 +65,35 @@ async def test_a_sheet_without_prices_for_what_was_read_from_a_cache_still_gets_
     await book.close()
     (row,) = records(tmp_path)
     assert row.quantities[Meter.CACHE_READ_TOKENS] == 20
+
+
+PRICED = {Meter.INPUT_TOKENS: 3, Meter.OUTPUT_TOKENS: 5}
+HELD_PUSD = intent("r1").hold_pusd
+
+
+@pytest.mark.parametrize(("ending", "told"), [
+    (Ending(Outcome.COMPLETED, Usage(input_tokens=30, output_tokens=4), "stop", 200), (34, 110, 30, 4)),
+    # Of a tier without a price: held until it has one, and nothing is known of its charge.
+    (
+        Ending(Outcome.COMPLETED, Usage(input_tokens=30, output_tokens=4, service_tier="flex"), "stop", 200),
+        (34, HELD_PUSD, 30, 4),
+    ),
+    # A guess teaches nothing.
+    (Ending(Outcome.CLIENT_GONE, Usage(input_tokens=30), None, 200, output_bytes=15), (35, 115, 0, 0)),
+    (Ending(Outcome.TIMED_OUT, Usage(input_tokens=30, output_tokens=4), produced=False), (0, 0, 0, 0)),
+], ids=["counted", "a tier without a price", "estimated", "nothing made"])  # fmt: skip
+async def test_the_limits_are_told_once_what_it_cost(
+    tmp_path: Path, ending: Ending, told: tuple[int, int, int, int]
+) -> None:
+    gate, book = Gate(), Journal.open(tmp_path, "gateway")
+    debt = settlement_of(book, PRICED, gate, lambda: intent("r1").at_ns + 7_000_000)
+    charged = await debt.finish(ending)
+    assert await debt.finish(Ending(Outcome.COMPLETED, Usage(input_tokens=9, output_tokens=9), "stop", 200)) == charged
+    await book.close()
+    assert gate.told == [told]
+    assert charged == (0 if told[1] == HELD_PUSD else told[1])
+    (row,) = records(tmp_path)
+    assert (row.outcome, row.duration_ms) == (ending.outcome, 7)
 
 
 @pytest.mark.parametrize(("asked", "sold", "told", "charged"), [

@@ -86,11 +86,12 @@ async def test_the_whole_way(gate: Gate) -> None:
 
 
 async def test_a_release_gives_all_of_it_back(gate: Gate) -> None:
-    who = principal(Limit("key", "key_1", "requests", 1, DAY_MS), budgets=(total(5_000),))
-    for i in range(3):
+    who = principal(Limit("key", "key_1", "requests", 2, DAY_MS), budgets=(total(5_000),))
+    for i in range(4):
         await gate.release(await admit(gate, who, f"r{i}"))
     assert await left(gate, who) == 5_000
-    await gate.settle(await admit(gate, who, "used"), 0, 0)
+    for name in ("used", "used too"):
+        await gate.settle(await admit(gate, who, name), 0, 0)
     with pytest.raises(RateLimited):
         await admit(gate, who, "one too many")
 

@@ -205,14 +205,25 @@ async def test_a_reservation_that_no_journal_knows_is_given_back(
 async def test_ones_own_reservation_without_a_request_is_given_back(
     engine: AsyncEngine, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than could be remembered while Redis was away: the rest is found by its lease."""
+    """More than could be remembered while Redis was away: the rest is found by its lease, and what its journal knows
+    of it is asked of SQL first."""
     monkeypatch.setattr("gateway.admission.gate.CORRECT_S", 0.0)
     who = principal(budgets=(total(50_000),))
-    async with Gate(engine, redis, lease_ms=30) as gate:
-        forgotten = await admit(gate, who, "forgotten")
+    journalled = [ROW | {"id": "charged", "charge_pusd": 300}]
+
+    async def ship() -> None:
+        if journalled and "charged" in admitted:
+            async with writing(engine) as db:
+                await db.execute(insert(schema.usage_records), [journalled.pop()])
+
+    admitted: set[str] = set()
+    async with Gate(engine, redis, lease_ms=30, shipped=ship) as gate:
+        forgotten = [await admit(gate, who, name) for name in ("forgotten", "charged")]
         kept = await admit(gate, who, "kept")
-        gate._open.pop(forgotten.request_id)
-        await until(lambda: is_left(gate, who, 50_000 - kept.hold_pusd))
+        admitted.add("charged")
+        for each in forgotten:
+            gate._open.pop(each.request_id)
+        await until(lambda: is_left(gate, who, 50_000 - kept.hold_pusd - 300))
 
 
 async def test_whose_is_a_journal(tmp_path: Path) -> None:
