@@ -60,8 +60,8 @@ class SeriesPoint(Struct, frozen=True):
 
 
 class BudgetView(Struct, frozen=True):
-    """`limit_usd` is what holds now, `raised_usd` the part of it that is there until `raised_until`. `share` is spent /
-    limit; above 1 when a limit was lowered, or does not refuse. `scope_id` may name a model, a provider or a tag after
+    """`limit_usd` is what holds now, `raised_usd` the part of it that is there until `raised_until`, `base_usd` what was
+    set: whoever changes a budget begins with that. `share` is spent / limit; above 1 when a limit was lowered, or does not refuse. `scope_id` may name a model, a provider or a tag after
     its owner and a slash; of scope `end_user` the one who spent most is told."""
 
     scope: str
@@ -69,6 +69,7 @@ class BudgetView(Struct, frozen=True):
     label: str
     window: str
     limit_usd: str
+    base_usd: str
     spent_usd: str
     share: float
     kind: BudgetKind
@@ -194,7 +195,7 @@ async def budgets_at_risk(db: AsyncConnection, sight: Sight, now_ns: int) -> lis
         lines = await reports.groups(db, scope.value, period, {}, limit=EXPORT_ROWS)
         used[kind] = {line.name: line.totals.charge_pusd for line in lines}
     ranked = [(budget, used[budget.scope, budget.window].get(budget.scope_id, 0)) for budget in found]
-    ranked.sort(key=lambda pair: -_share(*pair))
+    ranked.sort(key=lambda pair: -_share(*pair, now_ns))
     return [await _budget_view(db, budget, spent_pusd, now_ns) for budget, spent_pusd in ranked[:BUDGETS_AT_RISK]]
 
 
@@ -213,8 +214,9 @@ async def _budget_view(db: AsyncConnection, budget: Budget, used: int, now_ns: i
         names.get(budget.scope_id, budget.scope_id),
         budget.window.value,
         usd(limit_pusd) or "",
+        usd(budget.limit_pusd) or "",
         usd(used) or "",
-        used / limit_pusd if limit_pusd else 1.0,
+        _share(budget, used, now_ns),
         budget.kind,
         budget.slow_rpm,
         budget.slow_from_percent,
@@ -223,8 +225,9 @@ async def _budget_view(db: AsyncConnection, budget: Budget, used: int, now_ns: i
     )
 
 
-def _share(budget: Budget, used: int) -> float:
-    return used / budget.limit_pusd if budget.limit_pusd else 1.0
+def _share(budget: Budget, used: int, now_ns: int) -> float:
+    limit_pusd = budget.limit_at(now_ns)
+    return used / limit_pusd if limit_pusd else 1.0
 
 
 def asked(

@@ -11,21 +11,25 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 from playwright.async_api import Page, Route, expect
 from sqlalchemy import insert, select
 
+from billing import accounts
+from billing.accounts import Budget, BudgetKind, Scope, Window
 from billing.db import reading, writing
 from billing.schema import usage_records
 from gateway import schema
 from gateway.admin.auth import memberships, people
 from gateway.admin.auth.memberships import Held
 from gateway.admin.auth.roles import Role
+from gateway.admission.key_admin import KeyChanges
 from gateway.bodies.store import of_row
 from gateway.catalogue.document import ProviderEntry
 from gateway.kept import key_ring
 from tests.e2e.dashboard.browser import chromium, page
 from tests.e2e.dashboard.office import office, picture, sign_in
-from tests.gateway.admin.world import DAY_NS, NOW_NS, World
+from tests.gateway.admin.world import DAY_NS, NOW_NS, USD, World
 
 SAID = "Where is the harbour?"
 
@@ -48,6 +52,21 @@ async def log_a_body(made: World) -> str:
         row = {"request_id": ident, "project_id": "proj_shop", "at_ns": NOW_NS, "expires_at_ns": NOW_NS + DAY_NS}
         await db.execute(insert(schema.body_logs).values(row | msgspec.structs.asdict(sealed)))
     return ident
+
+
+async def raised_throttle(made: World, key_id: str) -> Budget:
+    """On a key, for a day from now on."""
+    of = (Scope.KEY, key_id, Window.MONTH)
+    more = {"kind": BudgetKind.THROTTLE, "slow_rpm": 5, "slow_from_percent": 80}
+    await made.keys.set_budget(*of, 100 * USD, actor="ann", now_ns=NOW_NS, **more)
+    await made.keys.raise_budget(*of, 20 * USD, NOW_NS + DAY_NS, actor="ann", now_ns=NOW_NS)
+    (budget,) = await budgets_of(made, key_id)
+    return budget
+
+
+async def budgets_of(made: World, key_id: str) -> list[Budget]:
+    async with reading(made.engine) as db:
+        return await accounts.budgets(db, [key_id])
 
 
 async def taken_home(visit: Page, role: str, name: str) -> bytes:
@@ -137,6 +156,28 @@ async def test_what_one_button_does(sqlite_template: Path, tmp_path: Path) -> No
         await visit.goto(f"{base}/ui/audit")
         rows = [json.loads(line) for line in (await taken_home(visit, "link", "Export")).splitlines()]
         assert [row["action"] for row in rows[-4:]] == ["key.rotate", "key.update", "bodies.set", "bodies.read"]
+
+        # What is saved as it came stays as it is, whoever changed something else meanwhile.
+        await visit.goto(f"{base}/ui/keys?project=proj_shop")
+        await visit.get_by_role("button", name="Actions for web-production").click()
+        await visit.get_by_role("menuitem", name="Change limits").click()
+        await made.keys.update_key(made.key_ids["web-production"], KeyChanges(rpm=77), actor="bob", now_ns=NOW_NS)
+        await dialog.get_by_role("button", name="Save").click()
+        await expect(dialog).to_be_hidden()
+        assert (await made.keys.key(made.key_ids["web-production"])).terms == replace(terms, rpm=77)
+        throttle = await raised_throttle(made, made.key_ids["web-production"])
+        await visit.goto(f"{base}/ui/keys?project=proj_shop")
+        await visit.get_by_role("button", name="Actions for web-production").click()
+        await visit.get_by_role("menuitem", name="Set budget").click()
+        await dialog.get_by_role("button", name="Save").click()
+        await expect(dialog).to_be_hidden()
+        assert await budgets_of(made, made.key_ids["web-production"]) == [throttle]
+        await visit.goto(f"{base}/ui/keys?tab=budgets")
+        await visit.get_by_role("button", name="Actions for the budget of web-production, month").click()
+        await visit.get_by_role("menuitem", name="Change", exact=True).click()
+        await dialog.get_by_role("button", name="Save").click()
+        await expect(dialog).to_be_hidden()
+        assert await budgets_of(made, made.key_ids["web-production"]) == [throttle]
         assert rows[-1]["subject"] == ident
         assert not wrong
         watched.check()

@@ -114,7 +114,7 @@ function Doing({ doing, close }: { doing: What; close: () => void }) {
         return "Raised, for now.";
       }
       const to = doing.what === "new" ? at(scope, String(said.get("of")), String(said.get("window")), String(said.get("name") ?? "").trim()) : place(doing.budget);
-      await put(to, { limit_usd: amount(said.get("limit")), kind, ...(kind === "throttle" ? { slow_rpm: Number(said.get("rpm")) } : {}) });
+      await put(to, { limit_usd: amount(said.get("limit")), kind, ...(kind === "throttle" ? { slow_rpm: Number(said.get("rpm")), slow_from_percent: budget?.slow_from_percent ?? 100 } : {}) });
       return "The budget is set.";
     },
     (told) => { notify(told); close(); },
@@ -139,7 +139,7 @@ function Doing({ doing, close }: { doing: What; close: () => void }) {
           {(fresh || doing.what === "change") && (
             <>
               <Group grow align="flex-start">
-                <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} defaultValue={budget?.limit_usd ?? ""} />
+                <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} defaultValue={budget?.base_usd ?? ""} />
                 {fresh && <Select name="window" label="For" defaultValue="month" allowDeselect={false} data={WINDOWS} />}
               </Group>
               <Select label="At the limit" allowDeselect={false} value={kind} onChange={(next) => setKind(next ?? "hard")} data={KINDS} />

@@ -143,12 +143,19 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
             if (doing.what === "rotate") return post<ShownKey>(`/keys/${key.id}/rotate`, { overlap_hours: Number(said.get("overlap")) });
             if (doing.what === "revoke") { await remove(`/keys/${key.id}`); return `${key.name} is revoked.`; }
             if (doing.what === "budget") {
-              await put(`/budgets/key/${key.id}/${String(said.get("window"))}`, { limit_usd: String(said.get("limit")).replaceAll(",", "").replace("$", "") });
+              // What it does at its limit is said where all budgets are: here it stays as it is.
+              const window = String(said.get("window")), now = key.budgets.find((each) => each.window === window);
+              await put(`/budgets/key/${key.id}/${window}`, {
+                limit_usd: String(said.get("limit")).replaceAll(",", "").replace("$", ""),
+                ...(now && { kind: now.kind, slow_rpm: now.slow_rpm, slow_from_percent: now.slow_from_percent }),
+              });
               return `${key.name} has a new budget.`;
             }
             const { expires_at, ...limits } = limitsIn(said);
             const sameDay = expires_at?.slice(0, 10) === key.expires_at?.slice(0, 10);
-            await patch(`/keys/${key.id}`, { name: String(said.get("name")), ...limits, ...(sameDay ? {} : { expires_at }) });
+            // What was not touched is not sent: somebody else may have changed it since it was read.
+            const touched = Object.entries({ name: String(said.get("name")), ...limits }).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(key[name as keyof Key]));
+            await patch(`/keys/${key.id}`, { ...Object.fromEntries(touched), ...(sameDay ? {} : { expires_at }) });
             return `${key.name} is changed.`;
           });
         }}>
@@ -164,7 +171,7 @@ function Actions({ doing, close }: { doing: Doing; close: () => void }) {
             )}
             {doing.what === "budget" && (
               <Group grow align="flex-start">
-                <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} data-autofocus defaultValue={doing.key.budgets[0]?.limit_usd ?? ""} />
+                <NumberInput name="limit" label="Limit" prefix="$" min={0} decimalScale={12} hideControls required withAsterisk={false} data-autofocus defaultValue={doing.key.budgets[0]?.base_usd ?? ""} />
                 <Select name="window" label="For" defaultValue={doing.key.budgets[0]?.window ?? "total"} allowDeselect={false} data={[{ value: "total", label: "ever" }, { value: "month", label: "each month" }, { value: "day", label: "each day" }]} />
               </Group>
             )}
