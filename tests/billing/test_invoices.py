@@ -152,8 +152,9 @@ async def test_grants_go_first_the_soonest_to_expire_before_others(customer: Asy
         await grant_until(db, "org_1", 4 * sale, "unused", START_NS + 4 * DAY_NS, at_ns=START_NS + 3 * DAY_NS)
         with pytest.raises(ValueError, match="expired"):
             await grant_until(db, "org_1", 1, "over", START_NS, at_ns=START_NS)
-    # One before `soon` began, of `late`; three while it lived: two of `soon`, one of `late`; one after all are over.
-    times = [START_NS + hours * DAY_NS // 24 for hours in (1, 30, 31, 32, 24 * 10)]
+    # One before `soon` began, of `late`; three while it lived, the first as it began: two of `soon`, one of `late`; one
+    # after all are over.
+    times = [START_NS + hours * DAY_NS // 24 for hours in (1, 24, 31, 32, 24 * 10)]
     await ship(customer, tmp_path, *times)
     async with writing(customer) as db:
         assert await expire_grants(db, at_ns=START_NS + 2 * DAY_NS) == 0

@@ -60,9 +60,10 @@ class SeriesPoint(Struct, frozen=True):
 
 
 class BudgetView(Struct, frozen=True):
-    """`limit_usd` is what holds now, `raised_usd` the part of it that is there until `raised_until`, `base_usd` what was
-    set: whoever changes a budget begins with that. `share` is spent / limit; above 1 when a limit was lowered, or does not refuse. `scope_id` may name a model, a provider or a tag after
-    its owner and a slash; of scope `end_user` the one who spent most is told."""
+    """`limit_usd` is what holds now, `raised_usd` the part of it that is there until `raised_until`, `base_usd` what
+    was set: whoever changes a budget begins with that. `share` is spent / limit; above 1 when a limit was lowered, or
+    does not refuse. `scope_id` may name a model, a provider or a tag after its owner and a slash; of scope `end_user`
+    the one who spent most is told."""
 
     scope: str
     scope_id: str
@@ -195,7 +196,7 @@ async def budgets_at_risk(db: AsyncConnection, sight: Sight, now_ns: int) -> lis
         lines = await reports.groups(db, scope.value, period, {}, limit=EXPORT_ROWS)
         used[kind] = {line.name: line.totals.charge_pusd for line in lines}
     ranked = [(budget, used[budget.scope, budget.window].get(budget.scope_id, 0)) for budget in found]
-    ranked.sort(key=lambda pair: -_share(*pair, now_ns))
+    ranked.sort(key=lambda pair: -_share(pair[0], pair[1], now_ns))
     return [await _budget_view(db, budget, spent_pusd, now_ns) for budget, spent_pusd in ranked[:BUDGETS_AT_RISK]]
 
 

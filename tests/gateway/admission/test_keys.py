@@ -275,6 +275,17 @@ async def test_an_unannounced_change_is_felt_in_time(admin: KeyAdmin, keys: KeyS
         await keys.principal(shown(key), IP, NOW_MS + REREAD_MS + 1)
 
 
+async def test_what_is_done_later_in_a_keys_name_asks_what_it_may_by_then(admin: KeyAdmin, keys: KeyStore) -> None:
+    lasting = await make(admin, expires_at_ns=NOW_NS + 10**9)
+    assert (await keys.principal_of(lasting.key_id, NOW_MS + 999)).key_id == lasting.key_id
+    with pytest.raises(Unauthenticated, match="expired"):
+        await keys.principal_of(lasting.key_id, NOW_MS + 1_000)
+    await admin.revoke_key(lasting.key_id, actor="tests", now_ns=NOW_NS)
+    for gone in (lasting.key_id, "key_nobody"):
+        with pytest.raises(Unauthenticated, match="revoked"):
+            await keys.principal_of(gone, NOW_MS)
+
+
 async def test_a_change_while_sql_is_read_is_not_overwritten(
     admin: KeyAdmin, keys: KeyStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
