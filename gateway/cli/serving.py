@@ -71,6 +71,14 @@ class Server(uvicorn.Server):
         made = partial(made, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         return Listener(bound, made, self.config.ssl, self.config.backlog, counts, self.server_state.connections)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn tells the connections that it knows; who has been taken, but is not known yet, is waited for."""
+        for listener in self.servers:
+            if isinstance(listener, Listener):
+                listener.close()
+                await listener.wait_closed()
+        await super().shutdown(sockets)
+
     async def main_loop(self) -> None:
         """uvicorn's wakes ten times a second to see whether it is to end, and at each tenth sets the date that it tells
         clients: ours is told when it is to end."""

@@ -22,6 +22,8 @@ PATIENCE_S: Final = 0.002
 _MOMENTS_MAX: Final = 8
 # Where the process has no descriptors left: those that others close meanwhile are enough to go on.
 _EXHAUSTED_S: Final = 1.0
+# How long the end of a worker waits for those who have just come.
+_HANDSHAKE_S: Final = 1.0
 _AT_ONCE: Final = 64
 _BYTES_EACH: Final = 4
 
@@ -81,6 +83,15 @@ class Listener:
         if self._pause is not None:
             self._pause.cancel()
 
+    async def wait_closed(self) -> None:
+        """All that were taken are open then, but for handshakes that take too long: these are given up."""
+        if self._opening:
+            _, late = await asyncio.wait(self._opening, timeout=_HANDSHAKE_S)
+            for opening in late:
+                opening.cancel()
+            if late:
+                await asyncio.wait(late)
+
     def _ready(self) -> None:
         if fewer := self._with_fewer():
             self._wait(PATIENCE_S * min(fewer, _MOMENTS_MAX), self._counts.told())
@@ -122,5 +133,5 @@ class Listener:
     async def _open(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._connection, accepted, ssl=self._context)
-        except OSError:  # A handshake that failed, or a client that has left, is the client's affair.
+        except (OSError, asyncio.CancelledError):  # A handshake that failed is the client's affair.
             accepted.close()

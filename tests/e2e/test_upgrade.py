@@ -121,19 +121,20 @@ async def knows(url: str, key: str, alias: str, times: int) -> None:
 
 
 async def shared_out(port: int, workers: set[int]) -> None:
-    """Returns when connections, opened one by one and kept, lie with all workers alike: 40 and more, at most 200."""
+    """Returns when connections, opened a few at a time and kept, lie with all workers alike: of 40, or of 200."""
     opened: list[asyncio.StreamWriter] = []
+
+    def held() -> list[int]:
+        all_ = [psutil.Process(pid).net_connections("tcp") for pid in workers]
+        return [sum(one.status == "ESTABLISHED" and one.laddr.port == port for one in its) for its in all_]
+
     try:
         async with asyncio.timeout(90):
-            while True:
-                assert len(opened) < 200, "connections heap up at one worker"
-                opened.append((await asyncio.open_connection("127.0.0.1", port))[1])
-                if len(opened) % 20 or len(opened) < 40:
-                    continue
-                held = [psutil.Process(pid).net_connections("tcp") for pid in workers]
-                each = [sum(one.status == "ESTABLISHED" and one.laddr.port == port for one in all_) for all_ in held]
-                if min(each) > 0.8 * len(opened) / len(workers):
-                    return
+            while len(opened) < 40 or min(held()) < 0.8 * len(opened) / len(workers):
+                assert len(opened) < 200, f"connections heap up at one worker: {held()}"
+                opened += [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(4)]
+                while sum(held()) < len(opened):  # The kernel opens them before anybody takes them.
+                    await asyncio.sleep(0.001)
     finally:
         for writer in opened:
             writer.close()

@@ -7,7 +7,7 @@ import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -133,3 +133,27 @@ async def test_without_descriptors_it_takes_connections_later(
     async with listening(counts[:1], bound=bound) as (workers, port):
         client = await connect(port)
         assert (client[0], len(workers[0].connections), bound.refuses) == (b"0", 1, 0)
+
+
+async def test_the_end_waits_for_those_who_have_just_come(
+    counts: list[Counts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "_HANDSHAKE_S", 0.05)
+    worker, context = Worker(0), server_side(certificate(tmp_path / "own.pem"))
+    for asks, connections in ((None, 1), (context, 0)):
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            listener = Listener(bound, worker.connection, asks, 128, counts[0], worker.connections)
+            # Without the loop, which is woken by hand and not asked again; and never a handshake.
+            with socket.create_connection(bound.getsockname()) as client:
+                listener._ready()
+                listener.close()
+                assert not worker.connections
+                async with asyncio.timeout(WITHIN_S):
+                    await listener.wait_closed()
+                assert len(worker.connections) == connections
+                if not connections:
+                    client.settimeout(WITHIN_S)
+                    with suppress(ConnectionError):
+                        assert client.recv(1) == b""
+        worker.connections.clear()
