@@ -17,9 +17,8 @@ import socket
 import ssl
 from collections.abc import Callable
 from email.message import EmailMessage
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import httpx
 import msgspec
 from sqlalchemy import func, select
 
@@ -31,6 +30,9 @@ from gateway.config import Settings
 from gateway.schema import gateways
 from gateway.tasks import every
 from gateway.till import MailSettings
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S: Final = 10.0
 SIGNATURE: Final = "farebox-signature"
@@ -46,16 +48,19 @@ class Messenger:
     def __init__(self, settings: Settings, *, tls: ssl.SSLContext | None = None) -> None:
         self._settings = settings
         self._tls = tls
-        # No proxy of the environment: what a webhook may reach is decided here.
-        # Nothing is kept alive: the pool goes by address, and a connection whose certificate was good for one name
-        # would be taken for another name at the same address.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(
-            timeout=TIMEOUT_S, follow_redirects=False, trust_env=False, limits=limits, verify=tls or True
-        )
+        self._http: httpx.AsyncClient | None = None
+        self._making = asyncio.Lock()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
+
+    async def _client(self) -> httpx.AsyncClient:
+        """Made when there is somebody to tell: with what it loads it is 7 MB of a process that never has."""
+        async with self._making:
+            if self._http is None:
+                self._http = await asyncio.to_thread(_client_of, self._tls)
+            return self._http
 
     async def tell(self, channel: Channel, target: str, message: Message, now_s: int) -> None:
         """Raises: NotDelivered."""
@@ -66,7 +71,7 @@ class Messenger:
                 await self._post(channel, target, message, now_s)
         except NotDelivered:
             raise
-        except (httpx.HTTPError, OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException) as error:
             raise NotDelivered(f"{type(error).__name__}: {error}") from error
 
     async def _post(self, channel: Channel, target: str, message: Message, now_s: int) -> None:
@@ -75,10 +80,13 @@ class Messenger:
         secret = self._settings.alerts.signing_secret
         if secret is not None and channel is Channel.WEBHOOK:
             headers[SIGNATURE] = sign(body, secret.reveal(), now_s)
+        http = await self._client()
+        import httpx
+
         url = httpx.URL(target)
         address = await resolve(url.host, url.port or (443 if url.scheme == "https" else 80),
                                 private=self._settings.alerts.private_targets)  # fmt: skip
-        request = self._http.build_request(
+        request = http.build_request(
             "POST",
             url.copy_with(host=address),
             content=body,
@@ -86,7 +94,10 @@ class Messenger:
             # Certificates are checked for the name that was asked for, not for the address.
             extensions={"sni_hostname": url.host},
         )
-        answer = await self._http.send(request)
+        try:
+            answer = await http.send(request)
+        except httpx.HTTPError as error:
+            raise NotDelivered(f"{type(error).__name__}: {error}") from error
         if not answer.is_success:
             raise NotDelivered(f"answered {answer.status_code}")
 
@@ -102,6 +113,18 @@ class Messenger:
             if mail.username is not None:
                 server.login(mail.username, mail.password.reveal() if mail.password else "")
             server.send_message(letter(mail.sender, target, message))
+
+
+def _client_of(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
+    import httpx
+
+    # No proxy of the environment: what a webhook may reach is decided here.
+    # Nothing is kept alive: the pool goes by address, and a connection whose certificate was good for one name
+    # would be taken for another name at the same address.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        timeout=TIMEOUT_S, follow_redirects=False, trust_env=False, limits=limits, verify=tls or True
+    )
 
 
 async def deliver(engine: AsyncEngine, messenger: Messenger, clock: Callable[[], int]) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
-import httpx
 from sqlalchemy import select
 
 from billing.archive import retain
@@ -22,6 +23,9 @@ from gateway.identity import scim_users
 from gateway.observe.budgets import BudgetWatch as BudgetWatch
 from gateway.till import ExportSettings
 
+if TYPE_CHECKING:
+    import httpx
+
 POOL_SIZE = 2
 """Chores have connections of their own: a long one keeps nobody's request waiting for a free one."""
 
@@ -29,7 +33,7 @@ POOL_SIZE = 2
 @asynccontextmanager
 async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[list[Chore]]:
     """What they need is closed with the context: end what runs them before."""
-    messenger, http = Messenger(settings), httpx.AsyncClient(follow_redirects=False)
+    messenger = Messenger(settings)
 
     async def seal(now_ns: int) -> int:
         return await seal_due(engine, now_ns=now_ns)
@@ -73,13 +77,18 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
                 await regrant(change, wanted)
         return len(wanted)
 
-    def exporter(name: str, export_to: ExportSettings) -> Chore:
+    def exporter(http: httpx.AsyncClient, name: str, export_to: ExportSettings) -> Chore:
         async def tell_service(_: int) -> int:
             return await export(engine, http, name, export_to, time.time_ns)
 
         return Chore(f"export {name}"[:64], 10, tell_service)
 
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(messenger.aclose)
+        exporters = []
+        if settings.exports:
+            http = await stack.enter_async_context(await asyncio.to_thread(_client))
+            exporters = [exporter(http, name, export_to) for name, export_to in settings.exports.items()]
         yield [
             *([Chore("usage tables", 3600, make)] if partitioned(engine) else []),
             Chore("seal days", 600, seal, lease_s=3600),
@@ -89,8 +98,11 @@ async def chores_of(settings: Settings, engine: AsyncEngine) -> AsyncIterator[li
             Chore("guardrail reports", 3600, forget_reports),
             Chore("logged bodies", 600, forget_bodies),
             *([Chore("retention", 3600, keep, lease_s=4 * 3600)] if settings.retention.days is not None else []),
-            *(exporter(name, export_to) for name, export_to in settings.exports.items()),
+            *exporters,
         ]
-    finally:
-        await messenger.aclose()
-        await http.aclose()
+
+
+def _client() -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(follow_redirects=False)

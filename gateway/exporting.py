@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
-import httpx
 import msgspec
 
 from billing import exports
@@ -21,6 +20,9 @@ from billing.db import AsyncEngine, reading, writing
 from billing.exports import Event
 from gateway.tasks import every
 from gateway.till import ExportSettings
+
+if TYPE_CHECKING:
+    import httpx
 
 BATCH: Final = 100
 # One chore run tells so many at most, then others have their turn.
@@ -102,6 +104,8 @@ async def _narrow(
 
 
 async def _send(http: httpx.AsyncClient, settings: ExportSettings, events: Sequence[Event]) -> None:
+    import httpx  # Whoever brings `http` has loaded it; a gateway that exports nothing has not.
+
     path, content, kind = _FORMS[settings.kind](settings, events)
     headers = {"authorization": f"Bearer {settings.token.reveal()}", "content-type": kind}
     if settings.kind == "stripe":
