@@ -25,8 +25,8 @@ SESSION_NS: Final = 14 * 24 * _HOUR_NS
 IDLE_NS: Final = 3 * 24 * _HOUR_NS
 """A session ends after so long without a request, and in any case SESSION_NS after it began."""
 _SEEN_NS: Final = 60 * 10**9
-_TURN: Final = int.from_bytes(b"people", "big")
 """How stale `last_seen_at_ns` may be: a write for each read would make every report a writer."""
+_TURN: Final = int.from_bytes(b"people", "big")
 
 FAILURES_NS: Final = 15 * 60 * 10**9
 MAX_FAILURES: Final = 10
