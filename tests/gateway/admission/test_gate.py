@@ -16,6 +16,7 @@ from billing.usage import Meter
 from gateway.admission import spending
 from gateway.admission.gate import Admission, Gate
 from gateway.admission.headers import duration, limit_headers, refusal_headers
+from gateway.admission.limits import Spending
 from gateway.admission.link import Link
 from gateway.admission.principal import Budget, Limit, Principal
 from gateway.errors import QuotaExceeded, RateLimited, Unavailable
@@ -209,6 +210,18 @@ async def test_counters_begin_with_what_sql_knows(gate: Gate, engine: AsyncEngin
     found = [available for _, available in await gate.available_pusd(who, NOW_MS + DAY_MS)]
     assert found[0] == 10**6 - tomorrow.hold_pusd
     assert found[1] == 10**6 - 11 - admission.hold_pusd - tomorrow.hold_pusd
+
+
+async def test_a_sum_tells_which_of_the_requests_asked_about_are_in_it(engine: AsyncEngine) -> None:
+    """Else a counter would take the same request from the sum and from the gateway that settles it. More of them than
+    one statement asks for."""
+    names = [f"r{number}" for number in range(1_001)]
+    rows = [ROW | {"id": names[at], "charge_pusd": charge, "hold_pusd": 7} for at, charge in ((0, 5), (700, None))]
+    async with writing(engine) as db:
+        await db.execute(insert(schema.usage_records), rows)
+    found = await spending.spending(engine, Budget("key", "key_1", 10**6), 0, names)
+    assert found == Spending(5 + 7, frozenset({"r0", "r700"}))
+    assert await spending.charges_of(engine, names) == {"r0": 5, "r700": None}
 
 
 async def test_prepaid_credit(gate: Gate, engine: AsyncEngine) -> None:

@@ -14,10 +14,11 @@ from billing.alerts import Channel, Kind, Rule
 from billing.db import reading, writing
 from gateway.admission.gate import Gate
 from gateway.admission.principal import Budget, Limit
+from gateway.admission.shares import PAUSE_S, Shares
 from gateway.alerting import outages
 from gateway.errors import LimitsAway, QuotaExceeded, RateLimited, Unavailable
 from gateway.schema import gateways
-from tests.gateway.admission.support import NOW_NS, Relay, principal, relay_to, total, until
+from tests.gateway.admission.support import NOW_NS, Relay, principal, relay_to, scopes, total, until
 from tests.gateway.admission.test_gate import EMPTY, ROW, admit, left
 
 HELD = EMPTY + 1_000
@@ -204,3 +205,31 @@ async def seen(engine: AsyncEngine, at_ns: int) -> bool:
 def test_an_outage_of_no_time_is_no_rule(threshold: int) -> None:
     with pytest.raises(ValueError, match="second"):
         alerts.check(Rule("alert_1", Kind.OUTAGE, threshold, Channel.WEBHOOK, "https://example.com/", NOW_NS))
+
+
+def test_a_share_of_which_anything_is_granted_or_spent_is_not_given_up() -> None:
+    """What the store has not been told of would be forgotten with it."""
+    shares, where = Shares(10), scopes(budgets=(total(10_000),))
+    assert shares.used(where, 0.0)
+    (share,) = shares.wanted(0.0)
+    shares.took(share)
+    shares.grant("r1", where, 0, 400, 1.0)
+    assert shares.give_up(where, 1.0) == []
+    for _ in range(2):  # Settled twice it counts once.
+        shares.settle("r1", 300)
+    assert (share.amount_pusd, share.left_pusd) == (1_000, 700)
+    assert shares.give_up(where, 1.0) == []
+    with pytest.raises(LimitsAway, match="does not cover"):
+        shares.grant("r2", where, 0, 701, 1.0)
+    assert shares.start_over(2.0) == [share]
+    assert not shares.touched
+    shares.grant("free", where, 0, 0, 3.0)
+    assert shares.touched
+
+
+def test_a_share_is_wanted_once_and_not_again_at_once_where_it_did_not_fit() -> None:
+    shares, where = Shares(10), scopes(budgets=(total(10_000), Budget("project", "prj_1", 10_000, kind="soft")))
+    assert [shares.used(where, 0.0), shares.used(where, 0.0)] == [True, False]
+    (share,) = shares.wanted(0.0)  # A soft budget refuses nothing: nothing is held of it in advance.
+    shares.missed(share, 0.0)
+    assert [shares.used(where, at_s) for at_s in (0.0, PAUSE_S - 0.1, PAUSE_S)] == [False, False, True]
