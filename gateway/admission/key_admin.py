@@ -190,6 +190,7 @@ class KeyAdmin:
         ).scalar_one_or_none()
         if project is None:
             raise NotFound(f"no project {project_id!r}", param="project")
+        await audit.hold(db, minted.public_id)
         if (known := await self._known(db, minted)) is not None:
             return NewKey(known["id"], minted.public_id, None)
         row = asdict(terms) | {

@@ -1,5 +1,7 @@
 """Making and changing keys: one transaction with its audit, and nothing that could be used as a key in either."""
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select, text
@@ -93,6 +95,16 @@ async def nothing_written(engine: AsyncEngine) -> None:
     async with reading(engine) as db:
         for table in ("virtual_keys", "budgets", "audit"):
             assert (await db.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one() == 0, table
+
+
+async def test_a_key_that_several_bring_along_at_once_is_one(admin: KeyAdmin) -> None:
+    given = "an-operator-made-this-key-by-hand"
+    made = await asyncio.gather(
+        *(admin.create_key(project_id=PROJECT, name="k", actor="a", now_ns=NOW_NS, plain=given) for _ in range(4))
+    )
+    assert [key.id for key in await admin.list_keys()] == [made[0].key_id]
+    assert {(each.key_id, each.public_id) for each in made} == {(made[0].key_id, made[0].public_id)}
+    assert [each.plain for each in made].count(given) == 1
 
 
 async def test_a_given_key_under_another_pepper_is_told(engine: AsyncEngine, admin: KeyAdmin) -> None:
