@@ -181,16 +181,22 @@ def make_engine(folder: Path, *, token_budget: int = 512, blocks: int | None = N
 
 def run_all(engine: Engine, prompts: list[list[int]], sampling: Sampling | list[Sampling]) -> list[list[int]]:
     """Put all prompts in at once and step until nothing is left. Returns: their output tokens."""
-    outputs: list[list[int]] = [[] for _ in prompts]
     for i, prompt in enumerate(prompts):
         engine.take(AddRequest(i, prompt, sampling[i] if isinstance(sampling, list) else sampling))
+    outputs = run_out(engine)
+    return [outputs.get(i, []) for i in range(len(prompts))]
+
+
+def run_out(engine: Engine) -> dict[int, list[int]]:
+    """Step until nothing is left. Returns: output tokens of each sequence."""
+    outputs: dict[int, list[int]] = {}
     for _ in range(100_000):
         if not engine.has_work:
             break
         output = engine.step()
         assert not output.failed
         for token in output.tokens:
-            outputs[token.id].append(token.token)
+            outputs.setdefault(token.id, []).append(token.token)
     assert not engine.has_work
     engine.scheduler.blocks.check([])
     return outputs

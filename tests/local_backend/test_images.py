@@ -28,7 +28,8 @@ from local_backend.openai_request import chat_generation
 from local_backend.pictures import Pictures
 from local_backend.rank import lead
 from local_backend.sequence import Sequence
-from tests.local_backend.support import greedy, make_engine, make_tiny_vlm, picture, settings, shown
+from local_backend.speculative import Lookups, Speculation
+from tests.local_backend.support import greedy, make_engine, make_tiny_vlm, picture, run_out, settings, shown
 from tests.local_backend.test_parity import compute
 
 SIZES = [(96, 96), (32, 32), (7, 5), (200, 90), (90, 200), (1, 300), (640, 480), (333, 334), (95, 63), (900, 40)]
@@ -168,26 +169,18 @@ def run(engine: Engine, folder: Path, talks: list[Turns], answers: int = 8, n: i
     """As messages come from the front, until nothing is left. Returns: output tokens of each sequence."""
     vision = read_model_config(folder).vision
     assert vision is not None
-    out: dict[int, list[int]] = {}
+    first = 1
     for turns in talks:
         generation = asked(folder, turns)
-        prompt, first = generation.prompts[0], len(out) + 1
+        prompt = generation.prompts[0]
         if generation.pictures:
             engine.take(AddImages(first, n, images_of(generation.pictures, prompt, vision)))
         for id_ in range(first, first + n):
             engine.take(AddRequest(id_, prompt, greedy(answers), images=first if generation.pictures else 0))
-            out[id_] = []
-    for _ in range(10_000):
-        if not engine.has_work:
-            break
-        output = engine.step()
-        assert not output.failed
-        for token in output.tokens:
-            out[token.id].append(token.token)
-    assert not engine.has_work
-    engine.scheduler.blocks.check([])
+        first += n
+    out = run_out(engine)
     assert not engine._pictures
-    return list(out.values())
+    return [out[id_] for id_ in range(1, first)]
 
 
 def test_the_cache_tells_images_apart_and_knows_the_same_one_again(vlm: tuple[Path, Any]) -> None:
@@ -257,6 +250,19 @@ def test_in_batch_invariant_mode_company_changes_no_token(vlm: tuple[Path, Any])
     talks = [[turn(picture(90, 60, seed=n), "What is it?")] for n in range(3)]
     alone = [run(make_engine(folder, batch_invariant=True), folder, [turns])[0] for turns in talks]
     assert run(make_engine(folder, batch_invariant=True, token_budget=24, block_size=4), folder, talks) == alone
+
+
+def test_guesses_change_no_token_of_an_answer_about_an_image(vlm: tuple[Path, Any]) -> None:
+    folder, _ = vlm
+    talks = [[turn(picture(90, 60, seed=n), "What is it? What is it?")] for n in range(3)] + [[turn("No image here.")]]
+    alone = [run(make_engine(folder, prefix_caching=False), folder, [turns], 40)[0] for turns in talks]
+    for budget in (512, 16):
+        engine = make_engine(folder, block_size=4, token_budget=budget)
+        guess = engine.speculation = Speculation(Lookups(), most=8, max_batch=8)
+        looked = count_looks(engine)
+        assert run(engine, folder, talks, 40) == alone
+        assert 0 < guess.accepted <= guess.proposed
+        assert len(looked) == len(set(looked))
 
 
 def test_schemes_are_for_the_text_half_alone(vlm: tuple[Path, Any]) -> None:
