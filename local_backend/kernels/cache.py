@@ -72,7 +72,7 @@ class KVCache:
             flat = cache[layer].flatten(0, 1)
             if scales is not None:
                 unit = rows.float().abs().amax(-1) / 127.0
-                unit = torch.where(unit > 0, unit, 1.0)
+                unit = torch.where(unit == 0, 1.0, unit)  # a NaN stays one: codes cannot hold it
                 scales[layer].flatten(0, 1).index_copy_(0, slots, unit)
                 rows = (rows.float() / unit.unsqueeze(-1)).round()
             elif self.dtype == torch.float8_e4m3fn:

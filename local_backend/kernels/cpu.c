@@ -67,9 +67,10 @@ static void put(const cache_t *c, void *to, float *scale, size_t at, const float
       p[i] = row[i] != row[i] ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     }
   } else {
-    float peak = 0;
-    for (int i = 0; i < dim; i++) peak = fabsf(row[i]) > peak ? fabsf(row[i]) : peak;
-    float unit = peak > 0 ? peak / 127.0f : 1.0f, back = 1.0f / unit;
+    int32_t bits = peak_bits(row, dim);
+    float peak;
+    memcpy(&peak, &bits, 4);
+    float unit = peak == 0 ? 1.0f : peak / 127.0f, back = 1.0f / unit; /* a NaN stays one: codes cannot hold it */
     int8_t *p = (int8_t *)to + at * dim;
     for (int i = 0; i < dim; i++) p[i] = (int8_t)lrintf(row[i] * back);
     scale[at] = unit;
@@ -239,7 +240,7 @@ void attend(float *out, const float *query, int64_t stride, const cache_t *c, co
   }
 #pragma omp parallel if (work > PARALLEL_FROM)
   {
-    float *scores = malloc(((size_t)longest * group + dim) * sizeof(float));
+    float *scores = room(((size_t)longest * group + dim) * sizeof(float));
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < rows * kv; i++) {
       int t = i / kv, h = i % kv, context = (int)contexts[t];

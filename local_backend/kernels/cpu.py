@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
+import logging
 import platform
 import shutil
 import subprocess
@@ -22,6 +22,8 @@ import torch
 
 from local_backend.kernels.cache import AttentionBatch, KVCache
 from local_backend.kernels.reference import ReferenceOps
+
+log = logging.getLogger(__name__)
 
 CODE = ("cpu.c", "products.c", "tiles.c", "integers.c")
 SOURCES = [Path(__file__).with_name(name) for name in (*CODE, "lanes.h", "panels.h", "tiles.h")]
@@ -127,9 +129,13 @@ def _library(compiler: str, cache_dir: Path | None) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     made_of = (*(source.read_bytes() for source in SOURCES), repr(FLAGS).encode(), version, _processor())
     target = cache_dir / f"cpu-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:24]}.so"
-    if not target.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _compile(compiler, target)
+    try:
+        if not target.exists():
+            cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _compile(compiler, target)
+    except OSError as error:  # read-only, or full
+        log.warning("compiled CPU kernels cannot be kept in %s, each start compiles them: %s", cache_dir, error)
+        return _library(compiler, None)
     return _load(target)
 
 
@@ -148,9 +154,10 @@ def _compile(compiler: str, target: Path) -> Path:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise NoCompiler(f"{compiler} failed: {done.stderr.strip()[-400:]}")
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(linked, beside)
-        beside.replace(target)
+        # Named by chance: processes of two containers that share the folder may have the same number.
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as beside:
+            beside.write(linked.read_bytes())
+        Path(beside.name).replace(target)
     return target
 
 
@@ -358,6 +365,7 @@ class CpuOps(ReferenceOps):
         codes = codes.contiguous()
         outs, stored = codes.shape
         ins = stored * 2 if bits == 4 else stored
+        assert bits != 4 or ins % 32 == group % 32 == 0
         scale, shift = (None if given is None else given.contiguous() for given in (scale, shift))
         form = (bits, group, 0 if scale is None else scale.itemsize, 0 if shift is None else shift.itemsize)
         data = torch.empty(self._c.packed_bytes(*form, outs, ins), dtype=torch.uint8)

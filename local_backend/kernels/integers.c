@@ -10,18 +10,6 @@ enum { OFFSET = 128 }; /* the processor multiplies unsigned by signed bytes: cod
 
 /* ---- rows ---- */
 
-/* The bits of the largest magnitude in a row: as integers they order like the numbers, and a NaN is above infinity. */
-static inline int32_t peak_bits(const float *row, int n) {
-  int32_t peak = 0;
-  for (int i = 0; i < n; i++) {
-    int32_t bits;
-    memcpy(&bits, row + i, 4);
-    bits &= 0x7fffffff;
-    peak = bits > peak ? bits : peak;
-  }
-  return peak;
-}
-
 /* Rows of x to 8 bits, each by its own largest value: x ~ (codes - OFFSET) * scale, `step` bytes a row. A row that holds
    a NaN gets a NaN scale. */
 void quantize_rows(uint8_t *codes, float *scale, const float *x, int rows, int n, int step) {

@@ -1,4 +1,4 @@
-/* Vectors of 16 floats, what they are made from and what becomes of them: for cpu.c and products.c.
+/* Vectors of 16 floats, what they are made from and what becomes of them: for all of them.
 
    They are 16 lanes wide in the source; the compiler splits them where registers are narrower. A sum of lanes always
    runs in the same order. */
@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -17,6 +18,16 @@ typedef int32_t int_lanes __attribute__((vector_size(64), aligned(4)));
 typedef int8_t signed_bytes __attribute__((vector_size(16), aligned(1)));
 enum { LANES = 16 };
 enum { PARALLEL_FROM = 1 << 16 }; /* multiply-adds below which waking a thread costs more than it saves */
+
+/* Room for `bytes`, from a border of 64 on. To be given back by `free`. */
+static inline void *room(size_t bytes) {
+  void *made = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!made) {
+    fprintf(stderr, "out of memory: no %zu bytes for a product or for attention\n", bytes);
+    abort();
+  }
+  return made;
+}
 
 static inline lanes load(const float *p) { return *(const lanes *)p; }
 
@@ -90,6 +101,18 @@ static inline lanes exponential(lanes x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * (lanes)(((int_lanes)shifted - 0x4b400000 + 127) << 23);
+}
+
+/* The bits of the largest magnitude in a row: as integers they order like the numbers, and a NaN is above infinity. */
+static inline int32_t peak_bits(const float *row, int n) {
+  int32_t peak = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t bits;
+    memcpy(&bits, row + i, 4);
+    bits &= 0x7fffffff;
+    peak = bits > peak ? bits : peak;
+  }
+  return peak;
 }
 
 static inline float half_to_float(uint16_t h) {

@@ -191,8 +191,8 @@ void panel_product(float *y, const float *x, const uint8_t *weights, const float
   int most = once ? GROUP / 2 : GROUP; /* rows of a group: fewer leave registers for two panels */
   int pieces = pieces_in(form, 0, n), groups = (rows + most - 1) / most, rest = rows - (groups - 1) * most, width = 1;
   while (width < rest) width *= 2; /* of the last group */
-  float *turned = rows == 1 ? NULL : aligned_alloc(64, (size_t)groups * most * n * sizeof(float));
-  float *totals = shift_bytes && !once ? malloc((size_t)rows * pieces * sizeof(float)) : NULL;
+  float *turned = rows == 1 ? NULL : room((size_t)groups * most * n * sizeof(float));
+  float *totals = shift_bytes && !once ? room((size_t)rows * pieces * sizeof(float)) : NULL;
   int together = GROUP / (groups > 1 ? most : width);
 #pragma omp parallel if ((long)rows * wide * n > PARALLEL_FROM)
   {

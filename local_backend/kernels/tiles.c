@@ -171,7 +171,7 @@ void tile_product(float *y, const float *x, const uint8_t *weights, const float 
   int groups = (rows + TILE_ROWS - 1) / TILE_ROWS, n = form.n, panels = wide / LANES;
   size_t line = (size_t)(n + STEP - 1) / STEP * 2 * TILE, each = (size_t)groups * SUMS * sizeof(float);
   int most = each < ROOM ? (int)(ROOM / each) * 2 : 2;
-  uint16_t *split = aligned_alloc(64, groups * line * sizeof *split);
+  uint16_t *split = room(groups * line * sizeof *split);
   tiled_t product = {y, split, weights, bias, form, rows, wide};
 #pragma omp parallel if ((long)rows * wide * n > PARALLEL_FROM)
   {
@@ -184,7 +184,7 @@ void tile_product(float *y, const float *x, const uint8_t *weights, const float 
       end = panel + 2 < panels ? panel + 2 : panels;
     }
     if (first < end) {
-      float *sums = aligned_alloc(64, (end - first < most ? (end - first + 1) / 2 : most / 2) * each);
+      float *sums = room((end - first < most ? (end - first + 1) / 2 : most / 2) * each);
       lay_out_tiles(groups > 1 ? TILE_ROWS : rows, TILE_ROWS);
       for (int panel = first; panel < end; panel += most)
         some_panels(&product, panel, end - panel < most ? end : panel + most, sums);

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +141,31 @@ def test_narrow_caches_lose_little_and_the_fused_form_reads_them_alike(
     assert 0 < (outs[1] - outs[0]).norm() / outs[0].norm() < loss
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_none_in_a_cache_of_codes_either(fused: CpuOps, bad: float) -> None:
+    qkv = torch.randn(3, 4, 16)
+    qkv[1, 2, 5] = qkv[1, 3, 5] = bad  # key and value of the second token
+    for ops in (fused, PLAIN):
+        cache = filled_cache(torch.int8, 4, 1, 16, seed=5)
+        batch = step(4, [(3, 1), (6, 1), (9, 1)])
+        ops.rope_store(qkv.clone(), 1, torch.ones(3, 8), torch.zeros(3, 8), cache, 0, batch)
+        assert cache.key_scale is not None
+        assert cache.value_scale is not None
+        for scale in (cache.key_scale, cache.value_scale):
+            assert scale[0].flatten()[batch.slots].isfinite().tolist() == [True, False, True]
+
+
 def test_a_nan_stays_in_its_row(fused: CpuOps) -> None:
-    x = torch.randn(3, 64)
+    x = torch.randn(43, 64)
     x[1, 7] = float("nan")
     form = CpuForms(torch.float32, fused, half_weights=True).make(quantize(torch.randn(32, 64), SCHEMES["int8"]), None)
-    forms = [form, PlanesLinear(torch.randn(32, 64), None, fused)] if Int8Linear.available(fused) else [form]
+    forms: list[Any] = [form, PanelLinear(torch.randn(32, 64), None, fused)]
+    forms.append(WeightOnlyLinear(quantize(torch.randn(32, 64), SCHEMES["int4wo"]), None, fused))
+    if Int8Linear.available(fused):
+        forms.append(PlanesLinear(torch.randn(32, 64), None, fused))
     for out in (fused.rms_norm(x, torch.ones(64), 1e-5), fused.silu_mul(x), *(form(x) for form in forms)):
         assert not out[1].isfinite().all()
-        assert out[0].isfinite().all()
-        assert out[2].isfinite().all()
+        assert out[[0, *range(2, 43)]].isfinite().all()
 
 
 def test_without_a_compiler_the_plain_forms_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,6 +173,50 @@ def test_without_a_compiler_the_plain_forms_run(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(NoCompiler, match="no C compiler"):
         library(tmp_path)
     assert type(ops_for(CPU, torch.float32, cache_dir=tmp_path)) is ReferenceOps
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_all_the_same(
+    fused: CpuOps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"  # one that is done at once
+    copied = f'while [ $# -gt 0 ]; do [ "$1" = -o ] && cp {fused._c._name} "$2"; shift; done'
+    compiler.write_text(f"#!/bin/sh\n{copied}\ntrue\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert hasattr(library(compiler / "kernels"), "rms_norm")  # a folder in a file
+    assert hasattr(library(tmp_path / "kernels"), "rms_norm")
+    [kept] = (tmp_path / "kernels").iterdir()  # nothing is left beside it
+    assert kept.suffix == ".so"
+
+
+SANITIZED = """#!/bin/sh
+[ "$1" = --version ] && echo with sanitizers
+exec {cc} -g -fsanitize=address,undefined -fno-sanitize-recover=undefined "$@" -O1
+"""
+
+
+def test_nothing_is_read_or_written_that_is_nobodys(tmp_path: Path) -> None:
+    """The other tests of this file, with kernels that check every access."""
+    if os.environ.get("FAREBOX_TEST_SLOW") != "1":
+        pytest.skip("NOT RUN: some minutes; FAREBOX_TEST_SLOW=1 runs this file's tests under gcc's sanitizers")
+    cc = shutil.which("gcc")
+    assert cc is not None
+    (tmp_path / "cc").write_text(SANITIZED.format(cc=cc))
+    (tmp_path / "cc").chmod(0o755)
+    found = [
+        subprocess.run([cc, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    env = os.environ | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": f"detect_leaks=0:verify_asan_link_order=0:log_path={tmp_path / 'asan'}",
+        "FAREBOX_TEST_SLOW": "0",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "--timeout=0", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    told = "".join(path.read_text() for path in tmp_path.glob("asan.*"))
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}{told[:4000]}"
 
 
 # ---- quantized products ----
