@@ -207,3 +207,28 @@ def test_the_client_is_told_where_and_why() -> None:
         "weighted; 1/2; the only one well",
         "weighted; 2/2; open for 4.2 s",
     ]
+
+
+def test_a_plan_is_held_for_the_longest_answer_of_its_legs_and_a_ceiling_is_the_last_that_passes() -> None:
+    places = (Deployment("a", "x", "m", max_output_tokens=100), Deployment("b", "x", "m", max_output_tokens=900))
+    load = Load(100, 50)
+
+    def choose(most_pusd: int | None) -> RoutePlan:
+        return plan(
+            "m",
+            frozenset({"chat"}),
+            places,
+            lambda _: Capabilities(),
+            sheet,
+            lambda: 0.5,
+            terms=Terms("priority", most_pusd),
+            load=load,
+        )
+
+    assert choose(None).most_output(None) == 900
+    costs = {d.id: price_pusd(sheet(d), load, load.longest(d)) for d in places}
+    assert {leg.deployment.id for leg in choose(max(costs.values())).legs} == {"a/m", "b/m"}
+    least = min(costs.values())
+    assert {leg.deployment.id for leg in choose(least).legs} == {name for name, cost in costs.items() if cost == least}
+    with pytest.raises(InvalidRequest, match="may cost"):
+        choose(least - 1)
