@@ -126,7 +126,7 @@ def measure(quick: bool, postgres: bool, pin: bool) -> dict[str, Any]:
     with stack(postgres=postgres, pin=pin) as (gateway, upstream):
         figures["start_to_first_answer_s"] = gateway.start_wall_s
         figures["start_cpu_s"] = gateway.start_cpu_s
-        time.sleep(1.0)  # the collector's and the allocator's last words on the start
+        time.sleep(3.0)  # what is loaded once the first requests have been taken, and the collector's last word
         figures["rss_idle_mb"] = gateway.rss_mb
         load(gateway.port, "--connections", 16, "--seconds", 1.0 if quick else 2.0, pin=pin)
         drained(gateway)
