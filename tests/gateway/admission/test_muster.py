@@ -214,7 +214,8 @@ async def test_ones_own_reservation_without_a_request_is_given_back(
     async def ship() -> None:
         if journalled and "charged" in admitted:
             async with writing(engine) as db:
-                await db.execute(insert(schema.usage_records), [journalled.pop()])
+                await db.execute(insert(schema.usage_records), journalled)
+            journalled.clear()
 
     admitted: set[str] = set()
     async with Gate(engine, redis, lease_ms=30, shipped=ship) as gate:
