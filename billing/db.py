@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import aiosqlite
@@ -36,13 +36,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from billing.async_engine import AsyncConnection as AsyncConnection
+from billing.async_engine import AsyncEngine as AsyncEngine
 from billing.money import PUSD_PER_USD
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection as AsyncConnection
-    from sqlalchemy.ext.asyncio import AsyncEngine as AsyncEngine
-else:
-    from billing.async_engine import AsyncConnection, AsyncEngine
 
 T = TypeVar("T")
 
